@@ -1,0 +1,1 @@
+//! Satellite imagery from text, on CUDA kernels written by hand and launched from Rust.

@@ -1,0 +1,2 @@
+//! Chores of the nadir workspace: `cargo xtask --help`.
+fn main() {}
