@@ -1,1 +1,7 @@
 //! Satellite imagery from text, on CUDA kernels written by hand and launched from Rust.
+
+pub mod error;
+pub mod ops;
+pub mod tensor;
+
+pub use error::{Error, Result};
