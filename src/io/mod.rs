@@ -1,0 +1,61 @@
+//! Files in and out: weights, model folders, data sets, pictures.
+//!
+//! Everything here treats its input as hostile: sizes are bounded before they are believed, a panic in a
+//! third-party parser becomes an error, and every error names the file. Output is complete or absent.
+
+pub mod atomic;
+pub mod safetensors;
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::tensor::{DType, Tensor};
+
+/// What is known of a stored tensor without reading its data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Dimensions, outermost first.
+    pub shape: Vec<usize>,
+    /// Element type that [`TensorSource::read`] returns.
+    pub dtype: DType,
+}
+
+/// Named tensors that are read one at a time, so that loading a model needs no second copy of its weights.
+pub trait TensorSource: Send + Sync {
+    /// Every name, sorted.
+    fn names(&self) -> Vec<String>;
+
+    /// Shape and dtype of `name`; `None` when there is no such tensor.
+    fn info(&self, name: &str) -> Option<TensorInfo>;
+
+    /// Reads `name` into CPU memory.
+    ///
+    /// # Errors
+    /// No such tensor, or its file can no longer be read.
+    fn read(&self, name: &str) -> Result<Tensor>;
+
+    /// Where `name` comes from, or would have to be: a file name for error messages.
+    fn origin(&self, name: &str) -> String;
+}
+
+/// A whole file of at most `limit` bytes.
+fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let mut bytes = Vec::new();
+    // One byte more than allowed tells a file that is too long from one that just fits, whatever its
+    // metadata says.
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
+    if bytes.len() as u64 > limit {
+        let expected = format!("at most {limit} bytes");
+        return Err(Error::file(
+            path,
+            "size",
+            expected,
+            "a longer file",
+            "Is this the right file?",
+        ));
+    }
+    Ok(bytes)
+}
