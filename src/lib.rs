@@ -1,5 +1,6 @@
 //! Satellite imagery from text, on CUDA kernels written by hand and launched from Rust.
 
+pub mod cpu;
 pub mod error;
 pub mod io;
 pub mod ops;

@@ -1,0 +1,4 @@
+//! What the operations share on the CPU: the instruction set chosen at run time, and vector mathematics.
+
+pub mod math;
+pub mod simd;

@@ -1,0 +1,470 @@
+//! Run-time choice of the instruction set, and the few vector operations that kernels share.
+//!
+//! A kernel is written once, generic over a [`Simd`] token; the [`simd!`](crate::cpu::simd) macro compiles it for
+//! every level that the target has and calls the best one that the machine has:
+//!
+//! ```ignore
+//! simd! {
+//!     /// y = a * x + y
+//!     fn axpy(s, a: f32, x: &[f32], y: &mut [f32]) {
+//!         for (x, y) in x.iter().zip(y) {
+//!             *y = s.fma(a, *x, *y);
+//!         }
+//!     }
+//! }
+//! ```
+//!
+//! The compiler vectorises the loop with that level's registers. It never contracts or reorders
+//! floating-point operations, so that a vector body and a scalar tail give equal bits: what an
+//! element becomes does not depend on where in the slice it stands.
+
+use std::sync::OnceLock;
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
+use crate::tensor::{DType, Float};
+
+/// A proof that the machine has an instruction set, and that set's operations.
+///
+/// Scalar operations (`fma`) are for loops that the compiler vectorises; those on [`Simd::F32`] are
+/// for kernels that hold a tile in registers and cannot leave that to it.
+pub trait Simd: Copy + Send + Sync + 'static {
+    /// A register of [`Simd::LANES`] f32 values.
+    type F32: Copy;
+    /// How many f32 values a register holds.
+    const LANES: usize;
+    /// How many registers a kernel may count on.
+    const REGISTERS: usize;
+
+    /// `a * b + c`, rounded once where the level fuses, twice where it does not.
+    fn fma(self, a: f32, b: f32, c: f32) -> f32;
+    /// All lanes equal to `a`.
+    fn splat(self, a: f32) -> Self::F32;
+    /// The first [`Simd::LANES`] values of `from`.
+    ///
+    /// # Safety
+    /// `from` must be readable for [`Simd::LANES`] values; no alignment is needed.
+    unsafe fn load(self, from: *const f32) -> Self::F32;
+    /// Writes `a` to `to`.
+    ///
+    /// # Safety
+    /// `to` must be writable for [`Simd::LANES`] values; no alignment is needed.
+    unsafe fn store(self, to: *mut f32, a: Self::F32);
+    /// `a * b + c` in each lane, rounded as [`Simd::fma`] rounds.
+    fn mul_add(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
+    /// `a * b` in each lane.
+    fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// `a + b` in each lane.
+    fn add(self, a: Self::F32, b: Self::F32) -> Self::F32;
+}
+
+/// What every machine of the target has: SSE2 on x86-64, NEON on aarch64.
+#[derive(Clone, Copy, Debug)]
+pub struct Portable(());
+
+impl Simd for Portable {
+    type F32 = [f32; 4];
+    const LANES: usize = 4;
+    const REGISTERS: usize = 16;
+
+    #[inline(always)]
+    fn fma(self, a: f32, b: f32, c: f32) -> f32 {
+        // Without the instruction, `mul_add` is a call into the C library for every element.
+        if cfg!(any(target_arch = "aarch64", target_feature = "fma")) {
+            a.mul_add(b, c)
+        } else {
+            a * b + c
+        }
+    }
+
+    #[inline(always)]
+    fn splat(self, a: f32) -> [f32; 4] {
+        [a; 4]
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, from: *const f32) -> [f32; 4] {
+        // SAFETY: the caller promises four readable values; the read assumes no alignment.
+        unsafe { from.cast::<[f32; 4]>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32, a: [f32; 4]) {
+        // SAFETY: the caller promises four writable values; the write assumes no alignment.
+        unsafe { to.cast::<[f32; 4]>().write_unaligned(a) }
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: [f32; 4], b: [f32; 4], c: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| self.fma(a[i], b[i], c[i]))
+    }
+
+    #[inline(always)]
+    fn mul(self, a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+
+    #[inline(always)]
+    fn add(self, a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::Simd;
+
+    /// AVX2 with FMA and F16C: x86-64-v3.
+    #[derive(Clone, Copy, Debug)]
+    pub struct Avx2(());
+
+    /// AVX-512 F, BW, DQ and VL: x86-64-v4.
+    #[derive(Clone, Copy, Debug)]
+    pub struct Avx512(());
+
+    impl Avx2 {
+        /// The token, if the machine has all that it stands for.
+        pub fn detect() -> Option<Self> {
+            let found = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
+            found.then_some(Avx2(()))
+        }
+    }
+
+    impl Avx512 {
+        /// The token, if the machine has all that it stands for.
+        pub fn detect() -> Option<Self> {
+            let found = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl");
+            Avx2::detect().and_then(|_| found.then_some(Avx512(())))
+        }
+    }
+
+    macro_rules! simd_level {
+        ($token:ty, $register:ty, $lanes:literal, $registers:literal,
+         $splat:ident, $load:ident, $store:ident, $fma:ident, $mul:ident, $add:ident) => {
+            impl Simd for $token {
+                type F32 = $register;
+                const LANES: usize = $lanes;
+                const REGISTERS: usize = $registers;
+
+                #[inline(always)]
+                fn fma(self, a: f32, b: f32, c: f32) -> f32 {
+                    a.mul_add(b, c)
+                }
+
+                #[inline(always)]
+                fn splat(self, a: f32) -> $register {
+                    // SAFETY: the token exists only where `detect` found the instruction set.
+                    unsafe { $splat(a) }
+                }
+
+                #[inline(always)]
+                unsafe fn load(self, from: *const f32) -> $register {
+                    // SAFETY: the token proves the instruction set, the caller the memory.
+                    unsafe { $load(from) }
+                }
+
+                #[inline(always)]
+                unsafe fn store(self, to: *mut f32, a: $register) {
+                    // SAFETY: the token proves the instruction set, the caller the memory.
+                    unsafe { $store(to, a) }
+                }
+
+                #[inline(always)]
+                fn mul_add(self, a: $register, b: $register, c: $register) -> $register {
+                    // SAFETY: the token exists only where `detect` found the instruction set.
+                    unsafe { $fma(a, b, c) }
+                }
+
+                #[inline(always)]
+                fn mul(self, a: $register, b: $register) -> $register {
+                    // SAFETY: the token exists only where `detect` found the instruction set.
+                    unsafe { $mul(a, b) }
+                }
+
+                #[inline(always)]
+                fn add(self, a: $register, b: $register) -> $register {
+                    // SAFETY: the token exists only where `detect` found the instruction set.
+                    unsafe { $add(a, b) }
+                }
+            }
+        };
+    }
+
+    simd_level!(
+        Avx2,
+        __m256,
+        8,
+        16,
+        _mm256_set1_ps,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
+        _mm256_fmadd_ps,
+        _mm256_mul_ps,
+        _mm256_add_ps
+    );
+    simd_level!(
+        Avx512,
+        __m512,
+        16,
+        32,
+        _mm512_set1_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_fmadd_ps,
+        _mm512_mul_ps,
+        _mm512_add_ps
+    );
+}
+
+#[cfg(target_arch = "x86_64")]
+pub use x86::{Avx2, Avx512};
+
+/// The instruction sets that kernels are compiled for.
+#[derive(Clone, Copy, Debug)]
+pub enum Level {
+    /// The target's baseline.
+    Portable(Portable),
+    /// AVX2, FMA, F16C.
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    /// AVX-512 F, BW, DQ, VL.
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
+}
+
+impl Level {
+    /// Every level that this machine can run, slowest first.
+    pub fn available() -> Vec<Level> {
+        let mut levels = vec![Level::Portable(Portable(()))];
+        #[cfg(target_arch = "x86_64")]
+        {
+            levels.extend(Avx2::detect().map(Level::Avx2));
+            levels.extend(Avx512::detect().map(Level::Avx512));
+        }
+        levels
+    }
+
+    /// The name under which `nadir doctor` shows the level.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Portable(_) => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(_) => "avx512",
+        }
+    }
+}
+
+/// The level that kernels run at: the machine's best, detected once.
+pub fn level() -> Level {
+    #[cfg(test)]
+    if let Some(level) = FORCED.get() {
+        return level;
+    }
+    static BEST: OnceLock<Level> = OnceLock::new();
+    *BEST.get_or_init(|| *Level::available().last().expect("the portable level always exists"))
+}
+
+#[cfg(test)]
+thread_local! {
+    static FORCED: std::cell::Cell<Option<Level>> = const { std::cell::Cell::new(None) };
+}
+
+/// Runs `f` once a level of the machine; kernels called from this thread (not from a pool) use that level.
+#[cfg(test)]
+pub fn at_each_level(mut f: impl FnMut(Level)) {
+    for level in Level::available() {
+        FORCED.set(Some(level));
+        f(level);
+    }
+    FORCED.set(None);
+}
+
+/// Compiles a function for every instruction set of the target and picks one at run time: see the module.
+///
+/// The first parameter names the token (a [`Simd`], of type `S` in the body); callers do not pass it.
+/// Type parameters stand in brackets: `fn map[T: Float](s, x: &[T])`.
+macro_rules! simd {
+    (
+        $(#[$meta:meta])*
+        $vis:vis fn $name:ident $([$($generic:tt)*])? ($s:ident $(, $arg:ident: $ty:ty)* $(,)?) $(-> $ret:ty)?
+        $body:block
+    ) => {
+        $(#[$meta])*
+        $vis fn $name $(<$($generic)*>)? ($($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn body<S: $crate::cpu::simd::Simd $(, $($generic)*)?> ($s: S $(, $arg: $ty)*) $(-> $ret)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            fn avx2 $(<$($generic)*>)? (s: $crate::cpu::simd::Avx2 $(, $arg: $ty)*) $(-> $ret)? {
+                body(s $(, $arg)*)
+            }
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+            fn avx512 $(<$($generic)*>)? (s: $crate::cpu::simd::Avx512 $(, $arg: $ty)*) $(-> $ret)? {
+                body(s $(, $arg)*)
+            }
+
+            match $crate::cpu::simd::level() {
+                $crate::cpu::simd::Level::Portable(s) => body(s $(, $arg)*),
+                // SAFETY: the token exists only where its features were detected.
+                #[cfg(target_arch = "x86_64")]
+                $crate::cpu::simd::Level::Avx2(s) => unsafe { avx2(s $(, $arg)*) },
+                // SAFETY: the token exists only where its features were detected.
+                #[cfg(target_arch = "x86_64")]
+                $crate::cpu::simd::Level::Avx512(s) => unsafe { avx512(s $(, $arg)*) },
+            }
+        }
+    };
+}
+pub(crate) use simd;
+
+/// Converts stored values to the type they are computed in: f32, or f64 for f64.
+///
+/// # Panics
+/// If the lengths differ.
+#[inline(always)]
+pub fn widen<T: Float>(from: &[T], to: &mut [T::Acc]) {
+    match T::DTYPE {
+        DType::F16 => {
+            let from: &[f16] = bytemuck::cast_slice(from);
+            from.convert_to_f32_slice(bytemuck::cast_slice_mut(to));
+        }
+        DType::BF16 => {
+            let from: &[u16] = bytemuck::cast_slice(from);
+            let to: &mut [f32] = bytemuck::cast_slice_mut(to);
+            assert_eq!(from.len(), to.len());
+            for (from, to) in from.iter().zip(to) {
+                *to = f32::from_bits(u32::from(*from) << 16);
+            }
+        }
+        _ => to.copy_from_slice(bytemuck::cast_slice(from)),
+    }
+}
+
+/// Converts computed values to the type they are stored in, rounding to the nearest, ties to even.
+///
+/// # Panics
+/// If the lengths differ.
+#[inline(always)]
+pub fn narrow<T: Float>(from: &[T::Acc], to: &mut [T]) {
+    match T::DTYPE {
+        DType::F16 => {
+            let to: &mut [f16] = bytemuck::cast_slice_mut(to);
+            to.convert_from_f32_slice(bytemuck::cast_slice(from));
+        }
+        DType::BF16 => {
+            let from: &[f32] = bytemuck::cast_slice(from);
+            let to: &mut [u16] = bytemuck::cast_slice_mut(to);
+            assert_eq!(from.len(), to.len());
+            for (from, to) in from.iter().zip(to) {
+                *to = bf16_bits(*from);
+            }
+        }
+        _ => to.copy_from_slice(bytemuck::cast_slice(from)),
+    }
+}
+
+/// `bf16::from_f32` without a branch, so that loops over it vectorise.
+#[inline(always)]
+fn bf16_bits(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    // Rounding could carry a NaN's payload into the exponent; setting its quiet bit keeps it a NaN.
+    let nan = (bits >> 16) | 0x0040;
+    (if x.is_nan() { nan } else { rounded }) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::tensor::Real;
+
+    simd! {
+        fn lanes(s) -> usize {
+            let _ = s;
+            S::LANES
+        }
+    }
+
+    #[test]
+    fn the_chosen_level_runs() {
+        at_each_level(|level| {
+            let expected = match level {
+                Level::Portable(_) => 4,
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx2(_) => 8,
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx512(_) => 16,
+            };
+            assert_eq!(lanes(), expected, "{}", level.name());
+        });
+    }
+
+    simd! {
+        fn sum_of_lanes(s, a: &[f32], b: &[f32], c: &[f32], out: &mut [f32]) {
+            assert!(a.len() >= S::LANES && b.len() >= S::LANES && c.len() >= S::LANES && out.len() >= S::LANES);
+            // SAFETY: the lengths were checked above.
+            unsafe {
+                let (a, b, c) = (s.load(a.as_ptr()), s.load(b.as_ptr()), s.load(c.as_ptr()));
+                let r = s.add(s.mul(s.mul_add(a, b, c), s.splat(2.0)), s.splat(1.0));
+                s.store(out.as_mut_ptr(), r);
+            }
+        }
+    }
+
+    #[test]
+    fn vector_operations() {
+        let ramp: Vec<f32> = (0..16).map(|i| i as f32).collect();
+        at_each_level(|level| {
+            let mut out = vec![0.0; 16];
+            sum_of_lanes(&ramp, &ramp, &ramp, &mut out);
+            for i in 0..lanes() {
+                let x = i as f32;
+                assert_eq!(out[i], (x * x + x) * 2.0 + 1.0, "{} lane {i}", level.name());
+            }
+        });
+    }
+
+    #[test]
+    fn bf16_rounding_is_that_of_half() {
+        // Every upper half with lower halves around the tie, NaNs and infinities among them.
+        for high in 0..=u16::MAX {
+            for low in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
+                let x = f32::from_bits(u32::from(high) << 16 | low);
+                let (ours, theirs) = (bf16::from_bits(bf16_bits(x)), bf16::from_f32(x));
+                assert!(ours == theirs || ours.is_nan() && theirs.is_nan(), "{x:e}");
+            }
+        }
+    }
+
+    #[test]
+    fn widening_then_narrowing_is_the_identity() {
+        fn check<T: Float + PartialEq + std::fmt::Debug>(values: &[T]) {
+            let mut wide = vec![T::Acc::ZERO; values.len()];
+            widen(values, &mut wide);
+            let mut back = values.to_vec();
+            back.reverse();
+            narrow(&wide, &mut back);
+            assert_eq!(values, back);
+        }
+        let values: Vec<f32> = (0..37).map(|i| (i as f32 - 18.0) * 0.375).collect();
+        check(&values);
+        check(&values.iter().map(|v| f64::from(*v)).collect::<Vec<_>>());
+        check(&values.iter().map(|v| f16::from_f32(*v)).collect::<Vec<_>>());
+        check(&values.iter().map(|v| bf16::from_f32(*v)).collect::<Vec<_>>());
+    }
+}
