@@ -4,6 +4,7 @@
 //! third-party parser becomes an error, and every error names the file. Output is complete or absent.
 
 pub mod atomic;
+pub mod config;
 pub mod safetensors;
 
 use std::fs::File;

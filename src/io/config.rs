@@ -1,0 +1,283 @@
+//! Typed reading of the `config.json` files in model folders.
+//!
+//! A configuration has many fields, most at their neutral value. Reading one that is not neutral and not
+//! implemented as if it were would give a silently wrong picture, so every field is either read, or
+//! declared [`neutral`](Config::neutral), or found by [`finish`](Config::finish).
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+
+/// No configuration comes near this size.
+const MAX_BYTES: u64 = 4 << 20;
+
+/// The fields of one JSON object, and which of them have been asked for.
+pub struct Config {
+    path: PathBuf,
+    fields: Map<String, Value>,
+    seen: Mutex<BTreeSet<String>>,
+}
+
+impl Config {
+    /// Reads a JSON file.
+    ///
+    /// # Errors
+    /// The file cannot be read, or holds no JSON object.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let mut text = String::new();
+        File::open(path)
+            .and_then(|file| file.take(MAX_BYTES).read_to_string(&mut text))
+            .map_err(|e| Error::io(path, e))?;
+        let value = serde_json::from_str(&text).map_err(|e| {
+            Error::file(path, "content", "JSON", e.to_string(), "Is the file complete?")
+        })?;
+        Self::from_value(path, value)
+    }
+
+    /// The object `value`; errors will say that it came from `path`.
+    ///
+    /// # Errors
+    /// `value` is not an object.
+    pub fn from_value(path: impl AsRef<Path>, value: Value) -> Result<Self> {
+        let path = path.as_ref().to_path_buf();
+        match value {
+            Value::Object(fields) => Ok(Self { path, fields, seen: Mutex::default() }),
+            other => Err(Error::file(
+                path,
+                "content",
+                "a JSON object",
+                kind(&other),
+                "Is this the right file?",
+            )),
+        }
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The value as it stands; null counts as absent.
+    pub fn value(&self, name: &str) -> Option<&Value> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+        self.fields.get(name).filter(|v| !v.is_null())
+    }
+
+    /// The field `name` as a `T`, which errors call `expected`; `None` when absent or null.
+    ///
+    /// # Errors
+    /// The field has another type.
+    pub fn get<T: DeserializeOwned>(&self, name: &str, expected: &str) -> Result<Option<T>> {
+        let Some(value) = self.value(name) else { return Ok(None) };
+        T::deserialize(value).map(Some).map_err(|_| self.wrong(name, expected))
+    }
+
+    /// A count.
+    ///
+    /// # Errors
+    /// The field has another type; likewise below.
+    pub fn usize(&self, name: &str, default: usize) -> Result<usize> {
+        Ok(self.get(name, "a non-negative integer")?.unwrap_or(default))
+    }
+
+    /// A number.
+    pub fn f64(&self, name: &str, default: f64) -> Result<f64> {
+        Ok(self.get(name, "a number")?.unwrap_or(default))
+    }
+
+    /// A number, in the precision that layers hold it.
+    pub fn f32(&self, name: &str, default: f32) -> Result<f32> {
+        Ok(self.f64(name, f64::from(default))? as f32)
+    }
+
+    /// A truth value.
+    pub fn bool(&self, name: &str, default: bool) -> Result<bool> {
+        Ok(self.get(name, "true or false")?.unwrap_or(default))
+    }
+
+    /// A text.
+    pub fn string(&self, name: &str, default: &str) -> Result<String> {
+        Ok(self.get(name, "a string")?.unwrap_or_else(|| default.to_owned()))
+    }
+
+    /// A list of counts.
+    pub fn usizes(&self, name: &str, default: &[usize]) -> Result<Vec<usize>> {
+        Ok(self.get(name, "a list of non-negative integers")?.unwrap_or_else(|| default.to_vec()))
+    }
+
+    /// A list of texts.
+    pub fn strings(&self, name: &str, default: &[&str]) -> Result<Vec<String>> {
+        Ok(self
+            .get(name, "a list of strings")?
+            .unwrap_or_else(|| default.iter().map(|&s| s.to_owned()).collect()))
+    }
+
+    /// One count for each of `n` levels; a single number stands for `n` equal ones. `None` when absent.
+    ///
+    /// # Errors
+    /// Another type, or a list of another length.
+    pub fn per_level(&self, name: &str, n: usize) -> Result<Option<Vec<usize>>> {
+        let expected = format!("a non-negative integer or a list of {n} of them");
+        match self.value(name) {
+            None => Ok(None),
+            Some(Value::Array(_)) => match self.get::<Vec<usize>>(name, &expected)? {
+                Some(list) if list.len() == n => Ok(Some(list)),
+                _ => Err(self.wrong(name, &expected)),
+            },
+            Some(_) => Ok(self.get(name, &expected)?.map(|one: usize| vec![one; n])),
+        }
+    }
+
+    /// One of the named choices.
+    ///
+    /// # Errors
+    /// The field is none of them; the message lists them.
+    pub fn choice<T: Copy>(&self, name: &str, default: &str, choices: &[(&str, T)]) -> Result<T> {
+        let found = self.string(name, default)?;
+        let chosen = choices.iter().find(|(name, _)| *name == found).map(|&(_, choice)| choice);
+        chosen.ok_or_else(|| {
+            let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
+            self.wrong(name, &format!("one of {}", names.join(", ")))
+        })
+    }
+
+    /// Declares that only these values of a field (or its absence, or null) are implemented.
+    ///
+    /// # Errors
+    /// The field has another value.
+    pub fn neutral(&self, name: &str, values: &[Value]) -> Result<()> {
+        match self.value(name) {
+            Some(v)
+                if !values
+                    .iter()
+                    .any(|n| n == v || n.as_f64().is_some() && n.as_f64() == v.as_f64()) =>
+            {
+                let names: Vec<_> = values.iter().map(Value::to_string).collect();
+                Err(self.wrong(
+                    name,
+                    &if names.is_empty() { "null".to_owned() } else { names.join(" or ") },
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Marks fields that do not change what a model computes.
+    pub fn ignore(&self, names: &[&str]) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.extend(names.iter().map(|&name| name.to_owned()));
+    }
+
+    /// Ends the reading: no field may be left that nobody asked for, unless it is null, false or private
+    /// (`_class_name`, ...).
+    ///
+    /// # Errors
+    /// Names the first such field.
+    pub fn finish(&self) -> Result<()> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let unknown = self.fields.iter().find(|(name, value)| {
+            !name.starts_with('_')
+                && !seen.contains(*name)
+                && !matches!(value, Value::Null | Value::Bool(false))
+        });
+        match unknown {
+            None => Ok(()),
+            Some((name, value)) => Err(Error::file(
+                &self.path,
+                format!("field \"{name}\""),
+                "a field that nadir knows",
+                value.to_string(),
+                "It may change what the model computes, so it is not passed over.",
+            )),
+        }
+    }
+
+    /// The error of a field that is not what was expected.
+    pub fn wrong(&self, name: &str, expected: &str) -> Error {
+        let found = self.fields.get(name).map_or_else(
+            || "nothing".to_owned(),
+            |value| {
+                let text = value.to_string();
+                if text.chars().count() > 80 {
+                    text.chars().take(80).chain("...".chars()).collect()
+                } else {
+                    text
+                }
+            },
+        );
+        let advice = "nadir does not guess: correct the file, or use a model of a supported kind.";
+        Error::file(&self.path, format!("field \"{name}\""), expected, found, advice)
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn config(value: Value) -> Config {
+        Config::from_value("unet/config.json", value).unwrap()
+    }
+
+    #[test]
+    fn fields_are_typed() {
+        let c = config(json!({ "n": 3, "x": "three", "list": [1, 2], "null": null, "eps": 1e-6 }));
+        assert_eq!(c.usize("n", 1).unwrap(), 3);
+        assert_eq!(c.usize("null", 7).unwrap(), 7);
+        assert_eq!(c.f32("eps", 0.0).unwrap(), 1e-6);
+        assert_eq!(c.per_level("n", 2).unwrap(), Some(vec![3, 3]));
+        assert_eq!(c.per_level("list", 2).unwrap(), Some(vec![1, 2]));
+        assert!(c.per_level("list", 3).is_err());
+        let message = c.usize("x", 1).unwrap_err().to_string();
+        assert_eq!(
+            message.split(". ").next().unwrap(),
+            "unet/config.json: field \"x\": expected a non-negative integer, found \"three\""
+        );
+        assert!(
+            c.choice("x", "", &[("one", 1), ("two", 2)])
+                .unwrap_err()
+                .to_string()
+                .contains("one of one, two")
+        );
+    }
+
+    #[test]
+    fn what_would_change_the_result_is_not_passed_over() {
+        let c = config(json!({ "_class_name": "X", "a": false, "b": 1.0, "new_trick": "on" }));
+        c.neutral("a", &[]).unwrap_err();
+        c.neutral("b", &[json!(1)]).unwrap();
+        assert!(c.finish().unwrap_err().to_string().contains("new_trick"));
+        c.ignore(&["new_trick"]);
+        c.finish().unwrap();
+    }
+
+    #[test]
+    fn only_objects_are_configurations() {
+        assert!(Config::from_value("c.json", json!([1])).is_err());
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        std::fs::write(&path, "{ \"a\": ").unwrap();
+        assert!(Config::open(&path).is_err());
+        assert!(Config::open(dir.path().join("none.json")).is_err());
+    }
+}
