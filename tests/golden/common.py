@@ -52,11 +52,11 @@ def save_component(model, folder):
 
 
 def save_tensors(path, tensors):
-    """Writes activations: floating point as f32, integers as i64."""
+    """Writes activations: floating point as f32, anything else as it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {k: (v.float() if v.is_floating_point() else v.long()).contiguous() for k, v in tensors.items()}
+    tensors = {k: (v.float() if v.is_floating_point() else v).contiguous() for k, v in tensors.items()}
     for name, tensor in tensors.items():
-        assert torch.isfinite(tensor).all(), f"{path.name}: {name} is not finite"
+        assert torch.isfinite(tensor.float()).all(), f"{path.name}: {name} is not finite"
     save_file(tensors, path)
 
 
