@@ -3,6 +3,7 @@
 pub mod cpu;
 pub mod error;
 pub mod io;
+pub mod noise;
 pub mod ops;
 pub mod tensor;
 
