@@ -5,6 +5,8 @@
 
 pub mod atomic;
 pub mod config;
+pub mod folder;
+pub mod hub;
 pub mod safetensors;
 
 use std::fs::File;

@@ -1,0 +1,469 @@
+//! Model folders of diffusers (a pipeline: `model_index.json` and a folder a component) and of transformers
+//! (one model: `config.json` and its weights), as many versions of both have written them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::config::Config;
+use super::safetensors::{SafeTensors, refuse_pickle};
+use super::{TensorInfo, TensorSource};
+use crate::error::{Error, Result};
+use crate::tensor::Tensor;
+
+/// File names that weights have, without variant and extension: diffusers', then transformers'.
+const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
+
+/// Variants that are taken when a folder has no plain weights.
+const FALLBACKS: [&str; 2] = ["fp16", "bf16"];
+
+/// A diffusers pipeline folder.
+pub struct PipelineFolder {
+    root: PathBuf,
+    index: Config,
+    variant: Option<String>,
+}
+
+impl PipelineFolder {
+    /// Opens a pipeline folder. `variant` names the weight files to prefer (`fp16` for `model.fp16.safetensors`).
+    ///
+    /// # Errors
+    /// `path` is no folder with a readable `model_index.json`.
+    pub fn open(path: impl AsRef<Path>, variant: Option<&str>) -> Result<Self> {
+        let root = path.as_ref();
+        let expected = "a diffusers folder (with model_index.json)";
+        if root.is_file() {
+            refuse_pickle(root, &[])?;
+            let advice = "Convert a single-file checkpoint with diffusers: \
+                          StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)";
+            return Err(Error::file(root, "model", expected, "a single file", advice));
+        }
+        let index = root.join("model_index.json");
+        if !index.is_file() {
+            let found = if root.is_dir() { "none in this folder" } else { "no such folder" };
+            let advice =
+                "Name the folder that holds unet/, vae/, text_encoder/, tokenizer/ and scheduler/.";
+            return Err(Error::file(root, "model_index.json", expected, found, advice));
+        }
+        Ok(Self {
+            root: root.to_path_buf(),
+            index: Config::open(index)?,
+            variant: variant.map(str::to_owned),
+        })
+    }
+
+    /// The folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Class of the pipeline, such as `StableDiffusionPipeline`.
+    ///
+    /// # Errors
+    /// `model_index.json` does not say.
+    pub fn class(&self) -> Result<String> {
+        let class = self.index.get("_class_name", "the class of the pipeline")?;
+        class.ok_or_else(|| self.index.wrong("_class_name", "the class of the pipeline"))
+    }
+
+    /// Class of a component, such as `UNet2DConditionModel` of `unet`; `None` when the pipeline has no such
+    /// component, or has it switched off (`[null, null]`).
+    ///
+    /// # Errors
+    /// The entry is not `[library, class]`.
+    pub fn component(&self, name: &str) -> Result<Option<String>> {
+        match self.index.value(name) {
+            None => Ok(None),
+            Some(Value::Array(pair)) if pair.len() == 2 && pair[1].is_null() => Ok(None),
+            Some(Value::Array(pair)) if pair.len() == 2 && pair[1].is_string() => {
+                Ok(pair[1].as_str().map(str::to_owned))
+            }
+            Some(_) => Err(self.index.wrong(name, "[library, class]")),
+        }
+    }
+
+    /// Folder of a component.
+    ///
+    /// # Errors
+    /// The pipeline has no such component, or its folder is missing.
+    pub fn folder(&self, name: &str) -> Result<PathBuf> {
+        if self.component(name)?.is_none() {
+            return Err(self.index.wrong(name, "a component of the pipeline, [library, class]"));
+        }
+        let folder = self.root.join(name);
+        if folder.is_dir() {
+            return Ok(folder);
+        }
+        let advice = "The download is incomplete: fetch the missing folder.";
+        Err(Error::file(
+            &folder,
+            "component",
+            "the folder that model_index.json names",
+            "none",
+            advice,
+        ))
+    }
+
+    /// Configuration of a component: `scheduler_config.json` of the scheduler, `config.json` of any other.
+    ///
+    /// # Errors
+    /// No such component, or its configuration cannot be read.
+    pub fn config(&self, name: &str) -> Result<Config> {
+        let file = if name == "scheduler" { "scheduler_config.json" } else { "config.json" };
+        Config::open(self.folder(name)?.join(file))
+    }
+
+    /// Weights of a component.
+    ///
+    /// # Errors
+    /// No such component, or its weights cannot be opened (see [`Weights::open`]).
+    pub fn weights(&self, name: &str) -> Result<Weights> {
+        Weights::open(self.folder(name)?, self.variant.as_deref())
+    }
+}
+
+/// The weights of one model, under the names that today's diffusers and transformers give them.
+///
+/// Older names are translated, both in [`names`](TensorSource::names) and in look-ups:
+///
+/// | stored | here |
+/// |---|---|
+/// | `text_model.NAME` | `NAME` |
+/// | `attentions.N.{query, key, value, proj_attn}` | `attentions.N.{to_q, to_k, to_v, to_out.0}` |
+/// | the same four as 1x1 convolutions, [C, C, 1, 1] | [C, C] |
+/// | `position_ids` (a constant, not a weight) | left out |
+pub struct Weights {
+    source: SafeTensors,
+    /// Name here -> name in the file.
+    stored: BTreeMap<String, String>,
+    note: Option<String>,
+}
+
+impl Weights {
+    /// Opens the weights in a component's or a model's folder: `diffusion_pytorch_model` or `model`, as one
+    /// file or sharded, in the `variant` asked for or else the one there is.
+    ///
+    /// # Errors
+    /// The folder has no safetensors weights (the error says what it has instead, and for pickle files how to
+    /// convert them), they are damaged, or hold one tensor under two names.
+    pub fn open(folder: impl AsRef<Path>, variant: Option<&str>) -> Result<Self> {
+        let (file, note) = find(folder.as_ref(), variant)?;
+        Self::from_source(SafeTensors::open(&file)?, note)
+    }
+
+    /// The weights in one safetensors file or sharded index.
+    ///
+    /// # Errors
+    /// As for [`SafeTensors::open`], and one tensor under two names.
+    pub fn open_file(file: impl AsRef<Path>) -> Result<Self> {
+        Self::from_source(SafeTensors::open(file)?, None)
+    }
+
+    fn from_source(source: SafeTensors, note: Option<String>) -> Result<Self> {
+        let mut stored = BTreeMap::new();
+        for name in source.names() {
+            let Some(current) = current_name(&name) else { continue };
+            if let Some(other) = stored.insert(current.clone(), name.clone()) {
+                let found = format!("both {other:?} and {name:?}");
+                let what = format!("tensor {current:?}");
+                return Err(Error::file(
+                    source.origin(&name),
+                    what,
+                    "one of its names",
+                    found,
+                    "Remove one of them.",
+                ));
+            }
+        }
+        Ok(Self { source, stored, note })
+    }
+
+    /// What the user should know about the choice of files, if there was one.
+    pub fn note(&self) -> Option<&str> {
+        self.note.as_deref()
+    }
+
+    fn stored_name(&self, name: &str) -> Option<&String> {
+        self.stored.get(name).or_else(|| self.stored.get(&current_name(name)?))
+    }
+}
+
+impl TensorSource for Weights {
+    fn names(&self) -> Vec<String> {
+        self.stored.keys().cloned().collect()
+    }
+
+    fn info(&self, name: &str) -> Option<TensorInfo> {
+        let mut info = self.source.info(self.stored_name(name)?)?;
+        if is_pointwise_attention(name, &info.shape) {
+            info.shape.truncate(2);
+        }
+        Some(info)
+    }
+
+    fn read(&self, name: &str) -> Result<Tensor> {
+        // An unknown name is passed on: the source's error says where it was looked for.
+        let tensor = self.source.read(self.stored_name(name).map_or(name, String::as_str))?;
+        if is_pointwise_attention(name, tensor.dims()) {
+            return tensor.reshape(&tensor.dims()[..2]); // [C, C, 1, 1] -> [C, C]
+        }
+        Ok(tensor)
+    }
+
+    fn origin(&self, name: &str) -> String {
+        self.source.origin(self.stored_name(name).map_or(name, String::as_str))
+    }
+}
+
+/// Today's name of a stored tensor; `None` for a buffer that is no weight.
+fn current_name(name: &str) -> Option<String> {
+    if name.rsplit('.').next() == Some("position_ids") {
+        return None;
+    }
+    let name = name.strip_prefix("text_model.").unwrap_or(name);
+    let parts: Vec<&str> = name.split('.').collect();
+    let Some(i) = projection(&parts) else { return Some(name.to_owned()) };
+    let current = match parts[i] {
+        "query" => "to_q",
+        "key" => "to_k",
+        "value" => "to_v",
+        "proj_attn" => "to_out.0",
+        other => other,
+    };
+    Some([&parts[..i], &[current], &parts[i + 1..]].concat().join("."))
+}
+
+/// Position of PART in `...attentions.N.PART...`: the attention of an autoencoder's middle block, or of a
+/// UNet's, where PART is `transformer_blocks`, `proj_in` and the like.
+fn projection(parts: &[&str]) -> Option<usize> {
+    let i = parts.iter().position(|p| *p == "attentions")? + 2;
+    (i < parts.len() && parts[i - 1].bytes().all(|b| b.is_ascii_digit())).then_some(i)
+}
+
+/// Whether this is an attention projection that was stored as a 1x1 convolution.
+fn is_pointwise_attention(name: &str, shape: &[usize]) -> bool {
+    let current = current_name(name).unwrap_or_default();
+    let parts: Vec<&str> = current.split('.').collect();
+    let projects =
+        projection(&parts).is_some_and(|i| ["to_q", "to_k", "to_v", "to_out"].contains(&parts[i]));
+    projects && matches!(shape, [_, _, 1, 1])
+}
+
+/// The weights file (or index) of a folder, and a remark when it is not the one asked for.
+fn find(folder: &Path, variant: Option<&str>) -> Result<(PathBuf, Option<String>)> {
+    let plain = std::iter::once(None);
+    let wanted: Vec<Option<&str>> = match variant {
+        Some(v) => std::iter::once(Some(v)).chain(plain).collect(),
+        None => plain.chain(FALLBACKS.map(Some)).collect(),
+    };
+    for (rank, &candidate) in wanted.iter().enumerate() {
+        let Some(file) =
+            file_names(candidate).map(|name| folder.join(name)).find(|path| path.exists())
+        else {
+            continue;
+        };
+        let described =
+            |v: Option<&str>| v.map_or("plain weights".to_owned(), |v| format!("variant {v}"));
+        let note = (rank > 0).then(|| {
+            let (asked, found) = (described(wanted[0]), described(candidate));
+            format!(
+                "{}: there is no {asked}, using {found} ({})",
+                folder.display(),
+                file_name(&file)
+            )
+        });
+        return Ok((file, note));
+    }
+
+    // Nothing to load: say what is there instead.
+    let mut present: Vec<PathBuf> = fs::read_dir(folder)
+        .map_err(|e| Error::io(folder, e))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.is_file() && path.extension().is_none_or(|e| e != "json"))
+        .collect();
+    present.sort();
+    for path in &present {
+        refuse_pickle(path, &[])?;
+    }
+    let mut names: Vec<&str> = present.iter().map(|p| file_name(p)).collect();
+    names.truncate(8);
+    let found = if names.is_empty() { "no weights at all".to_owned() } else { names.join(", ") };
+    let advice =
+        "Download the weights as safetensors, or choose one of those present with --variant.";
+    let expected = format!("{}.safetensors or {}.safetensors, or their index", STEMS[0], STEMS[1]);
+    Err(Error::file(folder, "weights", expected, found, advice))
+}
+
+/// File names that weights of a variant have.
+fn file_names(variant: Option<&str>) -> impl Iterator<Item = String> + '_ {
+    STEMS.into_iter().flat_map(move |stem| match variant {
+        None => vec![format!("{stem}.safetensors"), format!("{stem}.safetensors.index.json")],
+        Some(v) => vec![
+            format!("{stem}.{v}.safetensors"),
+            format!("{stem}.safetensors.index.{v}.json"),
+            format!("{stem}.{v}.safetensors.index.json"),
+        ],
+    })
+}
+
+fn file_name(path: &Path) -> &str {
+    path.file_name().and_then(|n| n.to_str()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::safetensors::save;
+
+    fn weights(path: &Path, tensors: &[(&str, &[usize])]) {
+        let tensors: Vec<(String, Tensor)> = tensors
+            .iter()
+            .map(|(name, shape)| {
+                let n = shape.iter().product::<usize>();
+                (
+                    name.to_string(),
+                    Tensor::from_vec((0..n).map(|i| i as f32).collect(), *shape).unwrap(),
+                )
+            })
+            .collect();
+        save(path, &tensors, &BTreeMap::new()).unwrap();
+    }
+
+    #[test]
+    fn old_names_become_new_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        weights(
+            &folder.path().join("model.safetensors"),
+            &[
+                ("text_model.final_layer_norm.weight", &[4]),
+                ("text_model.embeddings.position_ids", &[1, 7]),
+                ("encoder.mid_block.attentions.0.query.weight", &[4, 4, 1, 1]),
+                ("encoder.mid_block.attentions.0.proj_attn.weight", &[4, 4]),
+                ("encoder.mid_block.attentions.0.key.bias", &[4]),
+                ("decoder.mid_block.attentions.0.to_v.weight", &[4, 4]),
+                ("down_blocks.0.attentions.1.proj_in.weight", &[4, 4, 1, 1]),
+                ("down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q.weight", &[4, 4]),
+            ],
+        );
+        let w = Weights::open(folder.path(), None).unwrap();
+        assert_eq!(w.note(), None);
+        assert_eq!(
+            w.names(),
+            [
+                "decoder.mid_block.attentions.0.to_v.weight",
+                "down_blocks.0.attentions.1.proj_in.weight",
+                "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q.weight",
+                "encoder.mid_block.attentions.0.to_k.bias",
+                "encoder.mid_block.attentions.0.to_out.0.weight",
+                "encoder.mid_block.attentions.0.to_q.weight",
+                "final_layer_norm.weight",
+            ]
+        );
+        // Linear where diffusers has a linear layer, a convolution where it has one.
+        for (name, shape) in [
+            ("encoder.mid_block.attentions.0.to_q.weight", &[4, 4][..]),
+            ("down_blocks.0.attentions.1.proj_in.weight", &[4, 4, 1, 1]),
+            ("text_model.final_layer_norm.weight", &[4]),
+            ("final_layer_norm.weight", &[4]),
+        ] {
+            assert_eq!(w.info(name).unwrap().shape, shape, "{name}");
+            assert_eq!(w.read(name).unwrap().dims(), shape, "{name}");
+        }
+        assert!(w.info("embeddings.position_ids").is_none());
+        let error = w.read("nothing.weight").unwrap_err().to_string();
+        assert!(error.contains("model.safetensors") && error.contains("nothing.weight"), "{error}");
+    }
+
+    #[test]
+    fn one_tensor_under_two_names_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        weights(&folder.path().join("model.safetensors"), &[("text_model.a", &[1]), ("a", &[1])]);
+        let error = Weights::open(folder.path(), None).err().unwrap().to_string();
+        assert!(error.contains("text_model.a"), "{error}");
+    }
+
+    #[test]
+    fn the_variant_asked_for_else_the_one_there_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = |variant| Weights::open(folder.path(), variant);
+        let error = open(None).err().unwrap().to_string();
+        assert!(error.contains("no weights at all"), "{error}");
+
+        weights(&folder.path().join("diffusion_pytorch_model.fp16.safetensors"), &[("half", &[1])]);
+        let only = open(None).unwrap();
+        assert!(only.note().unwrap().contains("using variant fp16"), "{:?}", only.note());
+        assert!(open(Some("fp16")).unwrap().note().is_none());
+
+        weights(&folder.path().join("diffusion_pytorch_model.safetensors"), &[("full", &[1])]);
+        assert_eq!(open(None).unwrap().names(), ["full"]);
+        assert_eq!(open(Some("fp16")).unwrap().names(), ["half"]);
+        let other = open(Some("bf16")).unwrap();
+        assert_eq!(other.names(), ["full"]);
+        assert!(other.note().unwrap().contains("no variant bf16"));
+    }
+
+    #[test]
+    fn shards_are_one_source() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        weights(&at("model-00001-of-00002.safetensors"), &[("a", &[2]), ("b", &[3])]);
+        weights(&at("model-00002-of-00002.safetensors"), &[("c", &[5])]);
+        let write_index = |map: Value| {
+            let index = serde_json::json!({ "metadata": { "total_size": 40 }, "weight_map": map });
+            fs::write(at("model.safetensors.index.fp16.json"), index.to_string()).unwrap();
+        };
+        let (one, two) = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors");
+        write_index(serde_json::json!({ "a": one, "b": one, "c": two }));
+        let w = Weights::open(folder.path(), Some("fp16")).unwrap();
+        assert_eq!(w.names(), ["a", "b", "c"]);
+        assert_eq!(w.read("c").unwrap().to_vec::<f32>().unwrap(), [0.0, 1.0, 2.0, 3.0, 4.0]);
+        assert!(w.origin("c").ends_with(two));
+
+        for (map, words) in [
+            (serde_json::json!({ "a": one, "b": two, "c": two }), ["\"b\"", "different models"]),
+            (serde_json::json!({ "a": one, "z": two }), ["\"z\"", "nowhere"]),
+            (
+                serde_json::json!({ "a": "model-3.safetensors" }),
+                ["model-3.safetensors", "missing shard"],
+            ),
+            (
+                serde_json::json!({ "a": "../model.safetensors" }),
+                ["weight_map", "beside the index"],
+            ),
+            (serde_json::json!({ "a": 3 }), ["index", "expected a string"]),
+        ] {
+            write_index(map);
+            let error = Weights::open(folder.path(), Some("fp16")).err().unwrap().to_string();
+            assert!(words.iter().all(|w| error.contains(w)), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_pipeline_names_its_components() {
+        let root = tempfile::tempdir().unwrap();
+        let error = PipelineFolder::open(root.path(), None).err().unwrap().to_string();
+        assert!(error.contains("model_index.json"), "{error}");
+        let index = serde_json::json!({
+            "_class_name": "StableDiffusionPipeline",
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "scheduler": ["diffusers", "DDIMScheduler"],
+            "safety_checker": [null, null],
+            "vae": "AutoencoderKL",
+        });
+        fs::write(root.path().join("model_index.json"), index.to_string()).unwrap();
+        let p = PipelineFolder::open(root.path(), None).unwrap();
+        assert_eq!(p.class().unwrap(), "StableDiffusionPipeline");
+        assert_eq!(p.component("unet").unwrap().as_deref(), Some("UNet2DConditionModel"));
+        assert_eq!(p.component("safety_checker").unwrap(), None);
+        assert_eq!(p.component("image_encoder").unwrap(), None);
+        assert!(p.component("vae").unwrap_err().to_string().contains("[library, class]"));
+        assert!(p.folder("unet").unwrap_err().to_string().contains("incomplete"));
+
+        fs::create_dir(root.path().join("scheduler")).unwrap();
+        fs::write(root.path().join("scheduler/scheduler_config.json"), r#"{"beta_start": 0.1}"#)
+            .unwrap();
+        assert_eq!(p.config("scheduler").unwrap().f64("beta_start", 0.0).unwrap(), 0.1);
+    }
+}
