@@ -1,4 +1,5 @@
 //! What the operations share on the CPU: the instruction set chosen at run time, and vector mathematics.
 
+pub mod gemm;
 pub mod math;
 pub mod simd;

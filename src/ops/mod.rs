@@ -1,6 +1,9 @@
 //! Operations on tensors, one family a file: documentation, shape rule, CPU form, CUDA launch, backward
 //! and tests of an operation stand together. `kernels/` has the CUDA kernels under the same stems.
 
+pub mod conv;
+pub mod matmul;
+
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Device, Shape, Tensor};
 
