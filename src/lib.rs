@@ -6,5 +6,6 @@ pub mod io;
 pub mod noise;
 pub mod ops;
 pub mod tensor;
+pub mod text;
 
 pub use error::{Error, Result};

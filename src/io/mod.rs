@@ -44,7 +44,7 @@ pub trait TensorSource: Send + Sync {
 }
 
 /// A whole file of at most `limit` bytes.
-fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
+pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
     let mut bytes = Vec::new();
     // One byte more than allowed tells a file that is too long from one that just fits, whatever its
