@@ -2,6 +2,7 @@
 //! and tests of an operation stand together. `kernels/` has the CUDA kernels under the same stems.
 
 pub mod conv;
+pub(crate) mod kernels;
 pub mod matmul;
 
 use crate::error::{Error, Result};

@@ -1,2 +1,61 @@
-//! Chores of the nadir workspace: `cargo xtask --help`.
-fn main() {}
+//! Chores of the nadir workspace: `cargo xtask help`.
+
+mod cuda;
+mod golden;
+mod process;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+const HELP: &str = "\
+Chores of the nadir workspace.
+
+usage: cargo xtask COMMAND [OPTIONS]
+
+commands:
+  test [--all] [--no-cuda] [-- ARGS]
+            Runs every test. The CUDA compiler is installed first when it is missing, so that the kernels
+            are compiled and checked; --no-cuda goes without. --all adds the slow tests.
+            ARGS go to the test runner (cargo-nextest when it is installed, else cargo test).
+  cuda      Installs the pinned CUDA compiler from PyPI under target/cuda (300 MB; Python 3 with pip, g++).
+  golden [--python PYTHON] [NAME ...]
+            Writes the reference tensors of tests/golden anew, by running its NAME.py (default: all) with
+            the pinned PyTorch, diffusers and transformers. Without --python they are installed under
+            target/golden-venv first.
+  help      Shows this.
+
+examples:
+  cargo xtask test
+  cargo xtask test -- ops::norm
+  cargo xtask test --no-cuda -- --no-fail-fast
+  cargo xtask golden unet vae
+";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            // A child that failed has said why, and its exit code is passed on.
+            ExitCode::from(error.downcast_ref::<process::Failed>().map_or(2, |f| f.code()))
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let (command, rest) = args.split_first().map_or(("help", &[][..]), |(c, rest)| (c, rest));
+    match command {
+        "test" => test::run(rest),
+        "cuda" if rest.is_empty() => cuda::install().map(|nvcc| println!("{}", nvcc.display())),
+        "golden" => golden::run(rest),
+        "help" | "--help" | "-h" => {
+            print!("{HELP}");
+            Ok(())
+        }
+        "cuda" => bail!("`cuda` takes no arguments, found `{}`", rest.join(" ")),
+        other => bail!("no command `{other}`; `cargo xtask help` lists them"),
+    }
+}

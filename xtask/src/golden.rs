@@ -1,0 +1,70 @@
+//! `cargo xtask golden`: the reference tensors, written anew.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::process::{root, run as run_program, target_dir, works};
+
+/// What the references are: changing a version here means new tensors.
+const PACKAGES: [&str; 5] =
+    ["torch==2.15.*", "diffusers==0.42.*", "transformers==5.23.*", "safetensors", "pyarrow"];
+
+/// See `cargo xtask help`.
+pub fn run(args: &[String]) -> Result<()> {
+    let (mut python, mut names) = (None, Vec::new());
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--python" => {
+                python = Some(PathBuf::from(args.next().context("--python needs a path")?))
+            }
+            option if option.starts_with('-') => bail!("`golden` has no option `{option}`"),
+            name => names.push(name.trim_end_matches(".py").to_owned()),
+        }
+    }
+
+    let folder = root().join("tests/golden");
+    let mut generators: Vec<PathBuf> = fs::read_dir(&folder)
+        .with_context(|| format!("cannot read {}", folder.display()))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|e| e == "py"))
+        .collect();
+    generators.sort();
+    let stem = |path: &PathBuf| path.file_stem().map(|s| s.to_string_lossy().into_owned());
+    for name in &names {
+        if generators.iter().all(|path| stem(path).as_ref() != Some(name)) {
+            let known: Vec<String> = generators.iter().filter_map(stem).collect();
+            bail!("tests/golden has no {name}.py, only {}", known.join(", "));
+        }
+    }
+    if !names.is_empty() {
+        generators.retain(|path| stem(path).is_some_and(|s| names.contains(&s)));
+    }
+
+    let python = match python {
+        Some(python) => python,
+        None => environment()?,
+    };
+    for generator in generators {
+        eprintln!("{}", generator.display());
+        run_program(Command::new(&python).arg(&generator).current_dir(root()))?;
+    }
+    Ok(())
+}
+
+/// A virtual environment with the pinned packages; returns its Python.
+fn environment() -> Result<PathBuf> {
+    let folder = target_dir()?.join("golden-venv");
+    let python = folder.join("bin/python");
+    if !works(&python.to_string_lossy(), &["-c", "import torch, diffusers, transformers, pyarrow"])
+    {
+        eprintln!("installing PyTorch, diffusers and transformers under {}", folder.display());
+        run_program(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
+        let mut pip = Command::new(&python);
+        run_program(pip.args(["-m", "pip", "install", "--quiet"]).args(PACKAGES))?;
+    }
+    Ok(python)
+}
