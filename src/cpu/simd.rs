@@ -23,7 +23,7 @@ use std::sync::OnceLock;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-use crate::tensor::{DType, Float};
+use crate::tensor::{DType, Element, Float, Real};
 
 /// A proof that the machine has an instruction set, and that set's operations.
 ///
@@ -376,6 +376,42 @@ pub fn narrow<T: Float>(from: &[T::Acc], to: &mut [T]) {
     }
 }
 
+/// `x` in the type it is computed in: itself where that is its own type, else widened into `scratch`.
+#[inline(always)]
+pub fn widened<'a, T: Float>(x: &'a [T], scratch: &'a mut Vec<T::Acc>) -> &'a [T::Acc] {
+    if T::DTYPE == <T::Acc as Element>::DTYPE {
+        return bytemuck::cast_slice(x);
+    }
+    scratch.resize(x.len(), T::Acc::ZERO);
+    widen(x, scratch);
+    scratch
+}
+
+/// The sum of `f(x)` over a slice, in an order that its length alone determines: 32 running sums,
+/// whatever the registers hold, then pairwise.
+#[inline(always)]
+pub fn sum<A: Real>(x: &[A], f: impl Fn(A) -> A) -> A {
+    const SUMS: usize = 32;
+    let mut sums = [A::ZERO; SUMS];
+    let mut chunks = x.chunks_exact(SUMS);
+    for chunk in &mut chunks {
+        for i in 0..SUMS {
+            sums[i] += f(chunk[i]);
+        }
+    }
+    for (sum, x) in sums.iter_mut().zip(chunks.remainder()) {
+        *sum += f(*x);
+    }
+    let mut n = SUMS;
+    while n > 1 {
+        n /= 2;
+        for i in 0..n {
+            sums[i] += sums[i + n];
+        }
+    }
+    sums[0]
+}
+
 /// `bf16::from_f32` without a branch, so that loops over it vectorise.
 #[inline(always)]
 fn bf16_bits(x: f32) -> u16 {
@@ -391,7 +427,6 @@ mod tests {
     use half::bf16;
 
     use super::*;
-    use crate::tensor::Real;
 
     simd! {
         fn lanes(s) -> usize {
@@ -448,6 +483,14 @@ mod tests {
                 let (ours, theirs) = (bf16::from_bits(bf16_bits(x)), bf16::from_f32(x));
                 assert!(ours == theirs || ours.is_nan() && theirs.is_nan(), "{x:e}");
             }
+        }
+    }
+
+    #[test]
+    fn sums_are_complete() {
+        for n in [0, 1, 31, 32, 33, 100, 1000] {
+            let x: Vec<f32> = (0..n).map(|i| i as f32).collect();
+            assert_eq!(sum(&x, |x| 2.0 * x), (n * n) as f32 - n as f32, "{n} terms");
         }
     }
 

@@ -2,8 +2,15 @@
 //! and tests of an operation stand together. `kernels/` has the CUDA kernels under the same stems.
 
 pub mod conv;
+pub mod elementwise;
+pub mod embedding;
 pub(crate) mod kernels;
+pub mod layout;
 pub mod matmul;
+pub mod norm;
+pub mod resample;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Device, Shape, Tensor};

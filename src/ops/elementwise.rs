@@ -1,0 +1,704 @@
+//! Operations on each element by itself. Kernels: `kernels/elementwise.cu`.
+//!
+//! All are computed in f32 (f64 for f64) and rounded once, and an element's bits depend on nothing but
+//! that element of the inputs.
+
+use rayon::prelude::*;
+
+use super::{Meta, Op, apply};
+use crate::cpu::math::Math;
+use crate::cpu::simd::{Simd, narrow, simd, widen};
+use crate::dispatch_float;
+use crate::error::{Error, Result};
+use crate::tensor::{DType, Float, Real, Tensor};
+
+/// Elements that one thread takes at a time: 64 KiB of f32, a fraction of a core's second cache.
+const CHUNK: usize = 1 << 14;
+/// Elements that are widened, computed and narrowed together: f32 blocks of these stay in the first cache.
+const BLOCK: usize = 512;
+
+/// `x * sigmoid(x)` (SiLU, also called swish; Elfwing et al. 2017).
+///
+/// # Errors
+/// `DType` for integer tensors; likewise for the other functions of this module.
+pub fn silu(x: &Tensor) -> Result<Tensor> {
+    apply(&Unary::Silu, &[x])
+}
+
+/// `x * Phi(x)` with the normal distribution's exact Phi, by erf (GELU; Hendrycks & Gimpel 2016).
+pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    apply(&Unary::Gelu, &[x])
+}
+
+/// GELU by its tanh approximation: `x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`.
+pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
+    apply(&Unary::GeluTanh, &[x])
+}
+
+/// `x * sigmoid(1.702 x)`: the GELU of CLIP.
+pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
+    apply(&Unary::QuickGelu, &[x])
+}
+
+/// `factor * x`.
+pub fn scale(x: &Tensor, factor: f32) -> Result<Tensor> {
+    apply(&Unary::Scale(factor), &[x])
+}
+
+/// `x` limited to `low..=high`; NaN stays NaN.
+pub fn clamp(x: &Tensor, low: f32, high: f32) -> Result<Tensor> {
+    apply(&Unary::Clamp { low, high }, &[x])
+}
+
+/// `a + b`; `b` has the shape of `a` or its last dimensions, and is then repeated.
+///
+/// # Errors
+/// `Shape` when `b` does not fit, `DType` when the dtypes differ; likewise for [`sub`] and [`mul`].
+pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    apply(&Binary::Add, &[a, b])
+}
+
+/// `a - b`; shapes as for [`add`].
+pub fn sub(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    apply(&Binary::Sub, &[a, b])
+}
+
+/// `a * b`; shapes as for [`add`].
+pub fn mul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    apply(&Binary::Mul, &[a, b])
+}
+
+/// `c0 x0 + c1 x1 + ...` in this order, each product and each sum rounded to f32 as PyTorch rounds them.
+/// The whole update of a sampler's step, in one pass over memory.
+///
+/// # Errors
+/// `Shape` when there is no term or the shapes differ, `DType` when the dtypes differ.
+pub fn linear_combination(terms: &[(f32, &Tensor)]) -> Result<Tensor> {
+    let (coefficients, tensors): (Vec<f32>, Vec<&Tensor>) = terms.iter().copied().unzip();
+    apply(&LinearCombination { coefficients }, &tensors)
+}
+
+/// `a * gelu(b)` where `a` and `b` are the halves of the last dimension: [.., 2C] -> [.., C].
+/// The gate of diffusers' `GEGLU` (Shazeer 2020, with the gate in the second half).
+///
+/// # Errors
+/// `Shape` when the last dimension is odd.
+pub fn geglu(x: &Tensor) -> Result<Tensor> {
+    apply(&Geglu, &[x])
+}
+
+/// `x` rounded to another floating-point dtype.
+pub fn cast(x: &Tensor, dtype: DType) -> Result<Tensor> {
+    if x.dtype() == dtype { Ok(x.clone()) } else { apply(&Cast { dtype }, &[x]) }
+}
+
+/// A function of one element: a type of its own, so that the loop over it is compiled for it alone.
+pub(crate) trait Map: Copy + Sync {
+    /// The function's value at `x`.
+    fn apply<S: Simd, A: Math>(self, s: S, x: A) -> A;
+}
+
+macro_rules! maps {
+    ($($name:ident = |$s:ident, $x:ident| $body:expr;)*) => {$(
+        #[derive(Clone, Copy)]
+        pub(crate) struct $name;
+
+        impl Map for $name {
+            #[inline(always)]
+            fn apply<S: Simd, A: Math>(self, $s: S, $x: A) -> A {
+                $body
+            }
+        }
+    )*};
+}
+
+maps! {
+    Identity = |_s, x| x;
+    Silu = |s, x| x / (A::ONE + (-x).vector_exp(s));
+    Gelu = |s, x| {
+        let erf = (x * A::from_f64(std::f64::consts::FRAC_1_SQRT_2)).vector_erf(s);
+        A::from_f64(0.5) * x * (A::ONE + erf)
+    };
+    GeluTanh = |s, x| {
+        let sqrt_2_over_pi = A::from_f64(0.797_884_560_802_865_4);
+        let inner = sqrt_2_over_pi * (x + A::from_f64(0.044715) * (x * x * x));
+        A::from_f64(0.5) * x * (A::ONE + inner.vector_tanh(s))
+    };
+    QuickGelu = |s, x| x / (A::ONE + (A::from_f64(-1.702) * x).vector_exp(s));
+}
+
+#[derive(Clone, Copy)]
+struct Scale(f32);
+
+impl Map for Scale {
+    #[inline(always)]
+    fn apply<S: Simd, A: Math>(self, _: S, x: A) -> A {
+        A::from_f64(f64::from(self.0)) * x
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Clamp {
+    low: f32,
+    high: f32,
+}
+
+impl Map for Clamp {
+    #[inline(always)]
+    fn apply<S: Simd, A: Math>(self, _: S, x: A) -> A {
+        let (low, high) = (A::from_f64(f64::from(self.low)), A::from_f64(f64::from(self.high)));
+        // Written so that NaN passes.
+        let x = if x < low { low } else { x };
+        if x > high { high } else { x }
+    }
+}
+
+/// Operations on one tensor.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Unary {
+    /// [`silu`]
+    Silu,
+    /// [`gelu`]
+    Gelu,
+    /// [`gelu_tanh`]
+    GeluTanh,
+    /// [`quick_gelu`]
+    QuickGelu,
+    /// [`scale`]
+    Scale(f32),
+    /// [`clamp`]
+    Clamp {
+        /// The least value.
+        low: f32,
+        /// The largest value.
+        high: f32,
+    },
+}
+
+impl Op for Unary {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Silu => "silu",
+            Self::Gelu => "gelu",
+            Self::GeluTanh => "gelu_tanh",
+            Self::QuickGelu => "quick_gelu",
+            Self::Scale(_) => "scale",
+            Self::Clamp { .. } => "clamp",
+        }
+    }
+
+    fn infer(&self, inputs: &[&Tensor]) -> Result<Meta> {
+        require_float(self.name(), inputs[0])?;
+        Ok(Meta::like(inputs[0]))
+    }
+
+    fn cpu(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
+        let x = inputs[0].contiguous()?;
+        dispatch_float!(self.name(), x.dtype(), T => {
+            let (x, y) = (x.as_slice::<T>()?, out.as_mut_slice::<T>()?);
+            match *self {
+                Self::Silu => map(Silu, x, y),
+                Self::Gelu => map(Gelu, x, y),
+                Self::GeluTanh => map(GeluTanh, x, y),
+                Self::QuickGelu => map(QuickGelu, x, y),
+                Self::Scale(factor) => map(Scale(factor), x, y),
+                Self::Clamp { low, high } => map(Clamp { low, high }, x, y),
+            }
+            Ok(())
+        })
+    }
+
+    fn cuda(&self, _: &[&Tensor], _: &mut Tensor) -> Result<()> {
+        Err(Error::no_kernel(self.name()))
+    }
+
+    fn backward(&self, _: &[&Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        Err(Error::no_gradient(self.name()))
+    }
+}
+
+fn map<T: Float<Acc: Math>, M: Map>(m: M, x: &[T], y: &mut [T]) {
+    let chunks = y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK));
+    chunks.for_each(|(y, x)| map_chunk(m, x, y));
+}
+
+simd! {
+    fn map_chunk[T: Float<Acc: Math>, M: Map](s, m: M, x: &[T], y: &mut [T]) {
+        let mut buffer = [T::Acc::ZERO; BLOCK];
+        for (x, y) in x.chunks(BLOCK).zip(y.chunks_mut(BLOCK)) {
+            let v = &mut buffer[..x.len()];
+            widen(x, v);
+            for v in v.iter_mut() {
+                *v = m.apply(s, *v);
+            }
+            narrow(v, y);
+        }
+    }
+}
+
+/// Operations on two tensors, the second repeated along the leading dimensions that it lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Binary {
+    /// [`add`]
+    Add,
+    /// [`sub`]
+    Sub,
+    /// [`mul`]
+    Mul,
+}
+
+impl Op for Binary {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Add => "add",
+            Self::Sub => "sub",
+            Self::Mul => "mul",
+        }
+    }
+
+    fn infer(&self, inputs: &[&Tensor]) -> Result<Meta> {
+        let (a, b) = (inputs[0], inputs[1]);
+        require_float(self.name(), a)?;
+        require_dtype(self.name(), a.dtype(), b)?;
+        if !a.dims().ends_with(b.dims()) {
+            return Err(Error::shape(
+                self.name(),
+                format!(
+                    "{} and {}: the second must be the first's last dimensions",
+                    a.shape(),
+                    b.shape()
+                ),
+            ));
+        }
+        Ok(Meta::like(a))
+    }
+
+    fn cpu(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
+        let (a, b) = (inputs[0].contiguous()?, inputs[1].contiguous()?);
+        dispatch_float!(self.name(), a.dtype(), T => {
+            let (a, b) = (a.as_slice::<T>()?, b.as_slice::<T>()?);
+            // Chunks end where `b` does, so that a chunk meets one piece of `b`.
+            let rows = out.as_mut_slice::<T>()?.par_chunks_mut(b.len()).zip(a.par_chunks(b.len()));
+            rows.with_min_len(CHUNK / b.len() + 1).for_each(|(y, a)| {
+                let chunks = y.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK)).zip(b.par_chunks(CHUNK));
+                chunks.for_each(|((y, a), b)| match self {
+                    Self::Add => zip_chunk(a, b, y, Add),
+                    Self::Sub => zip_chunk(a, b, y, Sub),
+                    Self::Mul => zip_chunk(a, b, y, Mul),
+                });
+            });
+            Ok(())
+        })
+    }
+
+    fn cuda(&self, _: &[&Tensor], _: &mut Tensor) -> Result<()> {
+        Err(Error::no_kernel(self.name()))
+    }
+
+    fn backward(&self, _: &[&Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        Err(Error::no_gradient(self.name()))
+    }
+}
+
+/// A function of two elements, as [`Map`] is one of one.
+trait Zip: Copy + Sync {
+    fn apply<S: Simd, A: Math>(self, s: S, a: A, b: A) -> A;
+}
+
+macro_rules! zips {
+    ($($name:ident = |$s:ident, $a:ident, $b:ident| $body:expr;)*) => {$(
+        #[derive(Clone, Copy)]
+        struct $name;
+
+        impl Zip for $name {
+            #[inline(always)]
+            fn apply<S: Simd, A: Math>(self, $s: S, $a: A, $b: A) -> A {
+                $body
+            }
+        }
+    )*};
+}
+
+zips! {
+    Add = |_s, a, b| a + b;
+    Sub = |_s, a, b| a - b;
+    Mul = |_s, a, b| a * b;
+    Gated = |s, a, b| a * Gelu.apply(s, b);
+}
+
+simd! {
+    fn zip_chunk[T: Float<Acc: Math>, Z: Zip](s, a: &[T], b: &[T], y: &mut [T], z: Z) {
+        let mut wide_a = [T::Acc::ZERO; BLOCK];
+        let mut wide_b = [T::Acc::ZERO; BLOCK];
+        for ((a, b), y) in a.chunks(BLOCK).zip(b.chunks(BLOCK)).zip(y.chunks_mut(BLOCK)) {
+            let (wa, wb) = (&mut wide_a[..a.len()], &mut wide_b[..a.len()]);
+            widen(a, wa);
+            widen(b, wb);
+            for (a, b) in wa.iter_mut().zip(wb.iter()) {
+                *a = z.apply(s, *a, *b);
+            }
+            narrow(wa, y);
+        }
+    }
+}
+
+/// [`geglu`]
+#[derive(Clone, Copy, Debug)]
+pub struct Geglu;
+
+impl Op for Geglu {
+    fn name(&self) -> &'static str {
+        "geglu"
+    }
+
+    fn infer(&self, inputs: &[&Tensor]) -> Result<Meta> {
+        let x = inputs[0];
+        require_float("geglu", x)?;
+        match x.dims() {
+            [.., last] if last % 2 == 0 => {
+                Ok(Meta { shape: x.shape().with(x.rank() - 1, last / 2), dtype: x.dtype() })
+            }
+            _ => Err(Error::expected_shape("geglu", "x", "[.., 2C]", x.shape())),
+        }
+    }
+
+    fn cpu(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
+        let x = inputs[0].contiguous()?;
+        let c = out.dim(out.rank() - 1);
+        dispatch_float!("geglu", x.dtype(), T => {
+            let x = x.as_slice::<T>()?; // [.., 2C]
+            let rows = out.as_mut_slice::<T>()?.par_chunks_mut(c).zip(x.par_chunks(2 * c));
+            rows.with_min_len(CHUNK / c + 1).for_each(|(y, x)| zip_chunk(&x[..c], &x[c..], y, Gated));
+            Ok(())
+        })
+    }
+
+    fn cuda(&self, _: &[&Tensor], _: &mut Tensor) -> Result<()> {
+        Err(Error::no_kernel(self.name()))
+    }
+
+    fn backward(&self, _: &[&Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        Err(Error::no_gradient(self.name()))
+    }
+}
+
+/// [`linear_combination`]
+#[derive(Clone, Debug)]
+pub struct LinearCombination {
+    /// One factor a term.
+    pub coefficients: Vec<f32>,
+}
+
+impl Op for LinearCombination {
+    fn name(&self) -> &'static str {
+        "linear_combination"
+    }
+
+    fn infer(&self, inputs: &[&Tensor]) -> Result<Meta> {
+        let [first, others @ ..] = inputs else {
+            return Err(Error::shape(self.name(), "no term was given"));
+        };
+        require_float(self.name(), first)?;
+        for t in others {
+            require_dtype(self.name(), first.dtype(), t)?;
+            if t.shape() != first.shape() {
+                return Err(Error::shape(
+                    self.name(),
+                    format!("{} and {}", first.shape(), t.shape()),
+                ));
+            }
+        }
+        Ok(Meta::like(first))
+    }
+
+    fn cpu(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
+        let inputs: Vec<Tensor> = inputs.iter().map(|t| t.contiguous()).collect::<Result<_>>()?;
+        dispatch_float!(self.name(), out.dtype(), T => {
+            let terms: Vec<(f32, &[T])> = self
+                .coefficients
+                .iter()
+                .zip(&inputs)
+                .map(|(&c, t)| Ok((c, t.as_slice::<T>()?)))
+                .collect::<Result<_>>()?;
+            out.as_mut_slice::<T>()?
+                .par_chunks_mut(CHUNK)
+                .enumerate()
+                .for_each(|(i, y)| combine_chunk(&terms, i * CHUNK, y));
+            Ok(())
+        })
+    }
+
+    fn cuda(&self, _: &[&Tensor], _: &mut Tensor) -> Result<()> {
+        Err(Error::no_kernel(self.name()))
+    }
+
+    fn backward(&self, _: &[&Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        Err(Error::no_gradient(self.name()))
+    }
+}
+
+simd! {
+    /// `y` is the part of the output that starts at element `start`.
+    fn combine_chunk[T: Float<Acc: Math>](_s, terms: &[(f32, &[T])], start: usize, y: &mut [T]) {
+        let mut sum = [T::Acc::ZERO; BLOCK];
+        let mut term = [T::Acc::ZERO; BLOCK];
+        let mut at = start;
+        for y in y.chunks_mut(BLOCK) {
+            let (sum, term) = (&mut sum[..y.len()], &mut term[..y.len()]);
+            for (i, (c, x)) in terms.iter().enumerate() {
+                let c = T::Acc::from_f64(f64::from(*c));
+                widen(&x[at..at + y.len()], term);
+                for (sum, x) in sum.iter_mut().zip(term.iter()) {
+                    let product = c * *x;
+                    *sum = if i == 0 { product } else { *sum + product };
+                }
+            }
+            narrow(sum, y);
+            at += y.len();
+        }
+    }
+}
+
+/// [`cast`]
+#[derive(Clone, Copy, Debug)]
+pub struct Cast {
+    /// The dtype to round to.
+    pub dtype: DType,
+}
+
+impl Op for Cast {
+    fn name(&self) -> &'static str {
+        "cast"
+    }
+
+    fn infer(&self, inputs: &[&Tensor]) -> Result<Meta> {
+        require_float("cast", inputs[0])?;
+        if !self.dtype.is_float() {
+            return Err(Error::DType {
+                op: "cast",
+                expected: "f32, f16, bf16 or f64",
+                found: self.dtype,
+            });
+        }
+        Ok(Meta { shape: *inputs[0].shape(), dtype: self.dtype })
+    }
+
+    fn cpu(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
+        let x = inputs[0].contiguous()?;
+        dispatch_float!("cast", x.dtype(), T => dispatch_float!("cast", self.dtype, U => {
+            let chunks = out.as_mut_slice::<U>()?.par_chunks_mut(CHUNK);
+            chunks.zip(x.as_slice::<T>()?.par_chunks(CHUNK)).for_each(|(y, x)| cast_chunk(x, y));
+            Ok(())
+        }))
+    }
+
+    fn cuda(&self, _: &[&Tensor], _: &mut Tensor) -> Result<()> {
+        Err(Error::no_kernel(self.name()))
+    }
+
+    fn backward(&self, _: &[&Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        Err(Error::no_gradient(self.name()))
+    }
+}
+
+simd! {
+    fn cast_chunk[T: Float, U: Float](_s, x: &[T], y: &mut [U]) {
+        let mut from = [T::Acc::ZERO; BLOCK];
+        let mut to = [U::Acc::ZERO; BLOCK];
+        for (x, y) in x.chunks(BLOCK).zip(y.chunks_mut(BLOCK)) {
+            let (from, to) = (&mut from[..x.len()], &mut to[..x.len()]);
+            widen(x, from);
+            // Exact in both directions but f64 to f32, which rounds.
+            for (to, from) in to.iter_mut().zip(from.iter()) {
+                *to = U::Acc::from_f64(from.to_f64());
+            }
+            narrow(to, y);
+        }
+    }
+}
+
+/// An error unless `x` is of a floating-point dtype.
+pub(crate) fn require_float(op: &'static str, x: &Tensor) -> Result<()> {
+    if x.dtype().is_float() {
+        return Ok(());
+    }
+    Err(Error::DType { op, expected: "f32, f16, bf16 or f64", found: x.dtype() })
+}
+
+/// An error unless `x` is of this dtype.
+pub(crate) fn require_dtype(op: &'static str, dtype: DType, x: &Tensor) -> Result<()> {
+    if x.dtype() == dtype {
+        Ok(())
+    } else {
+        Err(Error::DType { op, expected: dtype.name(), found: x.dtype() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::math::erf_f64;
+    use crate::ops::testing::{assert_close, bits, check, check_batch, check_nan, random, values};
+
+    fn exact_gelu(x: f64) -> f64 {
+        0.5 * x * (1.0 + erf_f64(x / 2f64.sqrt()))
+    }
+
+    type Unary1 = (&'static str, fn(&Tensor) -> Result<Tensor>, fn(f64) -> f64);
+
+    const UNARY: [Unary1; 6] = [
+        ("silu", silu, |x| x / (1.0 + (-x).exp())),
+        ("gelu", gelu, exact_gelu),
+        ("gelu_tanh", gelu_tanh, |x| {
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+            0.5 * x * (1.0 + inner.tanh())
+        }),
+        ("quick_gelu", quick_gelu, |x| x / (1.0 + (-1.702 * x).exp())),
+        ("scale", |x| scale(x, -0.375), |x| -0.375 * x),
+        ("clamp", |x| clamp(x, -0.5, 1.25), |x| x.clamp(-0.5, 1.25)),
+    ];
+
+    #[test]
+    fn unary_operations_equal_their_formulas() {
+        for (name, op, formula) in UNARY {
+            for shape in [&[1][..], &[3, 7], &[2, 65, 31], &[1, 513]] {
+                // |x| <= 8: x/2 times the error of 1 + erf(x), and a handful of roundings.
+                let x = scale(&random(shape, 3), 4.0).unwrap();
+                check(
+                    name,
+                    &[x],
+                    16.0,
+                    |x| op(x[0]),
+                    |x| x[0].iter().map(|&x| formula(x)).collect(),
+                );
+            }
+            let batch = random([7, 3, 1, 171], 4);
+            check_batch(name, &batch, op);
+            for at in [0, 1700, 3590] {
+                check_nan(name, &batch, at, op);
+            }
+        }
+    }
+
+    #[test]
+    fn binary_operations_equal_their_formulas() {
+        type Case = (&'static str, fn(&Tensor, &Tensor) -> Result<Tensor>, fn(f64, f64) -> f64);
+        let cases: [Case; 3] =
+            [("add", add, |a, b| a + b), ("sub", sub, |a, b| a - b), ("mul", mul, |a, b| a * b)];
+        for (name, op, formula) in cases {
+            let shapes = [
+                (&[2, 5, 33][..], &[2, 5, 33][..]),
+                (&[3, 7, 5], &[7, 5]),
+                (&[3, 7, 5], &[5]),
+                (&[4], &[][..]),
+            ];
+            for (a, b) in shapes {
+                let inputs = [random(a, 5), random(b, 6)];
+                let n = inputs[1].len();
+                check(
+                    name,
+                    &inputs,
+                    2.0,
+                    |x| op(x[0], x[1]),
+                    |x| x[0].iter().enumerate().map(|(i, &a)| formula(a, x[1][i % n])).collect(),
+                );
+            }
+            let b = random([3, 41], 7);
+            check_batch(name, &random([7, 3, 41], 8), |a| op(a, &b.to_dtype(a.dtype())?));
+            check_nan(name, &b, 60, |a| op(a, &b));
+            check_nan(name, &b, 60, |a| op(&b, a));
+        }
+        // Larger than a chunk, both whole and repeated.
+        let a = random([2, 3 * CHUNK + 5], 9);
+        let b = a.narrow(0, 1, 1).unwrap().reshape([3 * CHUNK + 5]).unwrap();
+        let sum = add(&a, &b).unwrap();
+        let expected: Vec<f64> =
+            values(&a).iter().zip(values(&b).iter().cycle()).map(|(a, b)| a + b).collect();
+        assert_close(&sum, &expected, 1.0, "add of several chunks");
+    }
+
+    #[test]
+    fn geglu_gates_with_the_second_half() {
+        for shape in [&[2][..], &[3, 10], &[2, 5, 1030]] {
+            let c = shape[shape.len() - 1] / 2;
+            check(
+                "geglu",
+                &[random(shape, 10)],
+                8.0,
+                |x| geglu(x[0]),
+                |x| {
+                    x[0].chunks(2 * c)
+                        .flat_map(|row| (0..c).map(|i| row[i] * exact_gelu(row[c + i])))
+                        .collect()
+                },
+            );
+        }
+        let batch = random([7, 3, 62], 11);
+        check_batch("geglu", &batch, geglu);
+        check_nan("geglu", &batch, 40, geglu);
+        check_nan("geglu", &batch, 5, geglu);
+    }
+
+    #[test]
+    fn linear_combinations_of_any_length() {
+        for n in 1..6 {
+            let inputs: Vec<Tensor> = (0..n).map(|i| random([3, 5, 700], 12 + i)).collect();
+            let c = |i: usize| 0.75 - 0.5 * i as f32;
+            check(
+                "linear_combination",
+                &inputs,
+                8.0,
+                |x| {
+                    linear_combination(
+                        &x.iter().enumerate().map(|(i, t)| (c(i), *t)).collect::<Vec<_>>(),
+                    )
+                },
+                |x| {
+                    (0..x[0].len())
+                        .map(|j| (0..x.len()).map(|i| f64::from(c(i)) * x[i][j]).sum())
+                        .collect()
+                },
+            );
+        }
+        let batch = random([7, 45], 20);
+        check_batch("linear_combination", &batch, |x| linear_combination(&[(0.3, x), (1.7, x)]));
+        check_nan("linear_combination", &batch, 44, |x| {
+            linear_combination(&[(0.3, &batch), (0.0, x)])
+        });
+    }
+
+    #[test]
+    fn casts_round_once() {
+        let x = random([5, 131], 21);
+        for (a, b) in [
+            (DType::F32, DType::BF16),
+            (DType::F64, DType::F16),
+            (DType::BF16, DType::F16),
+            (DType::F16, DType::F64),
+        ] {
+            let from = x.to_dtype(a).unwrap();
+            assert_eq!(
+                bits(&cast(&from, b).unwrap()),
+                bits(&from.to_dtype(b).unwrap()),
+                "{a} to {b}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error() {
+        let (a, ids) = (random([2, 3], 1), Tensor::from_vec(vec![1i64, 2], [2]).unwrap());
+        assert!(silu(&ids).is_err());
+        assert!(add(&ids, &ids).is_err());
+        assert!(add(&a, &random([2], 1)).is_err());
+        assert!(add(&random([3], 1), &a).is_err());
+        assert!(add(&a, &a.to_dtype(DType::F16).unwrap()).is_err());
+        assert!(geglu(&a).is_err());
+        assert!(geglu(&random(&[][..], 1)).is_err());
+        assert!(linear_combination(&[]).is_err());
+        assert!(linear_combination(&[(1.0, &a), (1.0, &random([3, 2], 1))]).is_err());
+        assert!(cast(&a, DType::I64).is_err());
+        assert!(silu(&random([0, 3], 1)).unwrap().is_empty());
+        assert!(add(&random([0, 3], 1), &random([3], 1)).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,212 @@
+//! Embeddings: rows of a table, and sinusoids of a timestep.
+
+use rayon::prelude::*;
+
+use super::elementwise::require_float;
+use super::{Meta, Op, apply};
+use crate::dispatch_float;
+use crate::error::{Error, Result};
+use crate::tensor::{DType, MAX_RANK, Shape, Tensor};
+
+/// Rows of `table` [V, C] by `ids` [..], i64 or u32: [.., C].
+///
+/// # Errors
+/// `Value` for an id outside the table, naming it and the table's size; `Shape` when the table is not a
+/// matrix; `DType` when `ids` are not integers or the table holds no floats.
+pub fn embedding(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
+    apply(&Embedding, &[ids, table])
+}
+
+/// [`embedding`]; inputs `ids`, `table`.
+#[derive(Clone, Copy, Debug)]
+pub struct Embedding;
+
+impl Op for Embedding {
+    fn name(&self) -> &'static str {
+        "embedding"
+    }
+
+    fn infer(&self, inputs: &[&Tensor]) -> Result<Meta> {
+        let (ids, table) = (inputs[0], inputs[1]);
+        require_float("embedding", table)?;
+        if !matches!(ids.dtype(), DType::I64 | DType::U32) {
+            return Err(Error::DType {
+                op: "embedding",
+                expected: "i64 or u32 ids",
+                found: ids.dtype(),
+            });
+        }
+        let &[_, channels] = table.dims() else {
+            return Err(Error::expected_shape("embedding", "table", "[V, C]", table.shape()));
+        };
+        if ids.rank() == MAX_RANK {
+            return Err(Error::expected_shape(
+                "embedding",
+                "ids",
+                "at most 5 dimensions",
+                ids.shape(),
+            ));
+        }
+        let dims: Vec<usize> = ids.dims().iter().copied().chain([channels]).collect();
+        Ok(Meta { shape: Shape::new(&dims), dtype: table.dtype() })
+    }
+
+    fn cpu(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
+        let (ids, table) = (inputs[0], inputs[1].contiguous()?);
+        let (rows, channels) = table.dims2()?;
+        let ids: Vec<usize> = match ids.dtype() {
+            DType::I64 => check_ids(&ids.to_vec::<i64>()?, rows)?,
+            _ => check_ids(&ids.to_vec::<u32>()?, rows)?,
+        };
+        dispatch_float!("embedding", table.dtype(), T => {
+            let table = table.as_slice::<T>()?;
+            let rows = out.as_mut_slice::<T>()?.par_chunks_mut(channels).zip(&ids);
+            rows.with_min_len((1 << 14) / channels + 1).for_each(|(y, &id)| {
+                y.copy_from_slice(&table[id * channels..(id + 1) * channels]);
+            });
+            Ok(())
+        })
+    }
+
+    fn cuda(&self, _: &[&Tensor], _: &mut Tensor) -> Result<()> {
+        Err(Error::no_kernel(self.name()))
+    }
+
+    fn backward(&self, _: &[&Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        Err(Error::no_gradient(self.name()))
+    }
+}
+
+/// The ids as indices of a table of `rows` rows.
+fn check_ids<I: Copy + TryInto<usize> + std::fmt::Display>(
+    ids: &[I],
+    rows: usize,
+) -> Result<Vec<usize>> {
+    ids.iter()
+        .enumerate()
+        .map(|(i, &id)| match id.try_into() {
+            Ok(row) if row < rows => Ok(row),
+            _ => Err(Error::value(
+                "embedding",
+                format!("id {id} at position {i} is outside the vocabulary of {rows} entries; does the tokenizer belong to this model?"),
+            )),
+        })
+        .collect()
+}
+
+/// Sinusoids of `timesteps` [B], [B, `dim`] f32: `get_timestep_embedding` of diffusers (Ho et al. 2020).
+///
+/// Frequency `i` of the `dim / 2` is `max_period ^ (-i / (dim/2 - shift))`; sines come first, or cosines
+/// if `flip_sin_to_cos`; an odd `dim` ends with a zero. Each operation is rounded to f32, as there: the
+/// angles reach 1000, and their rounding shows in the sinusoids.
+///
+/// # Errors
+/// `Shape` when `dim` is 0 or 1, or `dim / 2` equals `shift`.
+pub fn timestep_embedding(
+    timesteps: &[f32],
+    dim: usize,
+    flip_sin_to_cos: bool,
+    shift: f32,
+    max_period: f32,
+) -> Result<Tensor> {
+    let half = dim / 2;
+    if half == 0 || half as f32 == shift {
+        return Err(Error::shape(
+            "timestep_embedding",
+            format!("{dim} channels with a frequency shift of {shift} have no frequencies"),
+        ));
+    }
+    let log_period = -f64::from(max_period).ln() as f32;
+    // Through f64, so that the f32 result is the correctly rounded one.
+    let frequencies: Vec<f32> = (0..half)
+        .map(|i| f64::from(log_period * i as f32 / (half as f32 - shift)).exp() as f32)
+        .collect();
+    let mut out = vec![0.0; timesteps.len() * dim]; // [B, dim]
+    for (t, row) in timesteps.iter().zip(out.chunks_mut(dim)) {
+        let (first, second) = row.split_at_mut(half);
+        let (sines, cosines) = if flip_sin_to_cos { (second, first) } else { (first, second) };
+        for (i, frequency) in frequencies.iter().enumerate() {
+            let angle = f64::from(t * frequency);
+            sines[i] = angle.sin() as f32;
+            cosines[i] = angle.cos() as f32;
+        }
+    }
+    Tensor::from_vec(out, [timesteps.len(), dim])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{bits, random};
+
+    #[test]
+    fn rows_are_copied_in_every_dtype() {
+        let table = random([11, 37], 1);
+        let ids = [3i64, 0, 10, 3, 7, 1];
+        for dtype in [DType::F32, DType::F16, DType::BF16, DType::F64] {
+            let table = table.to_dtype(dtype).unwrap();
+            let of_i64 = embedding(&Tensor::from_slice(&ids, [2, 3]).unwrap(), &table).unwrap();
+            assert_eq!(of_i64.dims(), [2, 3, 37]);
+            let of_u32 = embedding(
+                &Tensor::from_vec(ids.map(|i| i as u32).to_vec(), [2, 3]).unwrap(),
+                &table,
+            )
+            .unwrap();
+            assert_eq!(bits(&of_i64), bits(&of_u32));
+            for (i, &id) in ids.iter().enumerate() {
+                let row = of_i64.reshape([6, 37]).unwrap().narrow(0, i, 1).unwrap();
+                assert_eq!(bits(&row), bits(&table.narrow(0, id as usize, 1).unwrap()));
+            }
+        }
+    }
+
+    #[test]
+    fn an_id_outside_the_vocabulary_is_named() {
+        let table = random([11, 4], 1);
+        for id in [11i64, -1, i64::MAX, i64::MIN] {
+            let ids = Tensor::from_vec(vec![2, id], [2]).unwrap();
+            let message = embedding(&ids, &table).unwrap_err().to_string();
+            assert!(message.contains(&format!("id {id} ")) && message.contains("11"), "{message}");
+        }
+        assert!(embedding(&table, &table).is_err());
+        let ids = Tensor::from_vec(vec![2i64], [1]).unwrap();
+        assert!(embedding(&ids, &random([11], 1)).is_err());
+        assert!(embedding(&ids.reshape([1, 1, 1, 1, 1, 1]).unwrap(), &table).is_err());
+    }
+
+    #[test]
+    fn sinusoids_of_the_timestep() {
+        for (dim, flip, shift) in
+            [(8, true, 0.0), (7, false, 1.0), (320, true, 0.0), (32, false, 0.5)]
+        {
+            let timesteps = [0.0, 1.0, 17.5, 981.0];
+            let got = timestep_embedding(&timesteps, dim, flip, shift, 10_000.0).unwrap();
+            let got = got.to_vec::<f32>().unwrap();
+            let half = dim / 2;
+            for (b, &t) in timesteps.iter().enumerate() {
+                for i in 0..half {
+                    let frequency = 10_000f64.powf(-(i as f64) / (half as f64 - f64::from(shift)));
+                    let (sine, cosine) = (f64::from(t) * frequency).sin_cos();
+                    let (first, second) = if flip { (cosine, sine) } else { (sine, cosine) };
+                    // The f32 angle is off by a few units of its last place, the exponent's roundings
+                    // by up to ln(10000) = 9.2 of them; so are the sinusoids, absolutely.
+                    let tolerance = 12.0 * f64::from(f32::EPSILON) * f64::from(t).max(1.0);
+                    for (at, expected) in [(i, first), (half + i, second)] {
+                        let got = f64::from(got[b * dim + at]);
+                        assert!(
+                            (got - expected).abs() <= tolerance,
+                            "dim {dim}, t {t}, {at}: {got}, {expected}"
+                        );
+                    }
+                }
+                assert!(dim % 2 == 0 || got[b * dim + dim - 1] == 0.0);
+            }
+        }
+    }
+
+    #[test]
+    fn no_frequencies_is_an_error() {
+        assert!(timestep_embedding(&[1.0], 1, true, 0.0, 10_000.0).is_err());
+        assert!(timestep_embedding(&[1.0], 2, true, 1.0, 10_000.0).is_err());
+    }
+}

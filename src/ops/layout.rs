@@ -1,0 +1,172 @@
+//! Putting tensors together and taking them apart. Views (`narrow`, `permute`, `reshape`) are methods of
+//! [`Tensor`]; here is what needs a copy.
+
+use rayon::prelude::*;
+
+use super::{Meta, Op, apply};
+use crate::error::{Error, Result};
+use crate::tensor::{DType, Element, Tensor};
+
+/// Tensors one after the other along dimension `dim`; all other dimensions and the dtype are equal.
+///
+/// # Errors
+/// `Shape` when there is no tensor, no such dimension, or another dimension differs; `DType` when the
+/// dtypes differ.
+pub fn concat(tensors: &[&Tensor], dim: usize) -> Result<Tensor> {
+    match tensors {
+        [one] if dim < one.rank() => Ok((*one).clone()),
+        _ => apply(&Concat { dim }, tensors),
+    }
+}
+
+/// Consecutive parts of dimension `dim` with the given lengths, as views.
+///
+/// # Errors
+/// `Shape` when there is no such dimension or the lengths do not add up to it.
+pub fn split(x: &Tensor, dim: usize, lengths: &[usize]) -> Result<Vec<Tensor>> {
+    let total = lengths.iter().try_fold(0usize, |sum, &n| sum.checked_add(n));
+    if dim >= x.rank() || total != Some(x.dim(dim)) {
+        return Err(Error::shape(
+            "split",
+            format!("dimension {dim} of {} into parts of {lengths:?}", x.shape()),
+        ));
+    }
+    let mut start = 0;
+    lengths
+        .iter()
+        .map(|&len| {
+            start += len;
+            x.narrow(dim, start - len, len)
+        })
+        .collect()
+}
+
+/// [`concat`].
+#[derive(Clone, Copy, Debug)]
+pub struct Concat {
+    /// The dimension along which the tensors are put together.
+    pub dim: usize,
+}
+
+impl Op for Concat {
+    fn name(&self) -> &'static str {
+        "concat"
+    }
+
+    fn infer(&self, inputs: &[&Tensor]) -> Result<Meta> {
+        let first = inputs.first().ok_or_else(|| Error::shape("concat", "no tensor was given"))?;
+        let mut meta = Meta::like(first);
+        if self.dim >= first.rank() {
+            return Err(Error::shape(
+                "concat",
+                format!("dimension {} of {}", self.dim, first.shape()),
+            ));
+        }
+        for t in &inputs[1..] {
+            let fits = t.rank() == first.rank()
+                && t.shape().with(self.dim, first.dim(self.dim)) == *first.shape();
+            if !fits {
+                return Err(Error::shape(
+                    "concat",
+                    format!("{} and {} along dimension {}", first.shape(), t.shape(), self.dim),
+                ));
+            }
+            if t.dtype() != first.dtype() {
+                return Err(Error::DType {
+                    op: "concat",
+                    expected: first.dtype().name(),
+                    found: t.dtype(),
+                });
+            }
+            meta.shape[self.dim] += t.dim(self.dim);
+        }
+        Ok(meta)
+    }
+
+    fn cpu(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
+        match out.dtype() {
+            DType::F32 => self.copy::<f32>(inputs, out),
+            DType::F16 => self.copy::<half::f16>(inputs, out),
+            DType::BF16 => self.copy::<half::bf16>(inputs, out),
+            DType::F64 => self.copy::<f64>(inputs, out),
+            DType::I64 => self.copy::<i64>(inputs, out),
+            DType::U32 => self.copy::<u32>(inputs, out),
+            DType::U8 => self.copy::<u8>(inputs, out),
+        }
+    }
+
+    fn cuda(&self, _: &[&Tensor], _: &mut Tensor) -> Result<()> {
+        Err(Error::no_kernel(self.name()))
+    }
+
+    fn backward(&self, _: &[&Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        Err(Error::no_gradient(self.name()))
+    }
+}
+
+impl Concat {
+    fn copy<T: Element>(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
+        let inputs: Vec<Tensor> = inputs.iter().map(|t| t.contiguous()).collect::<Result<_>>()?;
+        // A tensor is a matrix here: what lies before `dim` are rows, the rest is columns.
+        let columns = |t: &Tensor| t.dims()[self.dim..].iter().product::<usize>();
+        let width = columns(out);
+        let parts: Vec<(&[T], usize)> =
+            inputs.iter().map(|t| Ok((t.as_slice::<T>()?, columns(t)))).collect::<Result<_>>()?;
+        let rows = out.as_mut_slice::<T>()?.par_chunks_mut(width);
+        rows.enumerate().with_min_len((1 << 14) / width + 1).for_each(|(i, row)| {
+            let mut at = 0;
+            for &(part, n) in &parts {
+                row[at..at + n].copy_from_slice(&part[i * n..(i + 1) * n]);
+                at += n;
+            }
+        });
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{random, strided};
+
+    #[test]
+    fn parts_of_a_tensor_make_it_again() {
+        let x = random([3, 5, 7, 2], 1);
+        for (dim, lengths) in [(0, vec![1, 2]), (1, vec![2, 0, 3]), (2, vec![7]), (3, vec![1, 1])] {
+            let parts = split(&x, dim, &lengths).unwrap();
+            let again = concat(&parts.iter().collect::<Vec<_>>(), dim).unwrap();
+            assert_eq!(again.to_vec::<f32>().unwrap(), x.to_vec::<f32>().unwrap(), "dim {dim}");
+            let views: Vec<Tensor> =
+                parts.iter().map(|p| if p.is_empty() { p.clone() } else { strided(p) }).collect();
+            let again = concat(&views.iter().collect::<Vec<_>>(), dim).unwrap();
+            assert_eq!(
+                again.to_vec::<f32>().unwrap(),
+                x.to_vec::<f32>().unwrap(),
+                "dim {dim}, views"
+            );
+        }
+    }
+
+    #[test]
+    fn every_dtype_is_copied() {
+        let a = Tensor::from_vec(vec![1i64, 2], [1, 2]).unwrap();
+        let b = Tensor::from_vec(vec![3i64], [1, 1]).unwrap();
+        assert_eq!(concat(&[&a, &b], 1).unwrap().to_vec::<i64>().unwrap(), [1, 2, 3]);
+        let a = Tensor::from_vec(vec![1u8, 2], [2, 1]).unwrap();
+        assert_eq!(concat(&[&a, &a], 0).unwrap().to_vec::<u8>().unwrap(), [1, 2, 1, 2]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error() {
+        let (a, b) = (random([2, 3], 1), random([2, 4], 2));
+        assert!(concat(&[&a, &b], 0).is_err());
+        assert!(concat(&[&a, &b], 2).is_err());
+        assert!(concat(&[&a], 2).is_err());
+        assert!(concat(&[], 0).is_err());
+        assert!(concat(&[&a, &b.to_dtype(DType::F16).unwrap()], 1).is_err());
+        assert!(concat(&[&a, &random([2], 1)], 1).is_err());
+        assert!(split(&a, 1, &[1, 1]).is_err());
+        assert!(split(&a, 2, &[3]).is_err());
+        assert!(split(&a, 1, &[usize::MAX, 4]).is_err());
+    }
+}

@@ -1,0 +1,446 @@
+//! Normalisations: group (with SiLU fused) and layer. Kernels: `kernels/norm.cu`.
+//!
+//! Variances are means of squared deviations from the mean, never of squares, and means that f32 rounds
+//! are corrected by the mean of what deviates from them: a mean a thousand times the deviation costs no digit.
+
+use rayon::prelude::*;
+
+use super::elementwise::{Identity, Map, Silu, require_float};
+use super::{Meta, Op, apply};
+use crate::cpu::math::Math;
+use crate::cpu::simd::{narrow, simd, sum, widen, widened};
+use crate::dispatch_float;
+use crate::error::{Error, Result};
+use crate::tensor::{DType, Element, Float, Real, Tensor};
+
+/// Elements of a tile: 64 KiB of f32, which the second pass over it still finds in a core's cache.
+const TILE: usize = 1 << 14;
+
+/// Group normalisation (Wu & He 2018), followed by SiLU if `silu`.
+///
+/// `x` [B, .., C], usually [B, H, W, C]; `gamma`, `beta` [C], f32; `groups` divides C. The mean and the
+/// biased variance are those of an image's group: all its positions and C / groups channels.
+///
+/// # Errors
+/// `Shape` when `groups` does not divide C, or `gamma` or `beta` is not [C]; `DType` when `x` is not a
+/// float, or `gamma` or `beta` neither f32 nor (beside an f64 `x`) f64.
+pub fn group_norm(
+    x: &Tensor,
+    gamma: &Tensor,
+    beta: &Tensor,
+    groups: usize,
+    eps: f32,
+    silu: bool,
+) -> Result<Tensor> {
+    apply(&GroupNorm { groups, eps, silu }, &[x, gamma, beta])
+}
+
+/// Layer normalisation (Ba et al. 2016) over the last dimension, with the biased variance.
+///
+/// `x` [.., C]; `gamma`, `beta` [C], f32.
+///
+/// # Errors
+/// As [`group_norm`].
+pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f32) -> Result<Tensor> {
+    apply(&LayerNorm { eps }, &[x, gamma, beta])
+}
+
+/// [`group_norm`]; inputs `x`, `gamma`, `beta`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GroupNorm {
+    /// The number of groups.
+    pub groups: usize,
+    /// Added to the variance.
+    pub eps: f32,
+    /// Whether SiLU follows.
+    pub silu: bool,
+}
+
+impl Op for GroupNorm {
+    fn name(&self) -> &'static str {
+        "group_norm"
+    }
+
+    fn infer(&self, inputs: &[&Tensor]) -> Result<Meta> {
+        let channels = check_parameters("group_norm", inputs)?;
+        if inputs[0].rank() < 2 {
+            return Err(Error::expected_shape("group_norm", "x", "[B, .., C]", inputs[0].shape()));
+        }
+        if self.groups == 0 || !channels.is_multiple_of(self.groups) {
+            return Err(Error::shape(
+                "group_norm",
+                format!("{channels} channels do not divide into {} groups", self.groups),
+            ));
+        }
+        Ok(Meta::like(inputs[0]))
+    }
+
+    fn cpu(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
+        let x = inputs[0].contiguous()?;
+        dispatch_float!("group_norm", x.dtype(), T => {
+            let (gamma, beta) = (parameter::<T>(inputs[1])?, parameter::<T>(inputs[2])?);
+            let y = out.as_mut_slice::<T>()?;
+            if self.silu {
+                self.normalize(Silu, &x, &gamma, &beta, y)
+            } else {
+                self.normalize(Identity, &x, &gamma, &beta, y)
+            }
+        })
+    }
+
+    fn cuda(&self, _: &[&Tensor], _: &mut Tensor) -> Result<()> {
+        Err(Error::no_kernel(self.name()))
+    }
+
+    fn backward(&self, _: &[&Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        Err(Error::no_gradient(self.name()))
+    }
+}
+
+impl GroupNorm {
+    fn normalize<T: Float<Acc: Math>, M: Map>(
+        &self,
+        activation: M,
+        x: &Tensor,
+        gamma: &[T::Acc],
+        beta: &[T::Acc],
+        y: &mut [T],
+    ) -> Result<()> {
+        let channels = gamma.len();
+        let image = x.len() / x.dim(0);
+        let tile = (TILE / channels).max(1) * channels;
+        let x = x.as_slice::<T>()?;
+
+        // 1. each tile's mean and deviations from it, by channel: it is read from memory once
+        let statistics_per_image = image.div_ceil(tile) * 3 * channels;
+        let mut statistics = vec![T::Acc::ZERO; x.len() / image * statistics_per_image];
+        let images = x.par_chunks(image).zip(statistics.par_chunks_mut(statistics_per_image));
+        images.for_each(|(x, s)| {
+            let tiles = x.par_chunks(tile).zip(s.par_chunks_mut(3 * channels));
+            tiles.for_each_init(Vec::new, |scratch, (x, s)| {
+                tile_statistics(widened(x, scratch), s, channels);
+            });
+        });
+
+        // 2. those of the groups, as y = (x - centre) * scale + shift by channel
+        let affine: Vec<Affine<T::Acc>> = statistics
+            .par_chunks(statistics_per_image)
+            .map(|s| self.affine(s, image, tile, gamma, beta))
+            .collect();
+
+        // 3. the output
+        y.par_chunks_mut(image).zip(x.par_chunks(image)).zip(&affine).for_each(
+            |((y, x), affine)| {
+                let tiles = y.par_chunks_mut(tile).zip(x.par_chunks(tile));
+                tiles.for_each(|(y, x)| apply_affine(activation, x, affine, y));
+            },
+        );
+        Ok(())
+    }
+
+    /// Combines the statistics of an image's tiles to those of its groups (Chan et al. 1983), in f64.
+    fn affine<A: Real>(
+        &self,
+        tiles: &[A],
+        image: usize,
+        tile: usize,
+        gamma: &[A],
+        beta: &[A],
+    ) -> Affine<A> {
+        let channels = gamma.len();
+        let group = channels / self.groups;
+        let count = (image / channels * group) as f64;
+        // (pixels, mean, sum of squared deviations) of channel c of a tile
+        let moments = |(i, t): (usize, &[A]), c: usize| {
+            let pixels = (tile.min(image - i * tile) / channels) as f64;
+            let [mean, sum, squares] =
+                [t[c], t[channels + c], t[2 * channels + c]].map(Real::to_f64);
+            (pixels, mean + sum / pixels, squares - sum * sum / pixels)
+        };
+        let tiles = || tiles.chunks(3 * channels).enumerate();
+        let mut affine = Affine { centre: vec![], scale: vec![], shift: vec![] };
+        for g in 0..self.groups {
+            let range = g * group..(g + 1) * group;
+            let of_group = || tiles().flat_map(|t| range.clone().map(move |c| moments(t, c)));
+            let mean = of_group().map(|(pixels, mean, _)| pixels * mean).sum::<f64>() / count;
+            let squares =
+                of_group().map(|(pixels, m, squares)| squares + pixels * (m - mean) * (m - mean));
+            let deviation = (squares.sum::<f64>() / count + f64::from(self.eps)).sqrt();
+            let centre = A::from_f64(mean);
+            for c in range.clone() {
+                let scale = gamma[c].to_f64() / deviation;
+                affine.centre.push(centre);
+                affine.scale.push(A::from_f64(scale));
+                affine.shift.push(A::from_f64(beta[c].to_f64() + (centre.to_f64() - mean) * scale));
+            }
+        }
+        affine
+    }
+}
+
+/// `(x - centre) * scale + shift`, by channel. `centre` is the mean as rounded, and `shift` makes up for
+/// the rounding; the difference from `x` is exact where it matters, when `x` is close to the mean.
+struct Affine<A> {
+    centre: Vec<A>,
+    scale: Vec<A>,
+    shift: Vec<A>,
+}
+
+simd! {
+    /// Of a tile `x` [pixels, C]: its mean, and the sums of the deviations from that mean, as rounded, and of
+    /// their squares: `statistics` [3, C], zero before.
+    fn tile_statistics[A: Math](_s, x: &[A], statistics: &mut [A], channels: usize) {
+        let (mean, sums) = statistics.split_at_mut(channels);
+        let (sums, squares) = sums.split_at_mut(channels);
+        let pixels = A::from_f64((x.len() / channels) as f64);
+        for row in x.chunks_exact(channels) {
+            for (sum, x) in mean.iter_mut().zip(row) {
+                *sum += *x;
+            }
+        }
+        for mean in mean.iter_mut() {
+            *mean = *mean / pixels;
+        }
+        for row in x.chunks_exact(channels) {
+            for (((sum, square), x), mean) in sums.iter_mut().zip(&mut *squares).zip(row).zip(&*mean) {
+                let offset = *x - *mean;
+                *sum += offset;
+                *square += offset * offset;
+            }
+        }
+    }
+}
+
+simd! {
+    /// The affine map and the activation of a tile [pixels, C].
+    fn apply_affine[T: Float<Acc: Math>, M: Map](s, activation: M, x: &[T], affine: &Affine<T::Acc>, y: &mut [T]) {
+        let channels = affine.scale.len();
+        let mut row = vec![T::Acc::ZERO; channels];
+        for (x, y) in x.chunks_exact(channels).zip(y.chunks_exact_mut(channels)) {
+            widen(x, &mut row);
+            let parameters = affine.centre.iter().zip(&affine.scale).zip(&affine.shift);
+            for (v, ((centre, scale), shift)) in row.iter_mut().zip(parameters) {
+                *v = activation.apply(s, (*v - *centre).vector_fma(s, *scale, *shift));
+            }
+            narrow(&row, y);
+        }
+    }
+}
+
+/// [`layer_norm`]; inputs `x`, `gamma`, `beta`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LayerNorm {
+    /// Added to the variance.
+    pub eps: f32,
+}
+
+impl Op for LayerNorm {
+    fn name(&self) -> &'static str {
+        "layer_norm"
+    }
+
+    fn infer(&self, inputs: &[&Tensor]) -> Result<Meta> {
+        check_parameters("layer_norm", inputs)?;
+        Ok(Meta::like(inputs[0]))
+    }
+
+    fn cpu(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
+        let x = inputs[0].contiguous()?;
+        dispatch_float!("layer_norm", x.dtype(), T => {
+            let (gamma, beta) = (parameter::<T>(inputs[1])?, parameter::<T>(inputs[2])?);
+            let rows = (TILE / gamma.len()).max(1) * gamma.len();
+            let tiles = out.as_mut_slice::<T>()?.par_chunks_mut(rows).zip(x.as_slice::<T>()?.par_chunks(rows));
+            tiles.for_each(|(y, x)| layer_norm_rows(x, &gamma, &beta, self.eps, y));
+            Ok(())
+        })
+    }
+
+    fn cuda(&self, _: &[&Tensor], _: &mut Tensor) -> Result<()> {
+        Err(Error::no_kernel(self.name()))
+    }
+
+    fn backward(&self, _: &[&Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        Err(Error::no_gradient(self.name()))
+    }
+}
+
+simd! {
+    fn layer_norm_rows[T: Float<Acc: Math>](
+        s, x: &[T], gamma: &[T::Acc], beta: &[T::Acc], eps: f32, y: &mut [T],
+    ) {
+        let channels = T::Acc::from_f64(gamma.len() as f64);
+        let mut row = vec![T::Acc::ZERO; gamma.len()];
+        for (x, y) in x.chunks_exact(gamma.len()).zip(y.chunks_exact_mut(gamma.len())) {
+            widen(x, &mut row);
+            let mean = sum(&row, |v| v) / channels;
+            for v in &mut row {
+                *v = *v - mean;
+            }
+            let correction = sum(&row, |v| v) / channels;
+            let variance = sum(&row, |v| v * v) / channels - correction * correction;
+            let scale = T::Acc::ONE / (variance + T::Acc::from_f64(f64::from(eps))).sqrt();
+            for ((v, gamma), beta) in row.iter_mut().zip(gamma).zip(beta) {
+                *v = ((*v - correction) * scale).vector_fma(s, *gamma, *beta);
+            }
+            narrow(&row, y);
+        }
+    }
+}
+
+/// The number of channels, if `x`, `gamma` and `beta` fit together.
+fn check_parameters(op: &'static str, inputs: &[&Tensor]) -> Result<usize> {
+    let (x, gamma, beta) = (inputs[0], inputs[1], inputs[2]);
+    require_float(op, x)?;
+    let channels = match x.dims() {
+        [.., channels] if *channels > 0 => *channels,
+        _ => return Err(Error::expected_shape(op, "x", "[.., C] with C > 0", x.shape())),
+    };
+    for (what, t) in [("gamma", gamma), ("beta", beta)] {
+        if t.dims() != [channels] {
+            return Err(Error::expected_shape(op, what, &format!("[{channels}]"), t.shape()));
+        }
+        let double = x.dtype() == DType::F64 && t.dtype() == DType::F64;
+        if t.dtype() != DType::F32 && !double {
+            return Err(Error::DType {
+                op,
+                expected: "f32 (f64 beside an f64 x) for gamma and beta",
+                found: t.dtype(),
+            });
+        }
+    }
+    Ok(channels)
+}
+
+/// `gamma` or `beta` in the type that `T` is computed in.
+fn parameter<T: Float>(t: &Tensor) -> Result<Vec<T::Acc>> {
+    t.to_dtype(<T::Acc as Element>::DTYPE)?.to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::elementwise::add;
+    use crate::ops::testing::{assert_close, check, check_batch, check_nan, random, values};
+    use crate::tensor::Device;
+
+    /// gamma about 1 and beta about 0, f32.
+    fn parameters(channels: usize) -> (Tensor, Tensor) {
+        let one = Tensor::full([channels], 1.0, DType::F32, Device::Cpu).unwrap();
+        (add(&random([channels], 1), &one).unwrap(), random([channels], 2))
+    }
+
+    /// Two passes in f64 over x [B, pixels, C].
+    fn reference(
+        x: &[f64],
+        pixels: usize,
+        gamma: &Tensor,
+        beta: &Tensor,
+        groups: usize,
+        eps: f32,
+        silu: bool,
+    ) -> Vec<f64> {
+        let (gamma, beta) = (values(gamma), values(beta));
+        let channels = gamma.len();
+        let group = channels / groups;
+        let mut y = vec![0.0; x.len()];
+        for b in 0..x.len() / (pixels * channels) {
+            for g in 0..groups {
+                let at: Vec<usize> = (0..pixels)
+                    .flat_map(|p| {
+                        (0..group).map(move |c| (b * pixels + p) * channels + g * group + c)
+                    })
+                    .collect();
+                let n = at.len() as f64;
+                let mean = at.iter().map(|&i| x[i]).sum::<f64>() / n;
+                let variance = at.iter().map(|&i| (x[i] - mean).powi(2)).sum::<f64>() / n;
+                for i in at {
+                    let c = i % channels;
+                    let v = (x[i] - mean) / (variance + f64::from(eps)).sqrt() * gamma[c] + beta[c];
+                    y[i] = if silu { v / (1.0 + (-v).exp()) } else { v };
+                }
+            }
+        }
+        y
+    }
+
+    #[test]
+    fn group_norm_equals_its_formula() {
+        for (shape, groups) in
+            [([1, 1, 1, 8], 2), ([2, 7, 33, 30], 5), ([1, 65, 31, 20], 1), ([3, 2, 3, 6], 6)]
+        {
+            let (gamma, beta) = parameters(shape[3]);
+            for silu in [false, true] {
+                // 16 units: sums over a tile in f32, divided by a deviation near 1.
+                check(
+                    "group_norm",
+                    &[random(shape, 3)],
+                    16.0,
+                    |x| group_norm(x[0], &gamma, &beta, groups, 1e-5, silu),
+                    |x| reference(&x[0], shape[1] * shape[2], &gamma, &beta, groups, 1e-5, silu),
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn layer_norm_equals_its_formula() {
+        for shape in [&[1, 1, 8][..], &[2, 33, 77], &[5, 1280], &[31]] {
+            let channels = shape[shape.len() - 1];
+            let (gamma, beta) = parameters(channels);
+            check(
+                "layer_norm",
+                &[random(shape, 4)],
+                16.0,
+                |x| layer_norm(x[0], &gamma, &beta, 1e-5),
+                |x| reference(&x[0], 1, &gamma, &beta, 1, 1e-5, false),
+            );
+        }
+    }
+
+    /// Sums of squares in f32 would have no digit of the variance left here.
+    #[test]
+    fn a_large_mean_does_not_drown_the_variance() {
+        let offset = Tensor::full([40], 4096.0, DType::F32, Device::Cpu).unwrap();
+        let x = add(&random([1, 70, 9, 40], 5), &offset).unwrap();
+        let (gamma, beta) = parameters(40);
+        let units = 16.0; // as without the offset
+        let expected = reference(&values(&x), 630, &gamma, &beta, 8, 1e-5, false);
+        assert_close(
+            &group_norm(&x, &gamma, &beta, 8, 1e-5, false).unwrap(),
+            &expected,
+            units,
+            "group_norm",
+        );
+        let expected = reference(&values(&x), 1, &gamma, &beta, 1, 1e-5, false);
+        assert_close(&layer_norm(&x, &gamma, &beta, 1e-5).unwrap(), &expected, units, "layer_norm");
+    }
+
+    #[test]
+    fn entries_of_a_batch_are_independent() {
+        let (gamma, beta) = parameters(60);
+        let x = random([7, 37, 11, 60], 6);
+        for silu in [false, true] {
+            check_batch("group_norm", &x, |x| group_norm(x, &gamma, &beta, 4, 1e-6, silu));
+        }
+        check_batch("layer_norm", &x, |x| layer_norm(x, &gamma, &beta, 1e-6));
+        check_nan("group_norm", &x, 1234, |x| group_norm(x, &gamma, &beta, 4, 1e-6, true));
+        check_nan("layer_norm", &x, 1234, |x| layer_norm(x, &gamma, &beta, 1e-6));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error() {
+        let x = random([2, 3, 3, 8], 7);
+        let (gamma, beta) = parameters(8);
+        let (short, _) = parameters(7);
+        assert!(group_norm(&x, &gamma, &beta, 3, 1e-5, false).is_err());
+        assert!(group_norm(&x, &gamma, &beta, 0, 1e-5, false).is_err());
+        assert!(group_norm(&x, &short, &beta, 2, 1e-5, false).is_err());
+        assert!(group_norm(&x, &gamma, &short, 2, 1e-5, false).is_err());
+        assert!(group_norm(&gamma, &gamma, &beta, 2, 1e-5, false).is_err());
+        assert!(layer_norm(&x, &gamma.to_dtype(DType::F16).unwrap(), &beta, 1e-5).is_err());
+        assert!(layer_norm(&random([3, 0], 1), &random([0], 1), &random([0], 1), 1e-5).is_err());
+        assert!(
+            group_norm(&random([0, 3, 3, 8], 1), &gamma, &beta, 2, 1e-5, false).unwrap().is_empty()
+        );
+    }
+}

@@ -1,0 +1,277 @@
+//! Images made larger or smaller: nearest neighbour and bilinear.
+
+use rayon::prelude::*;
+
+use super::elementwise::require_float;
+use super::{Meta, Op, apply};
+use crate::cpu::math::Math;
+use crate::cpu::simd::{narrow, simd, widen};
+use crate::dispatch_float;
+use crate::error::{Error, Result};
+use crate::tensor::{Float, Real, Tensor};
+
+/// Each pixel of `x` [B, H, W, C] repeated `scale` times in both directions: [B, scale H, scale W, C].
+///
+/// # Errors
+/// `Shape` when `x` is not an image batch or `scale` is 0; `DType` for integers.
+pub fn upsample_nearest(x: &Tensor, scale: usize) -> Result<Tensor> {
+    let (_, height, width, _) = x.dims4()?;
+    match (height.checked_mul(scale), width.checked_mul(scale)) {
+        (Some(height), Some(width)) => resize_nearest(x, (height, width)),
+        _ => Err(Error::shape("upsample", format!("{scale} times {}", x.shape()))),
+    }
+}
+
+/// `x` [B, H, W, C] at another size (height, width), from the nearest pixel above and to the left:
+/// `torch.nn.functional.interpolate(size=.., mode="nearest")`.
+///
+/// # Errors
+/// `Shape` when `x` is not an image batch or a size is 0; `DType` for integers.
+pub fn resize_nearest(x: &Tensor, size: (usize, usize)) -> Result<Tensor> {
+    apply(&Resize { size, filter: Filter::Nearest }, &[x])
+}
+
+/// `x` [B, H, W, C] at another size (height, width), from the four pixels around each point:
+/// `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`, without antialiasing.
+///
+/// # Errors
+/// As [`resize_nearest`].
+pub fn resize_bilinear(x: &Tensor, size: (usize, usize)) -> Result<Tensor> {
+    apply(&Resize { size, filter: Filter::Bilinear }, &[x])
+}
+
+/// How [`Resize`] finds a pixel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filter {
+    /// One pixel.
+    Nearest,
+    /// A weighted mean of four, pixel centres at half integers.
+    Bilinear,
+}
+
+/// [`resize_nearest`] and [`resize_bilinear`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resize {
+    /// Height and width of the output.
+    pub size: (usize, usize),
+    /// How pixels are found.
+    pub filter: Filter,
+}
+
+impl Op for Resize {
+    fn name(&self) -> &'static str {
+        "resize"
+    }
+
+    fn infer(&self, inputs: &[&Tensor]) -> Result<Meta> {
+        let x = inputs[0];
+        require_float("resize", x)?;
+        let (height, width) = self.size;
+        let &[batch, from_height, from_width, channels] = x.dims() else {
+            return Err(Error::expected_shape("resize", "x", "[B, H, W, C]", x.shape()));
+        };
+        if height == 0 || width == 0 || from_height == 0 || from_width == 0 {
+            return Err(Error::shape("resize", format!("{} to {height} x {width}", x.shape())));
+        }
+        Ok(Meta { shape: [batch, height, width, channels].into(), dtype: x.dtype() })
+    }
+
+    fn cpu(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
+        let x = inputs[0].contiguous()?;
+        let (_, from_height, from_width, channels) = x.dims4()?;
+        let (height, width) = self.size;
+        dispatch_float!("resize", x.dtype(), T => {
+            let x = x.as_slice::<T>()?;
+            let from_row = from_width * channels;
+            let rows = out.as_mut_slice::<T>()?.par_chunks_mut(width * channels).enumerate();
+            match self.filter {
+                Filter::Nearest => {
+                    let (ys, xs) = (nearest(from_height, height), nearest(from_width, width));
+                    rows.for_each(|(i, to)| {
+                        let from = &x[(i / height * from_height + ys[i % height]) * from_row..][..from_row];
+                        for (to, x) in to.chunks_exact_mut(channels).zip(&xs) {
+                            to.copy_from_slice(&from[x * channels..][..channels]);
+                        }
+                    });
+                }
+                Filter::Bilinear => {
+                    let ys = bilinear::<<T as Float>::Acc>(from_height, height);
+                    let xs = bilinear::<<T as Float>::Acc>(from_width, width);
+                    rows.for_each(|(i, to)| {
+                        let y = ys[i % height];
+                        let row = |y| &x[(i / height * from_height + y) * from_row..][..from_row];
+                        bilinear_row(row(y.low), row(y.high), y.fraction, &xs, channels, to);
+                    });
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn cuda(&self, _: &[&Tensor], _: &mut Tensor) -> Result<()> {
+        Err(Error::no_kernel(self.name()))
+    }
+
+    fn backward(&self, _: &[&Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        Err(Error::no_gradient(self.name()))
+    }
+}
+
+/// For each of `to` positions the position among `from`: `floor(i * from / to)`, in f32 as PyTorch has it.
+fn nearest(from: usize, to: usize) -> Vec<usize> {
+    let scale = from as f32 / to as f32;
+    let exact = to.is_multiple_of(from).then(|| to / from);
+    (0..to)
+        .map(|i| exact.map_or_else(|| ((i as f32 * scale) as usize).min(from - 1), |n| i / n))
+        .collect()
+}
+
+/// A point between two positions.
+#[derive(Clone, Copy)]
+struct Between<A> {
+    low: usize,
+    high: usize,
+    /// 0 at `low`, 1 at `high`.
+    fraction: A,
+}
+
+/// For each of `to` positions the point among `from`, pixel centres at half integers.
+fn bilinear<A: Real>(from: usize, to: usize) -> Vec<Between<A>> {
+    let scale = A::from_f64(from as f64) / A::from_f64(to as f64);
+    let half = A::from_f64(0.5);
+    (0..to)
+        .map(|i| {
+            let at = scale * (A::from_f64(i as f64) + half) - half;
+            let at = if at < A::ZERO { A::ZERO } else { at };
+            let low = (at.to_f64() as usize).min(from - 1);
+            Between { low, high: (low + 1).min(from - 1), fraction: at - A::from_f64(low as f64) }
+        })
+        .collect()
+}
+
+simd! {
+    /// One row [W', C] of the output, between the rows `top` and `bottom` [W, C] of the input.
+    fn bilinear_row[T: Float<Acc: Math>](
+        _s, top: &[T], bottom: &[T], fraction: T::Acc, xs: &[Between<T::Acc>], channels: usize, to: &mut [T],
+    ) {
+        let one = T::Acc::ONE;
+        let mut sum = vec![T::Acc::ZERO; channels];
+        let mut corner = vec![T::Acc::ZERO; channels];
+        for (to, x) in to.chunks_exact_mut(channels).zip(xs) {
+            sum.fill(T::Acc::ZERO);
+            let corners = [
+                (top, x.low, (one - fraction) * (one - x.fraction)),
+                (top, x.high, (one - fraction) * x.fraction),
+                (bottom, x.low, fraction * (one - x.fraction)),
+                (bottom, x.high, fraction * x.fraction),
+            ];
+            for (row, at, weight) in corners {
+                widen(&row[at * channels..][..channels], &mut corner);
+                for (sum, x) in sum.iter_mut().zip(&corner) {
+                    *sum += weight * *x;
+                }
+            }
+            narrow(&sum, to);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{check, check_batch, check_nan, random};
+
+    type Size = (usize, usize);
+
+    /// The definition, from pixel positions (y, x) and weights in f64.
+    fn reference(
+        x: &[f64],
+        [b, h, w, c]: [usize; 4],
+        (oh, ow): Size,
+        taps: impl Fn(usize, usize, usize) -> Vec<(usize, f64)>,
+    ) -> Vec<f64> {
+        let mut out = Vec::new();
+        for b in 0..b {
+            for i in 0..oh {
+                for j in 0..ow {
+                    for k in 0..c {
+                        let mut sum = 0.0;
+                        for (y, wy) in taps(i, h, oh) {
+                            for (xx, wx) in taps(j, w, ow) {
+                                sum += wy * wx * x[((b * h + y) * w + xx) * c + k];
+                            }
+                        }
+                        out.push(sum);
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    const CASES: [([usize; 4], Size); 5] = [
+        ([1, 1, 1, 1], (3, 2)),
+        ([2, 3, 5, 7], (6, 10)),
+        ([1, 4, 3, 33], (7, 5)),
+        ([3, 9, 8, 4], (4, 3)),
+        ([1, 5, 5, 2], (5, 13)),
+    ];
+
+    #[test]
+    fn nearest_takes_the_pixel_above_and_to_the_left() {
+        for (shape, size) in CASES {
+            check(
+                "resize_nearest",
+                &[random(shape, 1)],
+                1.0,
+                |x| resize_nearest(x[0], size),
+                |x| reference(&x[0], shape, size, |i, from, to| vec![(i * from / to, 1.0)]),
+            );
+        }
+        let x = random([2, 3, 5, 7], 2);
+        let twice = upsample_nearest(&x, 2).unwrap();
+        assert_eq!(
+            twice.to_vec::<f32>().unwrap(),
+            resize_nearest(&x, (6, 10)).unwrap().to_vec::<f32>().unwrap()
+        );
+    }
+
+    #[test]
+    fn bilinear_has_pixel_centres_at_half_integers() {
+        for (shape, size) in CASES {
+            // 8 units: two weights and a sum of four products; positions below 16 add a few more.
+            check(
+                "resize_bilinear",
+                &[random(shape, 3)],
+                16.0,
+                |x| resize_bilinear(x[0], size),
+                |x| {
+                    reference(&x[0], shape, size, |i, from, to| {
+                        let at = ((i as f64 + 0.5) * from as f64 / to as f64 - 0.5).max(0.0);
+                        let low = (at as usize).min(from - 1);
+                        vec![(low, 1.0 - at.fract()), ((low + 1).min(from - 1), at.fract())]
+                    })
+                },
+            );
+        }
+    }
+
+    #[test]
+    fn entries_of_a_batch_are_independent() {
+        let x = random([7, 5, 3, 9], 4);
+        check_batch("resize_nearest", &x, |x| resize_nearest(x, (7, 8)));
+        check_batch("resize_bilinear", &x, |x| resize_bilinear(x, (7, 8)));
+        check_nan("resize_nearest", &x, 200, |x| resize_nearest(x, (10, 6)));
+        check_nan("resize_bilinear", &x, 200, |x| resize_bilinear(x, (10, 6)));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error() {
+        let x = random([1, 2, 2, 3], 1);
+        assert!(upsample_nearest(&x, 0).is_err());
+        assert!(upsample_nearest(&x, usize::MAX).is_err());
+        assert!(resize_bilinear(&x, (3, 0)).is_err());
+        assert!(resize_bilinear(&random([2, 2, 3], 1), (3, 3)).is_err());
+        assert!(resize_nearest(&random([1, 0, 2, 3], 1), (3, 3)).is_err());
+    }
+}

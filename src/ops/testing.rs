@@ -1,0 +1,114 @@
+//! What the tests of operations share: inputs, and the properties every operation has.
+
+use crate::error::Result;
+use crate::tensor::{DType, Shape, Tensor};
+
+/// Reproducible values in [-2, 2), f32.
+pub fn random(shape: impl Into<Shape>, seed: u64) -> Tensor {
+    let shape = shape.into();
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0xd1b5_4a32_d192_ed03;
+    let mut next = || {
+        // xorshift64* (Vigna 2016)
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        (state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 40) as f32 / (1u32 << 22) as f32 - 2.0
+    };
+    Tensor::from_vec((0..shape.elements()).map(|_| next()).collect(), shape).unwrap()
+}
+
+/// The elements as f64.
+pub fn values(t: &Tensor) -> Vec<f64> {
+    t.to_dtype(DType::F64).unwrap().to_vec::<f64>().unwrap()
+}
+
+/// The elements' bits, for comparisons that allow no difference.
+pub fn bits(t: &Tensor) -> Vec<u64> {
+    values(t).into_iter().map(f64::to_bits).collect()
+}
+
+/// Asserts that `got` is within `units` rounding errors of `dtype`, and `units` of the f32 that it was
+/// computed in, of `expected`. Errors of a sum are in proportion to what was summed, not to what came
+/// out, so that the mean magnitude of the output counts beside each element's own.
+pub fn assert_close(got: &Tensor, expected: &[f64], units: f64, what: &str) {
+    let unit = match got.dtype() {
+        DType::F64 => f64::EPSILON,
+        DType::F32 => f64::from(f32::EPSILON),
+        // The one rounding at the end, doubled; what f32 lost before it is a hundredth of that.
+        DType::F16 => 2f64.powi(-10) / units + f64::from(f32::EPSILON),
+        DType::BF16 => 2f64.powi(-7) / units + f64::from(f32::EPSILON),
+        other => panic!("{what}: not a float: {other}"),
+    };
+    let got_values = values(got);
+    assert_eq!(got_values.len(), expected.len(), "{what}: number of elements");
+    let mean = expected.iter().map(|x| x.abs()).sum::<f64>() / expected.len().max(1) as f64;
+    for (i, (g, e)) in got_values.iter().zip(expected).enumerate() {
+        // Half precision is subnormal below 2^-14: its rounding error no longer shrinks.
+        let floor = if got.dtype() == DType::F16 { 2f64.powi(-24) } else { 0.0 };
+        let tolerance = units * unit * (e.abs() + mean) + floor;
+        assert!(
+            (g - e).abs() <= tolerance,
+            "{what} ({}), element {i} of {}: {g} instead of {e}, off by {:.3e} > {tolerance:.3e}",
+            got.dtype(),
+            got.shape(),
+            (g - e).abs()
+        );
+    }
+}
+
+/// Runs `op` on `inputs` in all four dtypes against the formula `reference` in f64 (see [`assert_close`]),
+/// and on strided views of the same values, which must give the same bits.
+pub fn check(
+    what: &str,
+    inputs: &[Tensor],
+    units: f64,
+    op: impl Fn(&[&Tensor]) -> Result<Tensor>,
+    reference: impl Fn(&[Vec<f64>]) -> Vec<f64>,
+) {
+    for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
+        let inputs: Vec<Tensor> = inputs.iter().map(|t| t.to_dtype(dtype).unwrap()).collect();
+        let expected = reference(&inputs.iter().map(values).collect::<Vec<_>>());
+        let got = op(&inputs.iter().collect::<Vec<_>>()).unwrap();
+        assert_eq!(got.dtype(), dtype, "{what}: dtype of the output");
+        assert_close(&got, &expected, units, what);
+
+        let views: Vec<Tensor> = inputs.iter().map(strided).collect();
+        let of_views = op(&views.iter().collect::<Vec<_>>()).unwrap();
+        assert_eq!(bits(&got), bits(&of_views), "{what} ({dtype}) of strided views");
+    }
+}
+
+/// The same values as `t` behind other strides and an offset.
+pub fn strided(t: &Tensor) -> Tensor {
+    let rank = t.rank();
+    if rank < 2 {
+        return t.clone();
+    }
+    let order: Vec<usize> = (0..rank).rev().collect();
+    let back = t.permute(&order).unwrap().contiguous().unwrap();
+    // A row before and one behind, so that the view does not start where the storage does.
+    let padding = back.narrow(0, 0, 1.min(back.dim(0))).unwrap();
+    let padded = crate::ops::layout::concat(&[&padding, &back, &padding], 0).unwrap();
+    padded.narrow(0, padding.dim(0), back.dim(0)).unwrap().permute(&order).unwrap()
+}
+
+/// Asserts that `op` gives each entry of dimension 0 the bits that it has alone, whatever the batch.
+pub fn check_batch(what: &str, batch: &Tensor, op: impl Fn(&Tensor) -> Result<Tensor>) {
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        let batch = batch.to_dtype(dtype).unwrap();
+        let whole = op(&batch).unwrap();
+        for i in 0..batch.dim(0) {
+            let alone = op(&batch.narrow(0, i, 1).unwrap()).unwrap();
+            let slot = whole.narrow(0, i, 1).unwrap();
+            assert_eq!(bits(&alone), bits(&slot), "{what} ({dtype}): entry {i} of the batch");
+        }
+    }
+}
+
+/// Asserts that a NaN at `at` of `input` shows in the output of `op`.
+pub fn check_nan(what: &str, input: &Tensor, at: usize, op: impl Fn(&Tensor) -> Result<Tensor>) {
+    let mut poisoned = input.to_vec::<f32>().unwrap();
+    poisoned[at] = f32::NAN;
+    let out = op(&Tensor::from_vec(poisoned, input.shape()).unwrap()).unwrap();
+    assert!(values(&out).iter().any(|x| x.is_nan()), "{what} swallowed a NaN");
+}
