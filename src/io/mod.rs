@@ -7,10 +7,13 @@ pub mod atomic;
 pub mod config;
 pub mod folder;
 pub mod hub;
+pub mod image;
+pub mod png;
 pub mod safetensors;
 
 use std::fs::File;
 use std::io::Read;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use crate::error::{Error, Result};
@@ -61,4 +64,11 @@ pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
         ));
     }
     Ok(bytes)
+}
+
+/// Runs a third-party parser: a panic in it becomes what was found in place of good content.
+pub(crate) fn caught<T>(parser: impl FnOnce() -> T) -> std::result::Result<T, String> {
+    // Nothing that the parser touched is looked at after a panic.
+    catch_unwind(AssertUnwindSafe(parser))
+        .map_err(|_| "content that makes its parser panic".to_owned())
 }

@@ -6,7 +6,6 @@
 //! `merges.txt`, while the pipeline around them is CLIP's own whatever the file says.
 
 use std::collections::{BTreeMap, HashMap};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -21,7 +20,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
 
 use crate::error::{Error, Result};
-use crate::io::read_bounded;
+use crate::io::{caught, read_bounded};
 
 /// CLIP's vocabulary files are 0.5 to 3.6 MB.
 const MAX_FILE: u64 = 64 << 20;
@@ -488,10 +487,7 @@ fn guarded<T>(path: &Path, run: impl FnOnce() -> tokenizers::Result<T>) -> Resul
     let failed = |found: String| {
         Error::file(path, "tokenizer", "a CLIP tokenizer", found, "Is the folder complete?")
     };
-    match catch_unwind(AssertUnwindSafe(run)) {
-        Ok(result) => result.map_err(|e| failed(e.to_string())),
-        Err(_) => Err(failed("a file that makes its parser panic".to_owned())),
-    }
+    caught(run).and_then(|done| done.map_err(|e| e.to_string())).map_err(failed)
 }
 
 fn shorten(text: &str) -> String {

@@ -1,0 +1,333 @@
+//! Pictures: reading them within bounds, resizing them as Pillow does, and their way to tensors and back as
+//! diffusers' `VaeImageProcessor` has it.
+
+use std::io::Cursor;
+use std::path::Path;
+
+use ::image::{DynamicImage, ImageDecoder, ImageReader, Limits};
+
+use super::{caught, read_bounded};
+use crate::error::{Error, Result};
+use crate::tensor::{DType, Tensor};
+
+pub use ::image::RgbImage;
+
+/// The longest side that is read: more than any aerial photograph to start from, and 768 MiB at most.
+pub const MAX_SIDE: u32 = 16_384;
+
+/// Memory that decoding one picture may take.
+const MAX_MEMORY: u64 = 1 << 30;
+
+/// The longest file that is read.
+const MAX_FILE: u64 = 1 << 29;
+
+/// Reads a PNG, JPEG, WebP, BMP or TIFF as RGB: transparency is dropped, the camera's orientation applied.
+///
+/// # Errors
+/// The file is missing, of another kind, damaged, or larger than 16,384 pixels a side.
+pub fn open(path: impl AsRef<Path>) -> Result<RgbImage> {
+    let path = path.as_ref();
+    decode(&read_bounded(path, MAX_FILE)?, path)
+}
+
+/// As [`open`], from a file's content; `origin` is what errors call it.
+///
+/// # Errors
+/// As for [`open`].
+pub fn decode(bytes: &[u8], origin: &Path) -> Result<RgbImage> {
+    let run = || -> ::image::ImageResult<RgbImage> {
+        let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
+        let mut limits = Limits::default();
+        (limits.max_image_width, limits.max_image_height) = (Some(MAX_SIDE), Some(MAX_SIDE));
+        limits.max_alloc = Some(MAX_MEMORY);
+        reader.limits(limits);
+        let mut decoder = reader.into_decoder()?;
+        let orientation = decoder.orientation()?;
+        let mut image = DynamicImage::from_decoder(decoder)?;
+        image.apply_orientation(orientation);
+        Ok(image.into_rgb8())
+    };
+    caught(run).and_then(|done| done.map_err(|e| e.to_string())).map_err(|found| {
+        let expected =
+            format!("a PNG, JPEG, WebP, BMP or TIFF of at most {MAX_SIDE} pixels a side");
+        Error::file(origin, "picture", expected, found, "Does a viewer open it? Save it as PNG.")
+    })
+}
+
+/// A picture as the autoencoder takes it: [1, H, W, 3], f32 in [-1, 1].
+///
+/// # Errors
+/// The picture is empty.
+pub fn to_tensor(image: &RgbImage) -> Result<Tensor> {
+    let (w, h) = (image.width() as usize, image.height() as usize);
+    let values = image.as_raw().iter().map(|&v| 2.0 * (f32::from(v) / 255.0) - 1.0).collect();
+    Tensor::from_vec(values, [1, h, w, 3])
+}
+
+/// A mask for inpainting: [1, H, W, 1], f32, 1 where the picture is at least half white and will be
+/// repainted, 0 where it is kept. Colours count by their luma (ITU-R BT.601).
+///
+/// # Errors
+/// The picture is empty.
+pub fn to_mask(image: &RgbImage) -> Result<Tensor> {
+    let (w, h) = (image.width() as usize, image.height() as usize);
+    // Pillow's "L": weights in 16-bit fixed point. 127.5, the half, lies between two levels.
+    let luma = |p: &[u8; 3]| {
+        (u32::from(p[0]) * 19595 + u32::from(p[1]) * 38470 + u32::from(p[2]) * 7471 + 0x8000) >> 16
+    };
+    let values = image
+        .as_raw()
+        .as_chunks()
+        .0
+        .iter()
+        .map(|p| if luma(p) >= 128 { 1.0f32 } else { 0.0 })
+        .collect();
+    Tensor::from_vec(values, [1, h, w, 1])
+}
+
+/// Pictures from the autoencoder's output, [B, H, W, 3] in [-1, 1] (clipped to it), any float dtype.
+///
+/// # Errors
+/// Another shape, or a value that is not finite: in 16 bits an autoencoder can overflow.
+pub fn from_tensor(tensor: &Tensor) -> Result<Vec<RgbImage>> {
+    let (_, h, w, c) = tensor.dims4()?;
+    if c != 3 || h == 0 || w == 0 {
+        return Err(Error::expected_shape(
+            "image::from_tensor",
+            "decoded",
+            "[B, H, W, 3]",
+            tensor.shape(),
+        ));
+    }
+    let values = tensor.to_dtype(DType::F32)?.to_vec::<f32>()?;
+    let level = |&v: &f32| ((v * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
+    values
+        .chunks_exact(h * w * 3)
+        .enumerate()
+        .map(|(i, pixels)| {
+            if let Some(v) = pixels.iter().find(|v| !v.is_finite()) {
+                let advice = "The model overflowed its dtype: try --dtype bf16 or f32.";
+                return Err(Error::NotFinite(format!("picture {i} holds {v}. {advice}")));
+            }
+            let pixels = pixels.iter().map(level).collect();
+            RgbImage::from_raw(w as u32, h as u32, pixels).ok_or_else(|| {
+                Error::expected_shape(
+                    "image::from_tensor",
+                    "decoded",
+                    "fewer pixels",
+                    tensor.shape(),
+                )
+            })
+        })
+        .collect()
+}
+
+/// Lays pictures out in rows, as square as possible; places left over are black.
+///
+/// # Errors
+/// No pictures, pictures of different sizes, or a grid of more than 65,535 pixels a side.
+pub fn grid(images: &[RgbImage]) -> Result<RgbImage> {
+    let Some(first) = images.first() else {
+        return Err(Error::argument("grid", "a grid of no pictures", "at least one"));
+    };
+    let (w, h) = first.dimensions();
+    if let Some(other) = images.iter().find(|i| i.dimensions() != (w, h)) {
+        let found = format!("a grid of {w}x{h} and {}x{}", other.width(), other.height());
+        return Err(Error::argument("grid", found, "all pictures have one size"));
+    }
+    let columns = (1..).find(|c| c * c >= images.len()).unwrap_or(1);
+    let rows = images.len().div_ceil(columns);
+    let side =
+        |n: usize, length: u32| u32::try_from(n).ok()?.checked_mul(length).filter(|s| *s <= 0xffff);
+    let (Some(width), Some(height)) = (side(columns, w), side(rows, h)) else {
+        let found = format!("a grid of {columns} by {rows} pictures of {w}x{h}");
+        return Err(Error::argument("grid", found, "at most 65,535 pixels a side"));
+    };
+    let mut out = RgbImage::new(width, height);
+    for (i, image) in images.iter().enumerate() {
+        let (column, row) = (i % columns, i / columns);
+        ::image::imageops::replace(
+            &mut out,
+            image,
+            column as i64 * i64::from(w),
+            row as i64 * i64::from(h),
+        );
+    }
+    Ok(out)
+}
+
+/// Resizes with a Lanczos filter (a = 3), level for level as Pillow's `Image.resize(..., LANCZOS)`.
+///
+/// Rows first, then columns, each rounded to 8 bits; the filter widens with the factor when shrinking; weights
+/// are 22-bit fixed point (`src/libImaging/Resample.c` of Pillow).
+///
+/// # Errors
+/// A side of 0, or of more than 16,384.
+pub fn resize(image: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
+    if width.min(height) == 0 || width.max(height) > MAX_SIDE {
+        return Err(Error::argument(
+            "size",
+            format!("{width}x{height}"),
+            format!("1 to {MAX_SIDE} pixels a side"),
+        ));
+    }
+    if image.width().min(image.height()) == 0 {
+        return Err(Error::argument("picture", "an empty picture", "at least one pixel"));
+    }
+    let (w, h) = (image.width() as usize, image.height() as usize);
+    let (new_w, new_h) = (width as usize, height as usize);
+    let mut pixels = image.as_raw().clone();
+    if new_w != w {
+        let taps = taps(w, new_w);
+        let mut wide = Vec::with_capacity(h * new_w * 3);
+        for row in pixels.chunks_exact(w * 3) {
+            for tap in &taps {
+                wide.extend(tap.apply(|x| [row[3 * x], row[3 * x + 1], row[3 * x + 2]]));
+            }
+        }
+        pixels = wide; // [h, new_w, 3]
+    }
+    if new_h != h {
+        let mut tall = Vec::with_capacity(new_h * new_w * 3);
+        for tap in taps(h, new_h) {
+            for x in 0..new_w {
+                tall.extend(tap.apply(|y| {
+                    let at = 3 * (y * new_w + x);
+                    [pixels[at], pixels[at + 1], pixels[at + 2]]
+                }));
+            }
+        }
+        pixels = tall; // [new_h, new_w, 3]
+    }
+    RgbImage::from_raw(width, height, pixels)
+        .ok_or_else(|| Error::argument("size", format!("{width}x{height}"), "fewer pixels"))
+}
+
+/// Bits behind the point of a weight: an 8-bit level times a weight below 2 then fits 32 bits with its sign.
+const PRECISION: u32 = 32 - 8 - 2;
+
+/// The source pixels that one target pixel is made of.
+struct Tap {
+    first: usize,
+    weights: Vec<i32>,
+}
+
+impl Tap {
+    fn apply(&self, pixel: impl Fn(usize) -> [u8; 3]) -> [u8; 3] {
+        let mut sums = [1i32 << (PRECISION - 1); 3]; // one half: rounds the shift below
+        for (i, &weight) in self.weights.iter().enumerate() {
+            let p = pixel(self.first + i);
+            for (sum, level) in sums.iter_mut().zip(p) {
+                *sum += i32::from(level) * weight;
+            }
+        }
+        sums.map(|sum| (sum >> PRECISION).clamp(0, 255) as u8)
+    }
+}
+
+fn taps(from: usize, to: usize) -> Vec<Tap> {
+    let scale = from as f64 / to as f64;
+    let widening = scale.max(1.0);
+    let support = 3.0 * widening;
+    (0..to)
+        .map(|i| {
+            let center = (i as f64 + 0.5) * scale;
+            let first = (center - support + 0.5).max(0.0) as usize;
+            let end = ((center + support + 0.5) as usize).min(from);
+            let weights: Vec<f64> = (first..end)
+                .map(|x| lanczos((x as f64 - center + 0.5) * (1.0 / widening)))
+                .collect();
+            let total: f64 = weights.iter().sum();
+            let fixed = |w: &f64| (w / total * f64::from(1u32 << PRECISION)).round() as i32;
+            Tap { first, weights: weights.iter().map(fixed).collect() }
+        })
+        .collect()
+}
+
+fn lanczos(x: f64) -> f64 {
+    let sinc = |x: f64| {
+        if x == 0.0 { 1.0 } else { (x * std::f64::consts::PI).sin() / (x * std::f64::consts::PI) }
+    };
+    if (-3.0..3.0).contains(&x) { sinc(x) * sinc(x / 3.0) } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::TensorSource;
+    use crate::io::safetensors::SafeTensors;
+
+    fn golden() -> SafeTensors {
+        SafeTensors::open(
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/images.safetensors"),
+        )
+        .unwrap()
+    }
+
+    fn picture(golden: &SafeTensors, name: &str) -> RgbImage {
+        let t = golden.read(name).unwrap();
+        RgbImage::from_raw(t.dim(1) as u32, t.dim(0) as u32, t.to_vec().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn pictures_and_masks_become_the_tensors_of_diffusers() {
+        let golden = golden();
+        let (image, mask) = (picture(&golden, "picture"), picture(&golden, "mask"));
+        let mut compared = 0;
+        for name in golden.names() {
+            let Some((kind, size)) = name.split_once('.') else { continue };
+            let (h, w) = size.split_once('x').unwrap();
+            let (w, h) = (w.parse().unwrap(), h.parse().unwrap());
+            let found = match kind {
+                "image" => to_tensor(&resize(&image, w, h).unwrap()).unwrap(),
+                _ => to_mask(&resize(&mask, w, h).unwrap()).unwrap(),
+            };
+            let expected = golden.read(&name).unwrap();
+            assert_eq!(found.dims(), expected.dims(), "{name}");
+            // Same levels, same arithmetic: no tolerance.
+            assert_eq!(found.to_vec::<f32>().unwrap(), expected.to_vec::<f32>().unwrap(), "{name}");
+            compared += 1;
+        }
+        assert_eq!(compared, 14);
+    }
+
+    #[test]
+    fn tensors_become_the_pictures_of_diffusers() {
+        let golden = golden();
+        let decoded = golden.read("decoded").unwrap();
+        assert_eq!(from_tensor(&decoded).unwrap(), [picture(&golden, "u8")]);
+    }
+
+    #[test]
+    fn what_is_not_finite_is_no_picture() {
+        let t = Tensor::from_vec(vec![0.0, f32::NAN, 1.0], [1, 1, 1, 3]).unwrap();
+        assert!(matches!(from_tensor(&t), Err(Error::NotFinite(_))));
+        let t = Tensor::from_vec(vec![0.0f32; 4], [1, 1, 1, 4]).unwrap();
+        assert!(from_tensor(&t).unwrap_err().to_string().contains("[B, H, W, 3]"));
+    }
+
+    #[test]
+    fn a_grid_is_as_square_as_possible() {
+        let images: Vec<RgbImage> =
+            (1..=5u8).map(|i| RgbImage::from_pixel(2, 3, ::image::Rgb([i, i, i]))).collect();
+        let g = grid(&images).unwrap();
+        assert_eq!(g.dimensions(), (6, 6));
+        let at = |x, y| g.get_pixel(x, y).0[0];
+        assert_eq!(
+            [at(0, 0), at(2, 2), at(5, 0), at(0, 3), at(3, 5), at(4, 3)],
+            [1, 2, 3, 4, 5, 0]
+        );
+        assert_eq!(grid(&images[..1]).unwrap().dimensions(), (2, 3));
+        assert!(grid(&[]).is_err());
+        assert!(grid(&[RgbImage::new(1, 1), RgbImage::new(2, 1)]).is_err());
+    }
+
+    #[test]
+    fn sizes_are_bounded() {
+        let image = RgbImage::new(3, 3);
+        for (w, h) in [(0, 8), (8, 0), (MAX_SIDE + 1, 8)] {
+            assert!(resize(&image, w, h).is_err());
+        }
+        assert!(resize(&RgbImage::new(0, 0), 8, 8).is_err());
+    }
+}

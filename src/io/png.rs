@@ -1,0 +1,292 @@
+//! PNG files that say how they were made.
+//!
+//! Two texts: `parameters`, in the form that AUTOMATIC1111's web UI writes and image viewers read, and
+//! `nadir`, JSON that makes the very picture again. Each is a `tEXt` chunk where Latin-1 holds it, else `iTXt`
+//! (PNG specification, 11.3.3).
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, BufReader, Write};
+use std::path::Path;
+
+use ::image::RgbImage;
+
+use super::{atomic, caught};
+use crate::error::{Error, Result};
+
+/// Keyword of the text in the web UI's form.
+pub const PARAMETERS: &str = "parameters";
+
+/// Keyword of the JSON text that replays a picture.
+pub const REPLAY: &str = "nadir";
+
+/// A text that is longer is no description of a picture.
+const MAX_TEXT: usize = 16 << 20;
+
+/// Writes a picture with texts (keyword, text), atomically.
+///
+/// # Errors
+/// The file cannot be written, or a text cannot be in a PNG (a keyword must be 1 to 79 Latin-1 characters).
+pub fn write(path: &Path, image: &RgbImage, texts: &[(&str, &str)]) -> Result<()> {
+    atomic::write(path, |out| encode(out, image, texts))
+}
+
+/// As [`write()`], to anywhere.
+///
+/// # Errors
+/// `out` failed, or a text cannot be in a PNG.
+pub fn encode(out: &mut dyn Write, image: &RgbImage, texts: &[(&str, &str)]) -> io::Result<()> {
+    let mut encoder = ::png::Encoder::new(out, image.width(), image.height());
+    encoder.set_color(::png::ColorType::Rgb);
+    encoder.set_depth(::png::BitDepth::Eight);
+    for (keyword, text) in texts {
+        let latin1 = text.chars().all(|c| c != '\0' && u32::from(c) < 256);
+        let (keyword, text) = (keyword.to_string(), text.to_string());
+        if latin1 {
+            encoder.add_text_chunk(keyword, text)
+        } else {
+            encoder.add_itxt_chunk(keyword, text)
+        }
+        .map_err(into_io)?;
+    }
+    let mut writer = encoder.write_header().map_err(into_io)?;
+    writer.write_image_data(image.as_raw()).map_err(into_io)?;
+    writer.finish().map_err(into_io)
+}
+
+fn into_io(error: ::png::EncodingError) -> io::Error {
+    match error {
+        ::png::EncodingError::IoError(e) => e,
+        other => io::Error::new(io::ErrorKind::InvalidData, other),
+    }
+}
+
+/// Every text of a PNG file: (keyword, text), in the order `tEXt`, `zTXt`, `iTXt`.
+///
+/// # Errors
+/// The file is missing, no PNG, or damaged.
+pub fn read_texts(path: &Path) -> Result<Vec<(String, String)>> {
+    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let run = || -> Result<Vec<(String, String)>, ::png::DecodingError> {
+        let mut reader = ::png::Decoder::new(BufReader::new(file)).read_info()?;
+        // Texts may stand behind the pixels too.
+        reader.finish()?;
+        let info = reader.info();
+        let mut texts: Vec<(String, String)> = info
+            .uncompressed_latin1_text
+            .iter()
+            .map(|t| (t.keyword.clone(), t.text.clone()))
+            .collect();
+        for mut text in info.compressed_latin1_text.iter().cloned() {
+            text.decompress_text_with_limit(MAX_TEXT)?;
+            texts.push((text.keyword.clone(), text.get_text()?));
+        }
+        for mut text in info.utf8_text.iter().cloned() {
+            text.decompress_text_with_limit(MAX_TEXT)?;
+            texts.push((text.keyword.clone(), text.get_text()?));
+        }
+        Ok(texts)
+    };
+    caught(run).and_then(|done| done.map_err(|e| e.to_string())).map_err(|found| {
+        Error::file(path, "picture", "a PNG file", found, "Does a viewer open it?")
+    })
+}
+
+/// The JSON text of a picture that nadir made.
+///
+/// # Errors
+/// As for [`read_texts`]; the picture has no such text, or it is no JSON.
+pub fn read_replay(path: &Path) -> Result<serde_json::Value> {
+    let texts = read_texts(path)?;
+    let wrong = |found: String| {
+        let advice = "Only pictures that nadir wrote, and no other program has saved since, can be replayed.";
+        Error::file(path, "text \"nadir\"", "how the picture was made, as JSON", found, advice)
+    };
+    match texts.iter().find(|(keyword, _)| keyword == REPLAY) {
+        Some((_, text)) => serde_json::from_str(text).map_err(|e| wrong(e.to_string())),
+        None => Err(wrong("no such text".to_owned())),
+    }
+}
+
+/// The web UI's description of a picture.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Parameters {
+    /// What to draw.
+    pub prompt: String,
+    /// What not to draw; empty for none.
+    pub negative_prompt: String,
+    /// Everything else, in order: `Steps`, `Sampler`, `CFG scale`, `Seed`, `Size`, ...
+    pub settings: Vec<(String, String)>,
+}
+
+impl Parameters {
+    /// Adds a setting; chainable.
+    pub fn with(mut self, name: &str, value: impl ToString) -> Self {
+        self.settings.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    /// Adds `Clip skip` in the web UI's numbering, which is one more than diffusers': there 1 is the last
+    /// layer and goes without saying, here 0 is.
+    pub fn with_clip_skip(self, diffusers: usize) -> Self {
+        if diffusers == 0 { self } else { self.with("Clip skip", diffusers + 1) }
+    }
+
+    /// A setting's value.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.settings.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Reads the web UI's form. A text without a line of settings is all prompt.
+    pub fn parse(text: &str) -> Self {
+        let (body, last) = text.trim().rsplit_once('\n').unwrap_or(("", text.trim()));
+        let (body, settings) = match parse_settings(last) {
+            // Fewer are a prompt with colons in it.
+            Some(settings) if settings.len() >= 3 => (body, settings),
+            _ => (text.trim(), Vec::new()),
+        };
+        let (prompt, negative) = match body.strip_prefix(NEGATIVE) {
+            Some(negative) => ("", negative),
+            None => body.split_once(&format!("\n{NEGATIVE}")).unwrap_or((body, "")),
+        };
+        Self {
+            prompt: prompt.trim().to_owned(),
+            negative_prompt: negative.trim().to_owned(),
+            settings,
+        }
+    }
+}
+
+const NEGATIVE: &str = "Negative prompt:";
+
+impl fmt::Display for Parameters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.prompt)?;
+        if !self.negative_prompt.is_empty() {
+            writeln!(f, "{NEGATIVE} {}", self.negative_prompt)?;
+        }
+        for (i, (name, value)) in self.settings.iter().enumerate() {
+            let comma = if i == 0 { "" } else { ", " };
+            // The web UI quotes what its reader would split.
+            if value.contains([',', '\n', ':', '"']) {
+                write!(f, "{comma}{name}: {}", serde_json::Value::from(value.as_str()))?;
+            } else {
+                write!(f, "{comma}{name}: {value}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `Name: value, Name: "quoted, value"`; `None` for any other line.
+fn parse_settings(mut line: &str) -> Option<Vec<(String, String)>> {
+    let mut settings = Vec::new();
+    while !line.trim().is_empty() {
+        let (name, rest) = line.split_once(':')?;
+        let rest = rest.trim_start();
+        let (value, rest) = if rest.starts_with('"') {
+            let mut values = serde_json::Deserializer::from_str(rest).into_iter::<String>();
+            let value = values.next()?.ok()?;
+            (value, &rest[values.byte_offset()..])
+        } else {
+            let end = rest.find(',').unwrap_or(rest.len());
+            (rest[..end].trim().to_owned(), &rest[end..])
+        };
+        settings.push((name.trim().to_owned(), value));
+        line = rest.trim_start().trim_start_matches(',');
+    }
+    Some(settings)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn picture() -> RgbImage {
+        RgbImage::from_fn(5, 3, |x, y| ::image::Rgb([x as u8 * 50, y as u8 * 80, 7]))
+    }
+
+    #[test]
+    fn texts_and_pixels_survive() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        let json = r#"{"prompt":"東京の衛星写真 é","seed":42}"#;
+        write(&path, &picture(), &[(PARAMETERS, "a\nfarm é"), (REPLAY, json)]).unwrap();
+        assert_eq!(crate::io::image::open(&path).unwrap(), picture());
+        let texts = read_texts(&path).unwrap();
+        assert_eq!(
+            texts,
+            [(PARAMETERS.into(), "a\nfarm é".into()), (REPLAY.into(), json.to_owned())]
+        );
+        assert_eq!(read_replay(&path).unwrap()["seed"], 42);
+    }
+
+    #[test]
+    fn a_picture_without_the_text_cannot_be_replayed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        write(&path, &picture(), &[]).unwrap();
+        assert!(read_replay(&path).unwrap_err().to_string().contains("no such text"));
+        write(&path, &picture(), &[(REPLAY, "{")]).unwrap();
+        assert!(read_replay(&path).unwrap_err().to_string().contains("as JSON"));
+        // A keyword that PNG does not allow leaves no file behind.
+        let other = folder.path().join("b.png");
+        assert!(write(&other, &picture(), &[("", "x")]).is_err());
+        assert!(!other.exists());
+    }
+
+    #[test]
+    fn damaged_files_are_errors() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        let mut whole = Vec::new();
+        encode(&mut whole, &picture(), &[(REPLAY, "{}")]).unwrap();
+        for cut in 0..whole.len() - 12 {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            assert!(read_texts(&path).is_err(), "cut at {cut}");
+            assert!(crate::io::image::open(&path).is_err(), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn the_web_uis_form() {
+        let p = Parameters {
+            prompt: "a river\nwinding".into(),
+            negative_prompt: "blur".into(),
+            ..Default::default()
+        }
+        .with("Steps", 20)
+        .with("Sampler", "Euler a")
+        .with("CFG scale", 7.5)
+        .with("Seed", 42)
+        .with("Size", "64x64")
+        .with_clip_skip(1)
+        .with("Model", "a, b");
+        let text = p.to_string();
+        assert_eq!(
+            text,
+            "a river\nwinding\nNegative prompt: blur\nSteps: 20, Sampler: Euler a, CFG scale: 7.5, Seed: 42, \
+             Size: 64x64, Clip skip: 2, Model: \"a, b\""
+        );
+        assert_eq!(Parameters::parse(&text), p);
+        assert_eq!(p.get("Seed"), Some("42"));
+        assert_eq!(Parameters::default().with_clip_skip(0).settings, []);
+    }
+
+    #[test]
+    fn any_text_parses() {
+        let parse = |text: &str| {
+            let p = Parameters::parse(text);
+            (p.prompt, p.negative_prompt, p.settings.len())
+        };
+        let s = |a: &str, b: &str, n| (a.to_owned(), b.to_owned(), n);
+        assert_eq!(parse(""), s("", "", 0));
+        assert_eq!(parse("a ratio of 16:9"), s("a ratio of 16:9", "", 0));
+        assert_eq!(parse("Negative prompt: x\nSteps: 1, Sampler: y, Seed: 3"), s("", "x", 3));
+        assert_eq!(
+            parse("p\nSteps: 1, Sampler: \"y, Seed: 3"),
+            s("p\nSteps: 1, Sampler: \"y, Seed: 3", "", 0)
+        );
+        assert_eq!(parse("\nSteps: 1, Sampler: y, Seed: 3,"), s("", "", 3).clone());
+    }
+}
