@@ -704,6 +704,14 @@ mod tests {
     }
 
     #[test]
+    fn examples_and_messages_declare_nothing() {
+        let text =
+            "//! kernels! { fn f(x: In); }\nconst S: &str = r#\"kernels! { fn f(x: In); }\"#;";
+        assert!(Declarations::parse(text).unwrap().is_empty());
+        assert!(!Declarations::parse(LAUNCHERS).unwrap().is_empty());
+    }
+
+    #[test]
     fn a_kernel_is_declared_once() {
         let declared =
             Declarations::parse("kernels! { fn f(y: Out<u8>); fn f(y: Out<u8>); }").unwrap();

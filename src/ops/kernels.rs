@@ -151,6 +151,16 @@ impl Call {
     }
 }
 
+/// A length as kernels take it.
+///
+/// # Errors
+/// `Value` when it is beyond 32 bits.
+pub(crate) fn to_u32(op: &'static str, length: usize) -> Result<u32> {
+    let message =
+        |_| format!("a length of {length} is beyond the 32 bits that its kernel counts with");
+    u32::try_from(length).map_err(|e| Error::value(op, message(e)))
+}
+
 /// Declares launchers of the kernels in `kernels/STEM.cu`; see the module's description.
 macro_rules! kernels {
     ($($(#[$doc:meta])* fn $name:ident($($param:ident: $kind:ty),+ $(,)?);)+) => {

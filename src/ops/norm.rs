@@ -3,9 +3,11 @@
 //! Variances are means of squared deviations from the mean, never of squares, and means that f32 rounds
 //! are corrected by the mean of what deviates from them: a mean a thousand times the deviation costs no digit.
 
+use bytemuck::NoUninit;
 use rayon::prelude::*;
 
 use super::elementwise::{Identity, Map, Silu, require_float};
+use super::kernels::{Grid, kernels, to_u32};
 use super::{Meta, Op, apply};
 use crate::cpu::math::Math;
 use crate::cpu::simd::{narrow, simd, sum, widen, widened};
@@ -15,6 +17,41 @@ use crate::tensor::{DType, Element, Float, Real, Tensor};
 
 /// Elements of a tile: 64 KiB of f32, which the second pass over it still finds in a core's cache.
 const TILE: usize = 1 << 14;
+
+kernels! {
+    /// One block a slab of an image; shared memory holds two f32 for each channel that a thread has.
+    fn group_norm_stats(stats: Out<f32>, x: In, dims: GroupNormDims);
+    /// Every block first merges its image's slabs, so a block should have a few vectors a thread to write.
+    fn group_norm(y: Out, x: In, gamma: In<f32>, beta: In<f32>, stats: In<f32>, dims: GroupNormDims);
+    /// A warp a row.
+    fn layer_norm(y: Out, x: In, gamma: In<f32>, beta: In<f32>, dims: LayerNormDims);
+}
+
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+struct GroupNormDims {
+    pixels: u32,
+    channels: u32,
+    groups: u32,
+    slabs: u32,
+    slab_pixels: u32,
+    eps: f32,
+    silu: u32,
+}
+
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+struct LayerNormDims {
+    rows: u32,
+    columns: u32,
+    eps: f32,
+}
+
+/// Threads of a block. The kernels need at most 47 registers each (nvcc 13, sm_80), so five blocks share an SM.
+const THREADS: usize = 256;
+
+/// Shared memory that a block has without asking for more.
+const SHARED: usize = 48 << 10;
 
 /// Group normalisation (Wu & He 2018), followed by SiLU if `silu`.
 ///
@@ -88,8 +125,43 @@ impl Op for GroupNorm {
         })
     }
 
-    fn cuda(&self, _: &[&Tensor], _: &mut Tensor) -> Result<()> {
-        Err(Error::no_kernel(self.name()))
+    fn cuda(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
+        let [x, gamma, beta] = [inputs[0], inputs[1], inputs[2]].map(Tensor::contiguous);
+        let (x, gamma, beta) = (x?, gamma?, beta?);
+        let (batch, channels) = (x.dim(0), gamma.len());
+        let pixels = x.len() / batch / channels;
+        // Small enough for a block to be soon done, and so few that merging them costs little.
+        let slab_pixels = pixels.div_ceil(128).max(64);
+        let slabs = pixels.div_ceil(slab_pixels);
+        let dims = GroupNormDims {
+            pixels: to_u32("group_norm", pixels)?,
+            channels: to_u32("group_norm", channels)?,
+            groups: to_u32("group_norm", self.groups)?,
+            slabs: slabs as u32,
+            slab_pixels: slab_pixels as u32,
+            eps: self.eps,
+            silu: self.silu.into(),
+        };
+        // The kernel's own arithmetic: a thread on one vector, as many pixels at once as there are threads.
+        let lanes = 16 / x.dtype().size();
+        let vectors = if channels.is_multiple_of(lanes) { channels / lanes } else { channels };
+        let rows = (THREADS / vectors).max(1);
+        let shared = |rows: usize| 2 * rows * channels * size_of::<f32>();
+        if batch > 65_535 || shared(rows) > SHARED {
+            let found = x.shape();
+            let message = format!("on CUDA: at most 65535 images of 6144 channels, found {found}");
+            return Err(Error::shape("group_norm", message));
+        }
+        let grid = |blocks: usize, rows| Grid {
+            blocks: [blocks as u32, batch as u32],
+            threads: THREADS as u32,
+            shared: shared(rows) as u32,
+        };
+
+        let mut stats = Tensor::uninit([batch, slabs, self.groups, 2], DType::F32, x.device())?;
+        kernel::group_norm_stats(grid(slabs, rows), &mut stats, &x, dims)?;
+        let blocks = (pixels * vectors).div_ceil(4 * THREADS).min(1024);
+        kernel::group_norm(grid(blocks, 1), out, &x, &gamma, &beta, &stats, dims)
     }
 
     fn backward(&self, _: &[&Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
@@ -255,8 +327,18 @@ impl Op for LayerNorm {
         })
     }
 
-    fn cuda(&self, _: &[&Tensor], _: &mut Tensor) -> Result<()> {
-        Err(Error::no_kernel(self.name()))
+    fn cuda(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
+        let [x, gamma, beta] = [inputs[0], inputs[1], inputs[2]].map(Tensor::contiguous);
+        let (x, gamma, beta) = (x?, gamma?, beta?);
+        let (rows, columns) = (x.len() / gamma.len(), gamma.len());
+        let dims = LayerNormDims {
+            rows: to_u32("layer_norm", rows)?,
+            columns: to_u32("layer_norm", columns)?,
+            eps: self.eps,
+        };
+        // Four rows a block: enough to fill an SM, and 77 tokens still spread over 20 of them.
+        let grid = Grid { blocks: [rows.div_ceil(4) as u32, 1], threads: 4 * 32, shared: 0 };
+        kernel::layer_norm(grid, out, &x, &gamma, &beta, dims)
     }
 
     fn backward(&self, _: &[&Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
