@@ -16,8 +16,8 @@ def main():
     torch.set_num_threads(options.threads)
     dtype = DTYPES[options.dtype]
     start = time.perf_counter()
-    unet = UNet2DConditionModel.from_pretrained(options.folder / "unet", torch_dtype=dtype).eval()
-    vae = AutoencoderKL.from_pretrained(options.folder / "vae", torch_dtype=dtype).eval()
+    unet = UNet2DConditionModel.from_pretrained(options.folder / "unet", dtype=dtype).eval()
+    vae = AutoencoderKL.from_pretrained(options.folder / "vae", dtype=dtype).eval()
     # Held as a pipeline holds it, so that memory compares.
     text_encoder = CLIPTextModel.from_pretrained(options.folder / "text_encoder", dtype=dtype).eval()
     load = time.perf_counter() - start

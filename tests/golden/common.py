@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 HERE = pathlib.Path(__file__).resolve().parent
 MODELS = HERE / "models"
 PIPELINES = HERE / "pipelines"
+ROOT = HERE.parents[1]
 
 # One thread: torch's summation order, and so the last bits written here, follow the thread count.
 torch.set_num_threads(1)

@@ -1,9 +1,9 @@
 """Whole images of diffusers' Stable Diffusion pipelines on the components of `models.py`.
 
 Writes `pipelines/tokenizer*/` (a byte-level BPE of CLIP's kind with 640 entries) and, for each case, a
-folder `pipelines/NAME/` that lacks only the components, which `case.json` names: `model_index.json`,
-`scheduler/scheduler_config.json`, `case.json` (arguments of the call, torch's own bf16 error) and
-`golden.safetensors`:
+folder `pipelines/NAME/` that lacks only the components: `model_index.json`,
+`scheduler/scheduler_config.json`, `case.json` (components, or a folder of this repository that has them
+all; arguments of the call; torch's own bf16 error) and `golden.safetensors`:
 
     image     [B, H, W, 3]         f32, 0 to 1
     latents   [steps, B, h, w, 4]  f32, after every call of the scheduler
@@ -12,7 +12,6 @@ folder `pipelines/NAME/` that lacks only the components, which `case.json` names
     python tests/golden/pipelines.py
 """
 
-import copy
 import json
 import sys
 import warnings
@@ -21,7 +20,7 @@ import diffusers
 import numpy as np
 import torch
 import transformers
-from common import MODELS, PIPELINES, nhwc, save_json, save_tensors
+from common import MODELS, PIPELINES, ROOT, nhwc, save_json, save_tensors
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from models import VOCABULARY
 from PIL import Image
@@ -43,11 +42,11 @@ SD2 = dict(text_encoder="openclip", unet="unet_sd21", vae="vae", tokenizer="toke
 INPAINT = SD1 | dict(unet="unet_inpaint")
 
 
-def case(name, components, scheduler, config, pipeline="StableDiffusionPipeline", seed=1, images=1, **call):
+def case(name, components, scheduler=None, config=None, pipeline="StableDiffusionPipeline", seed=1, images=1, **call):
     call = dict(prompt=PROMPT, negative_prompt=NEGATIVE, guidance_scale=7.5, num_inference_steps=10) | call
     return dict(
-        name=name, pipeline=pipeline, components=components, scheduler=(scheduler, config), seed=seed, images=images,
-        call=call,
+        name=name, pipeline=pipeline, components=components, scheduler=scheduler and (scheduler, config), seed=seed,
+        images=images, call=call,
     )
 
 
@@ -75,6 +74,8 @@ CASES = [
     case("inpaint_euler_a", SD1, "EulerAncestralDiscreteScheduler", SD, "StableDiffusionInpaintPipeline", strength=1.0, seed=2),
     case("inpaint9_dpmpp", INPAINT, "DPMSolverMultistepScheduler", SD, "StableDiffusionInpaintPipeline", strength=1.0),
     case("inpaint9_unipc", INPAINT, "UniPCMultistepScheduler", SD, "StableDiffusionInpaintPipeline", strength=0.7, seed=6),
+    # The model that ships: trained weights, CLIP's own vocabulary.
+    case("eurosat", "weights/eurosat-64", prompt="a satellite image of a river", guidance_scale=3.0, num_inference_steps=20, height=64, width=64),
 ]  # fmt: skip
 
 
@@ -123,13 +124,26 @@ def draw_in_f32(shape, generator=None, device=None, dtype=None, layout=None):
     return torch.cat([torch.randn(each, generator=g) for g in generators]).to(dtype or torch.float32)
 
 
-def run(case, components, dtype):
+def build(case, dtype):
+    """The pipeline of a case, from its components or from a whole model of this repository."""
+    pipeline = getattr(diffusers, case["pipeline"])
+    if isinstance(case["components"], str):
+        return pipeline.from_pretrained(ROOT / case["components"], dtype=dtype, safety_checker=None)
+    loaders = dict(text_encoder=CLIPTextModel, unet=UNet2DConditionModel, vae=AutoencoderKL)
+    components = {
+        part: CLIPTokenizer.from_pretrained(PIPELINES / folder)
+        if part == "tokenizer"
+        else loaders[part].from_pretrained(MODELS / folder, dtype=dtype)
+        for part, folder in case["components"].items()
+    }
     scheduler, config = case["scheduler"]
-    pipeline = getattr(diffusers, case["pipeline"])(
-        **{name: copy.deepcopy(part) for name, part in components.items()},
-        scheduler=getattr(diffusers, scheduler)(**config),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    ).to(dtype)  # fmt: skip
+    scheduler = getattr(diffusers, scheduler)(**config)
+    unused = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    return pipeline(**components, scheduler=scheduler, **unused)
+
+
+def run(case, dtype):
+    pipeline = build(case, dtype)
     pipeline.set_progress_bar_config(disable=True)
     picture, mask = inputs()
     call = dict(case["call"])
@@ -138,7 +152,7 @@ def run(case, components, dtype):
     elif "Inpaint" in case["pipeline"]:
         call |= dict(image=Image.fromarray(picture), mask_image=Image.fromarray(mask), height=HEIGHT, width=WIDTH)
     else:
-        call |= dict(height=HEIGHT, width=WIDTH)
+        call = dict(height=HEIGHT, width=WIDTH) | call
     steps = []
     image = pipeline(
         **call,
@@ -178,23 +192,16 @@ def main():
     CLIPTextModel.text_model = property(lambda self: self)
     import diffusers.pipelines.stable_diffusion as _  # noqa: F401  loads the modules patched below
 
-    for pipeline in {case["pipeline"] for case in CASES} | {case["scheduler"][0] for case in CASES}:
-        getattr(diffusers, pipeline)
+    for case in CASES:
+        getattr(diffusers, case["pipeline"]), case["scheduler"] and getattr(diffusers, case["scheduler"][0])
     for name, module in list(sys.modules.items()):
         if name.startswith("diffusers.") and "randn_tensor" in vars(module):
             module.randn_tensor = draw_in_f32
 
     write_tokenizers()
-    loaders = dict(text_encoder=CLIPTextModel, unet=UNet2DConditionModel, vae=AutoencoderKL)
     for case in CASES:
-        components = {
-            part: CLIPTokenizer.from_pretrained(PIPELINES / folder)
-            if part == "tokenizer"
-            else loaders[part].from_pretrained(MODELS / folder, torch_dtype=torch.float32)
-            for part, folder in case["components"].items()
-        }
-        image, latents = run(case, components, torch.float32)
-        bf16 = psnr(run(case, components, torch.bfloat16)[0].float(), image)
+        image, latents = run(case, torch.float32)
+        bf16 = psnr(run(case, torch.bfloat16)[0].float(), image)
         print(
             f"{case['name']:20} image mean {image.mean():.3f} std {image.std():.3f}, latents std {latents[-1].std():.2f},"
             f" bf16 {bf16:.1f} dB",
@@ -209,7 +216,8 @@ def main():
             if "Inpaint" in case["pipeline"]:
                 tensors["mask"] = torch.from_numpy(mask)
         folder = PIPELINES / case["name"]
-        write_folder(case, folder)
+        if case["scheduler"]:
+            write_folder(case, folder)
         save_tensors(folder / "golden.safetensors", tensors)
         save_json(
             folder / "case.json",
