@@ -3,6 +3,8 @@
 pub mod cpu;
 pub mod error;
 pub mod io;
+pub mod models;
+pub mod nn;
 pub mod noise;
 pub mod ops;
 pub mod tensor;

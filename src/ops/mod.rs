@@ -1,6 +1,7 @@
 //! Operations on tensors, one family a file: documentation, shape rule, CPU form, CUDA launch, backward
 //! and tests of an operation stand together. `kernels/` has the CUDA kernels under the same stems.
 
+pub mod attention;
 pub mod conv;
 pub mod elementwise;
 pub mod embedding;

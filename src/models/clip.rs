@@ -1,0 +1,172 @@
+//! CLIPTextModel of transformers: the text encoder of SD 1.x (CLIP-L) and 2.x (OpenCLIP-H).
+//!
+//! Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".
+//! Reference implementation: transformers, `models/clip/modeling_clip.py`.
+
+use serde_json::json;
+
+use crate::error::{Error, Result};
+use crate::io::config::Config;
+use crate::nn::{Attention, Embedding, LayerNorm, Linear, Params};
+use crate::ops::elementwise::add;
+use crate::ops::matmul::{Activation, Epilogue};
+use crate::tensor::Tensor;
+
+/// Shape of a text encoder; `text_encoder/config.json`.
+#[derive(Clone, Debug)]
+pub struct ClipTextConfig {
+    /// Token ids are below this.
+    pub vocab_size: usize,
+    /// Width of the hidden states.
+    pub hidden_size: usize,
+    /// Width inside the feed-forward layers.
+    pub intermediate_size: usize,
+    /// Transformer layers.
+    pub num_hidden_layers: usize,
+    /// Attention heads.
+    pub num_attention_heads: usize,
+    /// The longest sequence, 77 in every published model.
+    pub max_position_embeddings: usize,
+    /// Activation of the feed-forward layers.
+    pub hidden_act: Activation,
+    /// Epsilon of the norms.
+    pub layer_norm_eps: f32,
+}
+
+impl ClipTextConfig {
+    /// Reads the configuration.
+    ///
+    /// # Errors
+    /// A field has another type, or asks for what is not implemented.
+    pub fn read(c: &Config) -> Result<Self> {
+        let activations = [
+            ("quick_gelu", Activation::QuickGelu),
+            ("gelu", Activation::Gelu),
+            ("gelu_new", Activation::GeluTanh),
+            ("gelu_pytorch_tanh", Activation::GeluTanh),
+            ("silu", Activation::Silu),
+        ];
+        c.neutral("model_type", &[json!("clip_text_model")])?;
+        // A transformers configuration carries many fields of training and of text generation; those that
+        // change a text encoder's forward pass are all read here.
+        let config = Self {
+            vocab_size: c.usize("vocab_size", 49408)?,
+            hidden_size: c.usize("hidden_size", 512)?,
+            intermediate_size: c.usize("intermediate_size", 2048)?,
+            num_hidden_layers: c.usize("num_hidden_layers", 12)?,
+            num_attention_heads: c.usize("num_attention_heads", 8)?,
+            max_position_embeddings: c.usize("max_position_embeddings", 77)?,
+            hidden_act: c.choice("hidden_act", "quick_gelu", &activations)?,
+            layer_norm_eps: c.f32("layer_norm_eps", 1e-5)?,
+        };
+        let heads = config.num_attention_heads;
+        if heads == 0 || !config.hidden_size.is_multiple_of(heads) {
+            return Err(c.wrong(
+                "num_attention_heads",
+                &format!("a divisor of hidden_size {}", config.hidden_size),
+            ));
+        }
+        Ok(config)
+    }
+}
+
+/// The text encoder.
+pub struct ClipText {
+    config: ClipTextConfig,
+    tokens: Embedding,
+    positions: Embedding,
+    layers: Vec<Layer>,
+    norm: LayerNorm,
+}
+
+struct Layer {
+    norm1: LayerNorm,
+    attention: Attention,
+    norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+    act: Activation,
+}
+
+impl ClipText {
+    /// Builds the model from the weights at `p`.
+    ///
+    /// # Errors
+    /// As [`Params::raw`].
+    pub fn load(config: ClipTextConfig, p: &Params) -> Result<Self> {
+        let (e, layers) = (p.pp("embeddings"), p.pp("encoder.layers"));
+        let (c, positions) = (config.hidden_size, config.max_position_embeddings);
+        Ok(Self {
+            tokens: Embedding::load(&e.pp("token_embedding"), config.vocab_size, c)?,
+            positions: Embedding::load(&e.pp("position_embedding"), positions, c)?,
+            layers: (0..config.num_hidden_layers)
+                .map(|i| Layer::load(&config, &layers.pp(i)))
+                .collect::<Result<_>>()?,
+            norm: LayerNorm::load(&p.pp("final_layer_norm"), c, config.layer_norm_eps)?,
+            config,
+        })
+    }
+
+    /// The shape of this model.
+    pub fn config(&self) -> &ClipTextConfig {
+        &self.config
+    }
+
+    /// `ids` [B, T], i64 -> hidden states [B, T, hidden_size] behind the final norm.
+    ///
+    /// The last `clip_skip` layers are left out, as diffusers counts them: 0 uses all.
+    ///
+    /// # Errors
+    /// A sequence longer than the position table, an id outside of the vocabulary, `clip_skip` above the
+    /// number of layers.
+    pub fn forward(&self, ids: &Tensor, clip_skip: usize) -> Result<Tensor> {
+        let (_, t) = ids.dims2()?;
+        let limit = self.config.max_position_embeddings;
+        if t > limit {
+            return Err(Error::shape(
+                "clip",
+                format!("{t} tokens, but there are {limit} position embeddings"),
+            ));
+        }
+        let Some(used) = self.layers.len().checked_sub(clip_skip) else {
+            let expected = format!("the text encoder has {} layers", self.layers.len());
+            return Err(Error::argument("--clip-skip", clip_skip, expected));
+        };
+        // 1. embeddings
+        let mut x = add(&self.tokens.forward(ids)?, &self.positions.first(t)?)?; // [B, T, C]
+        // 2. layers
+        for layer in &self.layers[..used] {
+            x = layer.forward(&x)?;
+        }
+        // 3. norm
+        self.norm.forward(&x)
+    }
+}
+
+impl Layer {
+    fn load(config: &ClipTextConfig, p: &Params) -> Result<Self> {
+        let (c, inner, eps) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
+        let causal = true;
+        Ok(Self {
+            norm1: LayerNorm::load(&p.pp("layer_norm1"), c, eps)?,
+            attention: Attention::load_transformers(
+                &p.pp("self_attn"),
+                c,
+                config.num_attention_heads,
+                causal,
+            )?,
+            norm2: LayerNorm::load(&p.pp("layer_norm2"), c, eps)?,
+            fc1: Linear::load(&p.pp("mlp.fc1"), c, inner, true)?,
+            fc2: Linear::load(&p.pp("mlp.fc2"), inner, c, true)?,
+            act: config.hidden_act,
+        })
+    }
+
+    /// `x` [B, T, C]
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let x = self.attention.forward(&self.norm1.forward(x)?, x)?;
+        let h = self.norm2.forward(&x)?;
+        let h = self.fc1.forward_with(&h, Epilogue { act: self.act, ..Epilogue::default() })?; // [B, T, inner]
+        self.fc2.forward_with(&h, Epilogue { residual: Some(&x), ..Epilogue::default() }) // [B, T, C]
+    }
+}

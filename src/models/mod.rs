@@ -1,0 +1,5 @@
+//! The networks, built from the `config.json` and the weights of diffusers / transformers folders.
+
+pub mod clip;
+pub mod unet;
+pub mod vae;

@@ -1,0 +1,546 @@
+//! UNet2DConditionModel of diffusers: the denoiser of Stable Diffusion 1.x and 2.x.
+//!
+//! Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models". Reference
+//! implementation: diffusers, `models/unets/unet_2d_condition.py` and `unet_2d_blocks.py`.
+
+use serde_json::json;
+
+use crate::error::{Error, Result};
+use crate::io::config::Config;
+use crate::nn::{Attention, Conv2d, GroupNorm, KeyValue, LayerNorm, Linear, Params, ResnetBlock};
+use crate::ops::conv::Conv2dConfig;
+use crate::ops::elementwise::{geglu, silu};
+use crate::ops::embedding::timestep_embedding;
+use crate::ops::layout::concat;
+use crate::ops::matmul::{Activation, Epilogue};
+use crate::ops::resample::resize_nearest;
+use crate::tensor::Tensor;
+
+/// Shape of a UNet; `unet/config.json`.
+#[derive(Clone, Debug)]
+pub struct UnetConfig {
+    /// Height and width of the latents it was trained on.
+    pub sample_size: Option<usize>,
+    /// Channels in: 4, or 9 for inpainting (latents, mask, masked latents).
+    pub in_channels: usize,
+    /// Channels out.
+    pub out_channels: usize,
+    /// Width of each level, the finest first.
+    pub block_out_channels: Vec<usize>,
+    /// Whether the levels have attention on the way down.
+    pub down_attention: Vec<bool>,
+    /// Whether the levels have attention on the way up, the coarsest first.
+    pub up_attention: Vec<bool>,
+    /// Residual blocks of each level on the way down; one more on the way up.
+    pub layers_per_block: Vec<usize>,
+    /// Transformer layers inside an attention block, by level.
+    pub transformer_layers: Vec<usize>,
+    /// Attention heads by level.
+    pub heads: Vec<usize>,
+    /// Width of the text encoder's hidden states, by level.
+    pub cross_attention_dim: Vec<usize>,
+    /// Zeros around the input of a downsampling convolution: 1 on each side, or 0 for bottom and right only.
+    pub downsample_padding: usize,
+    /// Groups of every group norm.
+    pub norm_num_groups: usize,
+    /// Epsilon of the group norms in residual blocks.
+    pub norm_eps: f32,
+    /// Timestep embedding: cosines first.
+    pub flip_sin_to_cos: bool,
+    /// Timestep embedding: shift of the frequencies.
+    pub freq_shift: f32,
+}
+
+impl UnetConfig {
+    /// Reads the configuration.
+    ///
+    /// # Errors
+    /// A field has another type, or asks for what is not implemented.
+    pub fn read(c: &Config) -> Result<Self> {
+        c.neutral("_class_name", &[json!("UNet2DConditionModel")])?;
+        let widths = c.usizes("block_out_channels", &[320, 640, 1280, 1280])?;
+        let levels = widths.len();
+        let counts = |name, default| {
+            Ok::<_, Error>(c.per_level(name, levels)?.unwrap_or_else(|| vec![default; levels]))
+        };
+
+        // By default all levels but the coarsest have attention.
+        let plain_down = levels.saturating_sub(1);
+        let down_attention = attention(
+            c,
+            "down_block_types",
+            levels,
+            plain_down,
+            "DownBlock2D",
+            "CrossAttnDownBlock2D",
+        )?;
+        let up_attention =
+            attention(c, "up_block_types", levels, 0, "UpBlock2D", "CrossAttnUpBlock2D")?;
+        c.neutral("mid_block_type", &[json!("UNetMidBlock2DCrossAttn")])?;
+
+        // `attention_head_dim` has always meant the number of heads (diffusers issue 2011).
+        let heads_field = if c.value("num_attention_heads").is_some() {
+            "num_attention_heads"
+        } else {
+            "attention_head_dim"
+        };
+        let heads = counts(heads_field, 8)?;
+        if widths
+            .iter()
+            .zip(&heads)
+            .any(|(&width, &heads)| heads == 0 || !width.is_multiple_of(heads))
+        {
+            return Err(c.wrong(
+                heads_field,
+                &format!("numbers of heads that divide block_out_channels {widths:?}"),
+            ));
+        }
+        let norm_num_groups = c.usize("norm_num_groups", 32)?;
+        if norm_num_groups == 0 || widths.iter().any(|width| !width.is_multiple_of(norm_num_groups))
+        {
+            return Err(
+                c.wrong("norm_num_groups", &format!("a divisor of block_out_channels {widths:?}"))
+            );
+        }
+        let downsample_padding = c.usize("downsample_padding", 1)?;
+        if downsample_padding > 1 {
+            return Err(c.wrong("downsample_padding", "0 or 1"));
+        }
+
+        c.neutral("act_fn", &[json!("silu"), json!("swish")])?;
+        c.neutral("resnet_time_scale_shift", &[json!("default")])?;
+        c.neutral("resnet_out_scale_factor", &[json!(1)])?;
+        c.neutral("mid_block_scale_factor", &[json!(1)])?;
+        c.neutral("time_embedding_type", &[json!("positional")])?;
+        c.neutral("attention_type", &[json!("default")])?;
+        c.neutral("conv_in_kernel", &[json!(3)])?;
+        c.neutral("conv_out_kernel", &[json!(3)])?;
+        c.neutral("only_cross_attention", &[json!(false), json!(vec![false; levels])])?;
+        c.ignore(&[
+            "attention_head_dim",
+            // Acts in training only.
+            "dropout",
+            // Acts with `addition_embed_type` only, which must be null.
+            "addition_embed_type_num_heads",
+            // The names of the weights are the same, and over [B, H, W, C] so is the arithmetic.
+            "use_linear_projection",
+            // Scores and softmax are in f32 always, which is what upcasting is for.
+            "upcast_attention",
+        ]);
+        let config = Self {
+            sample_size: c.get("sample_size", "a non-negative integer")?,
+            in_channels: c.usize("in_channels", 4)?,
+            out_channels: c.usize("out_channels", 4)?,
+            down_attention,
+            up_attention,
+            layers_per_block: counts("layers_per_block", 2)?,
+            transformer_layers: counts("transformer_layers_per_block", 1)?,
+            heads,
+            cross_attention_dim: counts("cross_attention_dim", 1280)?,
+            downsample_padding,
+            norm_num_groups,
+            norm_eps: c.f32("norm_eps", 1e-5)?,
+            flip_sin_to_cos: c.bool("flip_sin_to_cos", true)?,
+            freq_shift: c.f32("freq_shift", 0.0)?,
+            block_out_channels: widths,
+        };
+        c.finish()?;
+        Ok(config)
+    }
+}
+
+/// Reads a list of block classes: which levels have attention. By default all but level `plain`.
+fn attention(
+    c: &Config,
+    name: &str,
+    levels: usize,
+    plain: usize,
+    without: &str,
+    with: &str,
+) -> Result<Vec<bool>> {
+    let default: Vec<_> = (0..levels).map(|i| if i == plain { without } else { with }).collect();
+    let classes = c.strings(name, &default)?;
+    if levels == 0 || classes.len() != levels {
+        return Err(
+            c.wrong(name, &format!("{levels} block classes, one for each of block_out_channels"))
+        );
+    }
+    if classes.iter().any(|class| class != with && class != without) {
+        return Err(c.wrong(name, &format!("block classes {without} and {with}")));
+    }
+    Ok(classes.iter().map(|class| class == with).collect())
+}
+
+/// The denoiser.
+pub struct Unet {
+    config: UnetConfig,
+    time1: Linear,
+    time2: Linear,
+    conv_in: Conv2d,
+    down: Vec<DownBlock>,
+    mid: MidBlock,
+    up: Vec<UpBlock>,
+    norm_out: GroupNorm,
+    conv_out: Conv2d,
+    params: Params,
+}
+
+/// What depends on the prompt alone: keys and values of every cross attention, in order of execution.
+pub struct Context(Vec<KeyValue>);
+
+impl Unet {
+    /// Builds the model from the weights at `p`.
+    ///
+    /// # Errors
+    /// As [`Params::raw`].
+    pub fn load(config: UnetConfig, p: &Params) -> Result<Self> {
+        let widths = &config.block_out_channels;
+        let levels = widths.len();
+        let first = widths[0];
+        let (time, temb) = (p.pp("time_embedding"), 4 * first);
+
+        // Widths of the skip connections, in the order in which the way down leaves them.
+        let mut skips = vec![first];
+        let mut input = first;
+        let mut down = Vec::new();
+        for level in 0..levels {
+            let block = DownBlock::load(&config, &p.pp("down_blocks").pp(level), level, input)?;
+            input = widths[level];
+            skips
+                .extend(vec![input; block.resnets.len() + usize::from(block.downsample.is_some())]);
+            down.push(block);
+        }
+        let mid = MidBlock::load(&config, &p.pp("mid_block"))?;
+        let mut up = Vec::new();
+        for (i, level) in (0..levels).rev().enumerate() {
+            let p = p.pp("up_blocks").pp(i);
+            up.push(UpBlock::load(&config, &p, level, config.up_attention[i], input, &mut skips)?);
+            input = widths[level];
+        }
+        Ok(Self {
+            time1: Linear::load(&time.pp("linear_1"), first, temb, true)?,
+            time2: Linear::load(&time.pp("linear_2"), temb, temb, true)?,
+            conv_in: Conv2d::load_3x3(&p.pp("conv_in"), config.in_channels, first)?,
+            down,
+            mid,
+            up,
+            norm_out: GroupNorm::load(
+                &p.pp("conv_norm_out"),
+                first,
+                config.norm_num_groups,
+                config.norm_eps,
+            )?,
+            conv_out: Conv2d::load_3x3(&p.pp("conv_out"), first, config.out_channels)?,
+            params: p.clone(),
+            config,
+        })
+    }
+
+    /// The shape of this model.
+    pub fn config(&self) -> &UnetConfig {
+        &self.config
+    }
+
+    /// Timestep embeddings [N, 4 * width] of `timesteps` [N], behind the SiLU that every block would apply.
+    ///
+    /// They depend on the schedule alone: computed once, not in every step.
+    ///
+    /// # Errors
+    /// None for a model that loaded, but those of the device.
+    pub fn embed_timesteps(&self, timesteps: &[f32]) -> Result<Tensor> {
+        let c = &self.config;
+        let (width, period) = (c.block_out_channels[0], 10_000.0);
+        let t = timestep_embedding(timesteps, width, c.flip_sin_to_cos, c.freq_shift, period)?; // [N, width]
+        let t = t.to_dtype(self.params.dtype())?.to_device(self.params.device())?;
+        let t = self
+            .time1
+            .forward_with(&t, Epilogue { act: Activation::Silu, ..Epilogue::default() })?;
+        silu(&self.time2.forward(&t)?) // [N, 4 * width]
+    }
+
+    /// Keys and values of `text` [B, T, D] in every cross attention.
+    ///
+    /// # Errors
+    /// D is not the model's.
+    pub fn context(&self, text: &Tensor) -> Result<Context> {
+        let down = self.down.iter().flat_map(|block| &block.attentions);
+        let up = self.up.iter().flat_map(|block| &block.attentions);
+        let layers =
+            down.chain([&self.mid.attention]).chain(up).flat_map(|transformer| &transformer.layers);
+        Ok(Context(layers.map(|layer| layer.attn2.key_value(text)).collect::<Result<_>>()?))
+    }
+
+    /// Denoises: `latents` [B, h, w, in_channels], `temb` [B or 1, 4 * width] from [`Self::embed_timesteps`],
+    /// `context` of the same batch -> prediction [B, h, w, out_channels].
+    ///
+    /// # Errors
+    /// Shapes that do not fit the model.
+    pub fn forward(&self, latents: &Tensor, temb: &Tensor, context: &Context) -> Result<Tensor> {
+        let (batch, _, _, channels) = latents.dims4()?;
+        if channels != self.config.in_channels {
+            let expected = format!("[B, h, w, {}]", self.config.in_channels);
+            return Err(Error::expected_shape("unet", "latents", &expected, latents.shape()));
+        }
+        let temb = &repeat_rows(temb, batch)?; // [B, 4 * width]
+        let mut context = context.0.iter();
+        // 1. down
+        let mut h = self.conv_in.forward(latents)?; // [B, h, w, width]
+        let mut skips = vec![h.clone()];
+        for block in &self.down {
+            h = block.forward(h, temb, &mut context, &mut skips)?;
+        }
+        // 2. middle
+        h = self.mid.forward(&h, temb, &mut context)?; // [B, h / 8, w / 8, 4 * width]
+        // 3. up
+        for block in &self.up {
+            h = block.forward(h, temb, &mut context, &mut skips)?;
+        }
+        // 4. out
+        self.conv_out.forward(&self.norm_out.forward_silu(&h)?) // [B, h, w, out_channels]
+    }
+}
+
+/// The keys and values that are still to be used.
+type Contexts<'a> = std::slice::Iter<'a, KeyValue>;
+
+/// Residual blocks and attention at one resolution, then a halving.
+struct DownBlock {
+    resnets: Vec<ResnetBlock>,
+    attentions: Vec<Transformer>,
+    downsample: Option<Conv2d>,
+}
+
+impl DownBlock {
+    fn load(config: &UnetConfig, p: &Params, level: usize, mut input: usize) -> Result<Self> {
+        let width = config.block_out_channels[level];
+        let mut block = Self { resnets: Vec::new(), attentions: Vec::new(), downsample: None };
+        for i in 0..config.layers_per_block[level] {
+            block.resnets.push(load_resnet(config, &p.pp("resnets").pp(i), input, width)?);
+            if config.down_attention[level] {
+                block.attentions.push(Transformer::load(config, &p.pp("attentions").pp(i), level)?);
+            }
+            input = width;
+        }
+        if level + 1 < config.block_out_channels.len() {
+            // top, bottom, left, right
+            let padding = if config.downsample_padding == 0 { [0, 1, 0, 1] } else { [1; 4] };
+            let halve = Conv2dConfig { stride: 2, padding };
+            block.downsample =
+                Some(Conv2d::load(&p.pp("downsamplers.0.conv"), width, width, 3, halve)?);
+        }
+        Ok(block)
+    }
+
+    /// `x` [B, h, w, C]; leaves every intermediate result in `skips`.
+    fn forward(
+        &self,
+        mut x: Tensor,
+        temb: &Tensor,
+        ctx: &mut Contexts,
+        skips: &mut Vec<Tensor>,
+    ) -> Result<Tensor> {
+        for (i, resnet) in self.resnets.iter().enumerate() {
+            x = resnet.forward(&x, Some(temb))?; // [B, h, w, width]
+            if let Some(attention) = self.attentions.get(i) {
+                x = attention.forward(&x, ctx)?;
+            }
+            skips.push(x.clone());
+        }
+        if let Some(conv) = &self.downsample {
+            x = conv.forward(&x)?; // [B, h / 2, w / 2, width]
+            skips.push(x.clone());
+        }
+        Ok(x)
+    }
+}
+
+/// Residual block, attention, residual block at the coarsest resolution.
+struct MidBlock {
+    resnet1: ResnetBlock,
+    attention: Transformer,
+    resnet2: ResnetBlock,
+}
+
+impl MidBlock {
+    fn load(config: &UnetConfig, p: &Params) -> Result<Self> {
+        let level = config.block_out_channels.len() - 1;
+        let width = config.block_out_channels[level];
+        Ok(Self {
+            resnet1: load_resnet(config, &p.pp("resnets.0"), width, width)?,
+            attention: Transformer::load(config, &p.pp("attentions.0"), level)?,
+            resnet2: load_resnet(config, &p.pp("resnets.1"), width, width)?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, temb: &Tensor, ctx: &mut Contexts) -> Result<Tensor> {
+        let x = self.resnet1.forward(x, Some(temb))?;
+        let x = self.attention.forward(&x, ctx)?;
+        self.resnet2.forward(&x, Some(temb))
+    }
+}
+
+/// Residual blocks and attention over what the way down left, then a doubling.
+struct UpBlock {
+    resnets: Vec<ResnetBlock>,
+    attentions: Vec<Transformer>,
+    upsample: Option<Conv2d>,
+}
+
+impl UpBlock {
+    fn load(
+        config: &UnetConfig,
+        p: &Params,
+        level: usize,
+        attention: bool,
+        mut input: usize,
+        skips: &mut Vec<usize>,
+    ) -> Result<Self> {
+        let width = config.block_out_channels[level];
+        let mut block = Self { resnets: Vec::new(), attentions: Vec::new(), upsample: None };
+        for i in 0..config.layers_per_block[level] + 1 {
+            // The way down left one for each block, and one for each halving and for conv_in.
+            let Some(skip) = skips.pop() else {
+                unreachable!("as many blocks up as results on the way down")
+            };
+            block.resnets.push(load_resnet(config, &p.pp("resnets").pp(i), input + skip, width)?);
+            if attention {
+                block.attentions.push(Transformer::load(config, &p.pp("attentions").pp(i), level)?);
+            }
+            input = width;
+        }
+        if level > 0 {
+            block.upsample = Some(Conv2d::load_3x3(&p.pp("upsamplers.0.conv"), width, width)?);
+        }
+        Ok(block)
+    }
+
+    /// `x` [B, h, w, C]; takes its part from the end of `skips`.
+    fn forward(
+        &self,
+        mut x: Tensor,
+        temb: &Tensor,
+        ctx: &mut Contexts,
+        skips: &mut Vec<Tensor>,
+    ) -> Result<Tensor> {
+        for (i, resnet) in self.resnets.iter().enumerate() {
+            let Some(skip) = skips.pop() else { unreachable!("as in load") };
+            x = resnet.forward(&concat(&[&x, &skip], 3)?, Some(temb))?; // [B, h, w, C + skip] -> [B, h, w, width]
+            if let Some(attention) = self.attentions.get(i) {
+                x = attention.forward(&x, ctx)?;
+            }
+        }
+        if let (Some(conv), Some(next)) = (&self.upsample, skips.last()) {
+            // An odd size was rounded up on the way down: the next skip connection says to what.
+            let doubled = resize_nearest(&x, (next.dim(1), next.dim(2)))?; // [B, 2h, 2w, width]
+            x = conv.forward(&doubled)?;
+        }
+        Ok(x)
+    }
+}
+
+fn load_resnet(
+    config: &UnetConfig,
+    p: &Params,
+    input: usize,
+    output: usize,
+) -> Result<ResnetBlock> {
+    let temb = 4 * config.block_out_channels[0];
+    ResnetBlock::load(p, input, output, Some(temb), config.norm_num_groups, config.norm_eps)
+}
+
+/// Transformer2DModel: attention over the pixels of a feature map.
+struct Transformer {
+    norm: GroupNorm,
+    proj_in: Linear,
+    layers: Vec<TransformerLayer>,
+    proj_out: Linear,
+}
+
+impl Transformer {
+    fn load(config: &UnetConfig, p: &Params, level: usize) -> Result<Self> {
+        /// diffusers fixes this one, whatever `norm_eps` says.
+        const EPS: f32 = 1e-6;
+        let width = config.block_out_channels[level];
+        let layer = |i| {
+            let p = p.pp("transformer_blocks").pp(i);
+            TransformerLayer::load(
+                &p,
+                width,
+                config.cross_attention_dim[level],
+                config.heads[level],
+            )
+        };
+        Ok(Self {
+            norm: GroupNorm::load(&p.pp("norm"), width, config.norm_num_groups, EPS)?,
+            proj_in: Linear::load(&p.pp("proj_in"), width, width, true)?,
+            layers: (0..config.transformer_layers[level]).map(layer).collect::<Result<_>>()?,
+            proj_out: Linear::load(&p.pp("proj_out"), width, width, true)?,
+        })
+    }
+
+    /// `x` [B, h, w, C]
+    fn forward(&self, x: &Tensor, ctx: &mut Contexts) -> Result<Tensor> {
+        let (b, h, w, c) = x.dims4()?;
+        let pixels = x.reshape([b, h * w, c])?; // [B, T, C]
+        let mut y = self.proj_in.forward(&self.norm.forward(x)?.reshape([b, h * w, c])?)?;
+        for layer in &self.layers {
+            let text = ctx
+                .next()
+                .ok_or_else(|| Error::shape("unet", "the context is of another model"))?;
+            y = layer.forward(&y, text)?;
+        }
+        let y = self
+            .proj_out
+            .forward_with(&y, Epilogue { residual: Some(&pixels), ..Epilogue::default() })?;
+        y.reshape([b, h, w, c])
+    }
+}
+
+/// BasicTransformerBlock: self attention, cross attention to the text, gated feed-forward.
+struct TransformerLayer {
+    norm1: LayerNorm,
+    attn1: Attention,
+    norm2: LayerNorm,
+    attn2: Attention,
+    norm3: LayerNorm,
+    ff1: Linear,
+    ff2: Linear,
+}
+
+impl TransformerLayer {
+    fn load(p: &Params, width: usize, context: usize, heads: usize) -> Result<Self> {
+        const EPS: f32 = 1e-5;
+        let inner = 4 * width;
+        Ok(Self {
+            norm1: LayerNorm::load(&p.pp("norm1"), width, EPS)?,
+            attn1: Attention::load_diffusers(&p.pp("attn1"), width, width, heads, false)?,
+            norm2: LayerNorm::load(&p.pp("norm2"), width, EPS)?,
+            attn2: Attention::load_diffusers(&p.pp("attn2"), width, context, heads, false)?,
+            norm3: LayerNorm::load(&p.pp("norm3"), width, EPS)?,
+            ff1: Linear::load(&p.pp("ff.net.0.proj"), width, 2 * inner, true)?,
+            ff2: Linear::load(&p.pp("ff.net.2"), inner, width, true)?,
+        })
+    }
+
+    /// `x` [B, T, C]
+    fn forward(&self, x: &Tensor, text: &KeyValue) -> Result<Tensor> {
+        let x = self.attn1.forward(&self.norm1.forward(x)?, x)?;
+        let x = self.attn2.cross(&self.norm2.forward(&x)?, text, &x)?;
+        let h = geglu(&self.ff1.forward(&self.norm3.forward(&x)?)?)?; // [B, T, 8C] -> [B, T, 4C]
+        self.ff2.forward_with(&h, Epilogue { residual: Some(&x), ..Epilogue::default() })
+    }
+}
+
+/// `x` [batch, C] as it is, [1, C] repeated for each image.
+fn repeat_rows(x: &Tensor, batch: usize) -> Result<Tensor> {
+    match x.dims2()? {
+        (rows, _) if rows == batch => Ok(x.clone()),
+        (1, _) => concat(&vec![x; batch], 0),
+        _ => Err(Error::expected_shape(
+            "unet",
+            "temb",
+            &format!("[{batch}, C] or [1, C]"),
+            x.shape(),
+        )),
+    }
+}

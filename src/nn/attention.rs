@@ -1,0 +1,113 @@
+//! Multi-head attention as diffusers and transformers lay out its weights.
+
+use crate::error::Result;
+use crate::nn::{Linear, Params};
+use crate::ops::attention::{AttentionConfig, attention};
+use crate::ops::matmul::Epilogue;
+use crate::tensor::Tensor;
+
+/// Multi-head attention (Vaswani et al. 2017): softmax(q kᵀ / √d) v, between four projections.
+pub struct Attention {
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    out: Linear,
+    heads: usize,
+    config: AttentionConfig,
+}
+
+/// What the four projections are called, and which have a bias.
+struct Names {
+    q: &'static str,
+    k: &'static str,
+    v: &'static str,
+    out: &'static str,
+    bias: bool,
+}
+
+/// Keys and values of one context: constant over a denoising run, computed once per prompt.
+pub struct KeyValue {
+    /// [B, S, heads, d]
+    k: Tensor,
+    /// [B, S, heads, d]
+    v: Tensor,
+}
+
+impl Attention {
+    /// diffusers' names: `to_q`, `to_k`, `to_v` and `to_out.0`; all but the last without bias unless `bias`.
+    ///
+    /// `channels` is the width of the queries and the output, `context` that of what is attended to.
+    ///
+    /// # Errors
+    /// As [`Params::raw`].
+    pub fn load_diffusers(
+        p: &Params,
+        channels: usize,
+        context: usize,
+        heads: usize,
+        bias: bool,
+    ) -> Result<Self> {
+        let names = Names { q: "to_q", k: "to_k", v: "to_v", out: "to_out.0", bias };
+        Self::load(p, names, channels, context, heads, false)
+    }
+
+    /// transformers' names: `q_proj`, `k_proj`, `v_proj` and `out_proj`, all with bias.
+    ///
+    /// # Errors
+    /// As [`Params::raw`].
+    pub fn load_transformers(
+        p: &Params,
+        channels: usize,
+        heads: usize,
+        causal: bool,
+    ) -> Result<Self> {
+        let names = Names { q: "q_proj", k: "k_proj", v: "v_proj", out: "out_proj", bias: true };
+        Self::load(p, names, channels, channels, heads, causal)
+    }
+
+    fn load(
+        p: &Params,
+        names: Names,
+        channels: usize,
+        context: usize,
+        heads: usize,
+        causal: bool,
+    ) -> Result<Self> {
+        let scale = ((channels / heads) as f32).sqrt().recip();
+        Ok(Self {
+            q: Linear::load(&p.pp(names.q), channels, channels, names.bias)?,
+            k: Linear::load(&p.pp(names.k), context, channels, names.bias)?,
+            v: Linear::load(&p.pp(names.v), context, channels, names.bias)?,
+            out: Linear::load(&p.pp(names.out), channels, channels, true)?,
+            heads,
+            config: AttentionConfig { scale, causal },
+        })
+    }
+
+    /// Self attention over `x` [B, T, C], plus `residual` [B, T, C].
+    pub fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.cross(x, &self.key_value(x)?, residual)
+    }
+
+    /// Projects `context` [B, S, D] to keys and values.
+    pub fn key_value(&self, context: &Tensor) -> Result<KeyValue> {
+        Ok(KeyValue {
+            k: self.split_heads(&self.k.forward(context)?)?,
+            v: self.split_heads(&self.v.forward(context)?)?,
+        })
+    }
+
+    /// Attention of `x` [B, T, C] to keys and values [B, S, heads, d], plus `residual` [B, T, C].
+    pub fn cross(&self, x: &Tensor, context: &KeyValue, residual: &Tensor) -> Result<Tensor> {
+        let q = self.split_heads(&self.q.forward(x)?)?; // [B, T, heads, d]
+        let y = attention(&q, &context.k, &context.v, self.config)?; // [B, T, heads, d]
+        let y = y.reshape(x.shape())?; // [B, T, C]
+        self.out.forward_with(&y, Epilogue { residual: Some(residual), ..Epilogue::default() })
+    }
+
+    /// [B, T, C] -> [B, T, heads, C / heads]
+    fn split_heads(&self, x: &Tensor) -> Result<Tensor> {
+        let (b, t, c) = x.dims3()?;
+        x.reshape([b, t, self.heads, c / self.heads])
+    }
+}

@@ -1,0 +1,167 @@
+//! The layers with weights: linear, convolution, norms, embedding.
+
+use crate::error::Result;
+use crate::nn::Params;
+use crate::ops::conv::{Conv2dConfig, PackedConv, conv2d};
+use crate::ops::matmul::{Epilogue, PackedLinear, linear};
+use crate::ops::{embedding, norm};
+use crate::tensor::Tensor;
+
+/// y = x Wᵀ + b
+pub struct Linear {
+    weight: PackedLinear,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// Reads `weight` [outputs, inputs] and, if there is to be one, `bias` [outputs].
+    ///
+    /// # Errors
+    /// As [`Params::raw`].
+    pub fn load(p: &Params, inputs: usize, outputs: usize, bias: bool) -> Result<Self> {
+        let weight = PackedLinear::new(&p.raw("weight", &[outputs, inputs])?, p.dtype())?;
+        let bias = bias.then(|| p.vector("bias", outputs)).transpose()?;
+        Ok(Self { weight, bias })
+    }
+
+    /// `x` [.., inputs] -> [.., outputs]
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward_with(x, Epilogue::default())
+    }
+
+    /// As [`Self::forward`], ending in `epilogue` (whose bias is the layer's).
+    pub fn forward_with(&self, x: &Tensor, epilogue: Epilogue) -> Result<Tensor> {
+        linear(x, &self.weight, Epilogue { bias: self.bias.as_ref(), ..epilogue })
+    }
+}
+
+/// A convolution over [B, H, W, C].
+pub struct Conv2d {
+    weight: PackedConv,
+    bias: Tensor,
+    config: Conv2dConfig,
+}
+
+impl Conv2d {
+    /// Reads `weight` [outputs, inputs, kernel, kernel] and `bias` [outputs].
+    ///
+    /// # Errors
+    /// As [`Params::raw`].
+    pub fn load(
+        p: &Params,
+        inputs: usize,
+        outputs: usize,
+        kernel: usize,
+        config: Conv2dConfig,
+    ) -> Result<Self> {
+        let weight =
+            PackedConv::new(&p.raw("weight", &[outputs, inputs, kernel, kernel])?, p.dtype())?;
+        Ok(Self { weight, bias: p.vector("bias", outputs)?, config })
+    }
+
+    /// A 3x3 convolution that keeps the size.
+    ///
+    /// # Errors
+    /// As [`Params::raw`].
+    pub fn load_3x3(p: &Params, inputs: usize, outputs: usize) -> Result<Self> {
+        Self::load(p, inputs, outputs, 3, Conv2dConfig { stride: 1, padding: [1; 4] })
+    }
+
+    /// A 1x1 convolution.
+    ///
+    /// # Errors
+    /// As [`Params::raw`].
+    pub fn load_1x1(p: &Params, inputs: usize, outputs: usize) -> Result<Self> {
+        Self::load(p, inputs, outputs, 1, Conv2dConfig { stride: 1, padding: [0; 4] })
+    }
+
+    /// `x` [B, H, W, inputs] -> [B, H', W', outputs]
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward_with(x, Epilogue::default())
+    }
+
+    /// As [`Self::forward`], ending in `epilogue` (whose bias is the layer's).
+    pub fn forward_with(&self, x: &Tensor, epilogue: Epilogue) -> Result<Tensor> {
+        conv2d(x, &self.weight, self.config, Epilogue { bias: Some(&self.bias), ..epilogue })
+    }
+}
+
+/// Group normalisation of [B, H, W, C], optionally followed by SiLU.
+pub struct GroupNorm {
+    gamma: Tensor,
+    beta: Tensor,
+    groups: usize,
+    eps: f32,
+}
+
+impl GroupNorm {
+    /// Reads `weight` and `bias` [channels].
+    ///
+    /// # Errors
+    /// As [`Params::raw`].
+    pub fn load(p: &Params, channels: usize, groups: usize, eps: f32) -> Result<Self> {
+        Ok(Self {
+            gamma: p.vector("weight", channels)?,
+            beta: p.vector("bias", channels)?,
+            groups,
+            eps,
+        })
+    }
+
+    /// `x` [B, H, W, C]
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        norm::group_norm(x, &self.gamma, &self.beta, self.groups, self.eps, false)
+    }
+
+    /// `x` [B, H, W, C]; SiLU of the normalised.
+    pub fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
+        norm::group_norm(x, &self.gamma, &self.beta, self.groups, self.eps, true)
+    }
+}
+
+/// Layer normalisation over the last dimension.
+pub struct LayerNorm {
+    gamma: Tensor,
+    beta: Tensor,
+    eps: f32,
+}
+
+impl LayerNorm {
+    /// Reads `weight` and `bias` [channels].
+    ///
+    /// # Errors
+    /// As [`Params::raw`].
+    pub fn load(p: &Params, channels: usize, eps: f32) -> Result<Self> {
+        Ok(Self { gamma: p.vector("weight", channels)?, beta: p.vector("bias", channels)?, eps })
+    }
+
+    /// `x` [.., C]
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        norm::layer_norm(x, &self.gamma, &self.beta, self.eps)
+    }
+}
+
+/// A table of vectors, looked up by id.
+pub struct Embedding {
+    table: Tensor,
+}
+
+impl Embedding {
+    /// Reads `weight` [count, channels].
+    ///
+    /// # Errors
+    /// As [`Params::raw`].
+    pub fn load(p: &Params, count: usize, channels: usize) -> Result<Self> {
+        Ok(Self { table: p.tensor("weight", &[count, channels])? })
+    }
+
+    /// `ids` [..] -> [.., channels]
+    pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+        embedding::embedding(ids, &self.table)
+    }
+
+    /// The first `n` rows [n, channels].
+    pub fn first(&self, n: usize) -> Result<Tensor> {
+        self.table.narrow(0, 0, n)
+    }
+}

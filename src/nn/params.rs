@@ -1,0 +1,215 @@
+//! Named weights on their way from a file into layers.
+
+use std::collections::BTreeSet;
+use std::fmt::Display;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::error::{Error, Result};
+use crate::io::TensorSource;
+use crate::tensor::{DType, Device, Tensor};
+
+/// A node in the tree of a model's weights: `params.pp("down_blocks").pp(0)` is where the layers of the
+/// first down block find theirs.
+///
+/// A missing or misshapen weight does not stop the loading: a zero stands in for it and the fault is
+/// noted, so that [`Params::finish`] names every fault at once.
+#[derive(Clone)]
+pub struct Params {
+    shared: Arc<Shared>,
+    prefix: String,
+}
+
+struct Shared {
+    source: Box<dyn TensorSource>,
+    dtype: DType,
+    device: Device,
+    log: Mutex<Log>,
+}
+
+#[derive(Default)]
+struct Log {
+    used: BTreeSet<String>,
+    missing: Vec<String>,
+    misshapen: Vec<String>,
+}
+
+impl Params {
+    /// The root of the tree. Layers hold their matrices in `dtype`, on `device`.
+    pub fn new(source: impl TensorSource + 'static, dtype: DType, device: Device) -> Self {
+        let log = Mutex::default();
+        Self {
+            shared: Arc::new(Shared { source: Box::new(source), dtype, device, log }),
+            prefix: String::new(),
+        }
+    }
+
+    /// The subtree `name`.
+    pub fn pp(&self, name: impl Display) -> Self {
+        let prefix = self.path(name);
+        Self { shared: self.shared.clone(), prefix }
+    }
+
+    /// What layers compute in.
+    pub fn dtype(&self) -> DType {
+        self.shared.dtype
+    }
+
+    /// Where layers compute.
+    pub fn device(&self) -> Device {
+        self.shared.device
+    }
+
+    /// Whether there is a weight `name` in this subtree.
+    pub fn contains(&self, name: &str) -> bool {
+        self.shared.source.info(&self.path(name)).is_some()
+    }
+
+    /// The weight `name` on the CPU as its file holds it: what layers pack into their own layout.
+    ///
+    /// # Errors
+    /// The file cannot be read. A missing or misshapen weight is noted for [`Self::finish`].
+    pub fn raw(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let path = self.path(name);
+        let mut log = self.shared.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let fault = match self.shared.source.info(&path) {
+            None => {
+                let origin = self.shared.source.origin(&path);
+                log.missing.push(format!("{path} {shape:?} (looked in {origin})"));
+                true
+            }
+            Some(info) if !info.dtype.is_float() => {
+                log.misshapen
+                    .push(format!("{path}: expected a floating-point dtype, found {}", info.dtype));
+                true
+            }
+            // Projections are stored as 1x1 convolutions or as matrices, depending on the writer's version.
+            Some(info) if !same_but_for_ones(&info.shape, shape) => {
+                log.misshapen.push(format!("{path}: expected {shape:?}, found {:?}", info.shape));
+                true
+            }
+            Some(_) => false,
+        };
+        log.used.insert(path.clone());
+        drop(log);
+        if fault {
+            return Tensor::zeros(shape, DType::F16, Device::Cpu);
+        }
+        self.shared.source.read(&path)?.reshape(shape)
+    }
+
+    /// The weight `name` as a tensor of the layers' dtype on their device.
+    ///
+    /// # Errors
+    /// As [`Self::raw`].
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.raw(name, shape)?.to_dtype(self.dtype())?.to_device(self.device())
+    }
+
+    /// The vector `name` [n] in the dtype that biases and norms are kept in: f32, or f64 for f64 layers.
+    ///
+    /// # Errors
+    /// As [`Self::raw`].
+    pub fn vector(&self, name: &str, n: usize) -> Result<Tensor> {
+        let dtype = if self.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+        self.raw(name, &[n])?.to_dtype(dtype)?.to_device(self.device())
+    }
+
+    /// Ends the loading; call it on any node when the model stands. Returns the names that nothing used.
+    ///
+    /// # Errors
+    /// `Weights`, naming every weight that was missing or had another shape.
+    pub fn finish(&self) -> Result<Vec<String>> {
+        let log = self.shared.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let unused: Vec<String> = self
+            .shared
+            .source
+            .names()
+            .into_iter()
+            .filter(|name| !log.used.contains(name))
+            .collect();
+        if log.missing.is_empty() && log.misshapen.is_empty() {
+            return Ok(unused);
+        }
+        let mut message = String::from("the weights do not fit the model");
+        for (title, names) in [
+            ("missing", &log.missing),
+            ("of another shape or dtype", &log.misshapen),
+            ("in the files but not in the model", &unused),
+        ] {
+            if !names.is_empty() {
+                message += &format!("\n  {title} ({}):", names.len());
+                for name in names.iter().take(NAMED) {
+                    message += &format!("\n    {name}");
+                }
+                if names.len() > NAMED {
+                    message += &format!("\n    ... and {} more", names.len() - NAMED);
+                }
+            }
+        }
+        message += "\nIs config.json the one these weights were saved with?";
+        Err(Error::Weights(message))
+    }
+
+    fn path(&self, name: impl Display) -> String {
+        if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
+    }
+}
+
+/// An error lists at most this many names of a kind.
+const NAMED: usize = 20;
+
+/// Whether two shapes are equal when dimensions of length 1 at the end are left out: [C, C] is [C, C, 1, 1].
+fn same_but_for_ones(a: &[usize], b: &[usize]) -> bool {
+    let trim = |s: &[usize]| s.iter().rposition(|&d| d != 1).map_or(0, |i| i + 1);
+    let (n, m) = (trim(a), trim(b));
+    a[..n] == b[..m] && a.iter().product::<usize>() == b.iter().product::<usize>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::TensorInfo;
+
+    struct Two;
+
+    impl TensorSource for Two {
+        fn names(&self) -> Vec<String> {
+            vec!["a.weight".into(), "b".into()]
+        }
+        fn info(&self, name: &str) -> Option<TensorInfo> {
+            let shape = match name {
+                "a.weight" => vec![2, 3, 1, 1],
+                "b" => vec![4],
+                _ => return None,
+            };
+            Some(TensorInfo { shape, dtype: DType::F32 })
+        }
+        fn read(&self, name: &str) -> Result<Tensor> {
+            Tensor::full(&self.info(name).unwrap().shape, 1.0, DType::F32, Device::Cpu)
+        }
+        fn origin(&self, _: &str) -> String {
+            "two.safetensors".into()
+        }
+    }
+
+    #[test]
+    fn the_end_names_what_was_missing_misshapen_and_unused() {
+        let params = Params::new(Two, DType::F32, Device::Cpu);
+        assert_eq!(params.pp("a").tensor("weight", &[2, 3]).unwrap().dims(), [2, 3]);
+        assert_eq!(params.finish().unwrap(), ["b"]);
+        assert_eq!(params.tensor("b", &[5]).unwrap().dims(), [5]);
+        params.pp("c").pp(7).vector("bias", 3).unwrap();
+        let message = params.finish().unwrap_err().to_string();
+        assert!(message.contains("c.7.bias [3] (looked in two.safetensors)"), "{message}");
+        assert!(message.contains("b: expected [5], found [4]"), "{message}");
+        assert!(!message.contains("not in the model"), "{message}");
+    }
+
+    #[test]
+    fn only_trailing_ones_may_differ() {
+        assert!(same_but_for_ones(&[2, 3], &[2, 3, 1, 1]));
+        assert!(!same_but_for_ones(&[2, 3], &[2, 3, 3, 1]));
+        assert!(!same_but_for_ones(&[2, 3], &[3, 2]));
+        assert!(!same_but_for_ones(&[1, 3], &[3]));
+    }
+}

@@ -1,0 +1,60 @@
+//! The residual block that the UNet and the autoencoder share.
+
+use crate::error::Result;
+use crate::nn::{Conv2d, GroupNorm, Linear, Params};
+use crate::ops::matmul::Epilogue;
+use crate::tensor::Tensor;
+
+/// ResnetBlock2D of diffusers (`models/resnet.py`): norm, SiLU, conv, + time, norm, SiLU, conv, + input.
+pub struct ResnetBlock {
+    norm1: GroupNorm,
+    conv1: Conv2d,
+    time: Option<Linear>,
+    norm2: GroupNorm,
+    conv2: Conv2d,
+    shortcut: Option<Conv2d>,
+}
+
+impl ResnetBlock {
+    /// Reads the weights at `p`; `temb` is the width of the timestep embedding, where there is one.
+    ///
+    /// # Errors
+    /// As [`Params::raw`].
+    pub fn load(
+        p: &Params,
+        input: usize,
+        output: usize,
+        temb: Option<usize>,
+        groups: usize,
+        eps: f32,
+    ) -> Result<Self> {
+        Ok(Self {
+            norm1: GroupNorm::load(&p.pp("norm1"), input, groups, eps)?,
+            conv1: Conv2d::load_3x3(&p.pp("conv1"), input, output)?,
+            time: temb
+                .map(|temb| Linear::load(&p.pp("time_emb_proj"), temb, output, true))
+                .transpose()?,
+            norm2: GroupNorm::load(&p.pp("norm2"), output, groups, eps)?,
+            conv2: Conv2d::load_3x3(&p.pp("conv2"), output, output)?,
+            shortcut: (input != output)
+                .then(|| Conv2d::load_1x1(&p.pp("conv_shortcut"), input, output))
+                .transpose()?,
+        })
+    }
+
+    /// `x` [B, H, W, input], `temb` [B, temb] with its SiLU applied -> [B, H, W, output]
+    pub fn forward(&self, x: &Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
+        let time = match (&self.time, temb) {
+            (Some(linear), Some(temb)) => Some(linear.forward(temb)?), // [B, output]
+            _ => None,
+        };
+        let h = self.norm1.forward_silu(x)?;
+        let h = self
+            .conv1
+            .forward_with(&h, Epilogue { add_channel: time.as_ref(), ..Epilogue::default() })?;
+        let h = self.norm2.forward_silu(&h)?;
+        let shortcut = self.shortcut.as_ref().map(|conv| conv.forward(x)).transpose()?;
+        let residual = Some(shortcut.as_ref().unwrap_or(x));
+        self.conv2.forward_with(&h, Epilogue { residual, ..Epilogue::default() }) // [B, H, W, output]
+    }
+}
