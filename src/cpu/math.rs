@@ -27,6 +27,9 @@ const LN2_LOW: f32 = 1.428_606_8e-6; // ln 2 - LN2_HIGH
 
 /// `(e^r - 1 - r) / r^2` for |r| <= ln(2)/2; error of the whole e^r 3e-9.
 const EXPM1: [f32; 5] = [0.5, 0.166_665_18, 0.041_666_206, 0.008_368_947, 0.001_395_058_1];
+/// `(2^r - 1) / r` for |r| <= 1/2; relative error of 2^r 1.0e-7.
+#[allow(clippy::approx_constant)] // near ln 2, but the fit's value
+const EXP2: [f32; 5] = [0.693_147, 0.240_222_45, 0.055_507_08, 0.009_671_371, 0.001_327_200_4];
 /// `erf(x)/x - 1` in x^2 for |x| <= 1; relative error 1.2e-9.
 const ERF_SMALL: [f32; 7] = [
     0.128_379_17,
@@ -83,6 +86,23 @@ pub fn exp<S: Simd>(s: S, x: f32) -> f32 {
     // In two factors, since 2^n alone overflows at 128 and is subnormal below -126.
     let half = n >> 1;
     (m + 1.0) * power_of_two(half) * power_of_two(n.wrapping_sub(half))
+}
+
+/// 2^x for x <= 0, in the lanes of a register: the exponential of softmax, whose largest argument is 0.
+/// Relative error 2e-7; exactly 1 at 0, and 0 below -126.5.
+#[inline(always)]
+pub fn exp2_of_negative<S: Simd>(s: S, x: S::F32) -> S::F32 {
+    // In this order of arguments a NaN in x passes.
+    let x = s.max(s.splat(-127.0), x);
+    // Rounds to n and leaves n + 127, the biased exponent, in the low bits; 0 stands for 2^-127 = 0.
+    let shift = s.splat(ROUND + 127.0);
+    let rounded = s.add(x, shift);
+    let r = s.sub(x, s.sub(rounded, shift));
+    let mut p = s.splat(EXP2[4]);
+    for i in (0..4).rev() {
+        p = s.mul_add(p, r, s.splat(EXP2[i]));
+    }
+    s.mul(s.mul_add(p, r, s.splat(1.0)), s.exponent(rounded))
 }
 
 /// e^x - 1 for 0 <= x <= 60.
@@ -268,6 +288,34 @@ mod tests {
     #[test]
     fn sigmoid_is_exact_to_the_stated_ulp() {
         check(sigmoid_slice, |x| 1.0 / (1.0 + (-x).exp()), -87.0, 60.0, 3.0);
+    }
+
+    simd! {
+        fn exp2_slice(s, x: &mut [f32]) {
+            for x in x.chunks_exact_mut(S::LANES) {
+                // SAFETY: the chunk has as many values as a register.
+                unsafe { s.store(x.as_mut_ptr(), exp2_of_negative(s, s.load(x.as_ptr()))) }
+            }
+        }
+    }
+
+    #[test]
+    fn exp2_is_exact_to_the_stated_error() {
+        let n = 160_000;
+        let mut x: Vec<f32> = (0..n).map(|i| -130.0 * (i as f32 / n as f32).powi(3)).collect();
+        x[1..4].copy_from_slice(&[f32::NAN, f32::NEG_INFINITY, -0.0]);
+        at_each_level(|level| {
+            let mut y = x.clone();
+            exp2_slice(&mut y);
+            assert!(y[0] == 1.0 && y[1].is_nan() && y[2] == 0.0 && y[3] == 1.0, "{}", level.name());
+            for (x, y) in x.iter().zip(&y).skip(4) {
+                let exact = if *x < -126.5 { 0.0 } else { f64::from(*x).exp2() };
+                let error = (f64::from(*y) - exact).abs();
+                // Either side of the limit, rounding decides between 0 and 2^-127.
+                let tolerance = if *x < -126.0 { 1.3e-38 } else { 2e-7 * exact };
+                assert!(error <= tolerance, "{}: 2^{x:e} = {y:e}", level.name());
+            }
+        });
     }
 
     #[test]

@@ -57,6 +57,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32;
     /// `a + b` in each lane.
     fn add(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// `a - b` in each lane.
+    fn sub(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// The larger in each lane; `b` where either is NaN.
+    fn max(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// The float whose bits are those of `a` shifted left by 23: the low bits of `a` become its exponent.
+    fn exponent(self, a: Self::F32) -> Self::F32;
 }
 
 /// What every machine of the target has: SSE2 on x86-64, NEON on aarch64.
@@ -109,6 +115,21 @@ impl Simd for Portable {
     fn add(self, a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
         std::array::from_fn(|i| a[i] + b[i])
     }
+
+    #[inline(always)]
+    fn sub(self, a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| a[i] - b[i])
+    }
+
+    #[inline(always)]
+    fn max(self, a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+
+    #[inline(always)]
+    fn exponent(self, a: [f32; 4]) -> [f32; 4] {
+        a.map(|a| f32::from_bits(a.to_bits() << 23))
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -148,7 +169,8 @@ mod x86 {
 
     macro_rules! simd_level {
         ($token:ty, $register:ty, $lanes:literal, $registers:literal,
-         $splat:ident, $load:ident, $store:ident, $fma:ident, $mul:ident, $add:ident) => {
+         $splat:ident, $load:ident, $store:ident, $fma:ident, $mul:ident, $add:ident, $sub:ident,
+         $max:ident, $cast:ident, $shift:ident, $cast_back:ident) => {
             impl Simd for $token {
                 type F32 = $register;
                 const LANES: usize = $lanes;
@@ -194,6 +216,24 @@ mod x86 {
                     // SAFETY: the token exists only where `detect` found the instruction set.
                     unsafe { $add(a, b) }
                 }
+
+                #[inline(always)]
+                fn sub(self, a: $register, b: $register) -> $register {
+                    // SAFETY: the token exists only where `detect` found the instruction set.
+                    unsafe { $sub(a, b) }
+                }
+
+                #[inline(always)]
+                fn max(self, a: $register, b: $register) -> $register {
+                    // SAFETY: the token exists only where `detect` found the instruction set.
+                    unsafe { $max(a, b) }
+                }
+
+                #[inline(always)]
+                fn exponent(self, a: $register) -> $register {
+                    // SAFETY: the token exists only where `detect` found the instruction set.
+                    unsafe { $cast_back($shift::<23>($cast(a))) }
+                }
             }
         };
     }
@@ -208,7 +248,12 @@ mod x86 {
         _mm256_storeu_ps,
         _mm256_fmadd_ps,
         _mm256_mul_ps,
-        _mm256_add_ps
+        _mm256_add_ps,
+        _mm256_sub_ps,
+        _mm256_max_ps,
+        _mm256_castps_si256,
+        _mm256_slli_epi32,
+        _mm256_castsi256_ps
     );
     simd_level!(
         Avx512,
@@ -220,7 +265,12 @@ mod x86 {
         _mm512_storeu_ps,
         _mm512_fmadd_ps,
         _mm512_mul_ps,
-        _mm512_add_ps
+        _mm512_add_ps,
+        _mm512_sub_ps,
+        _mm512_max_ps,
+        _mm512_castps_si512,
+        _mm512_slli_epi32,
+        _mm512_castsi512_ps
     );
 }
 
@@ -456,6 +506,8 @@ mod tests {
             unsafe {
                 let (a, b, c) = (s.load(a.as_ptr()), s.load(b.as_ptr()), s.load(c.as_ptr()));
                 let r = s.add(s.mul(s.mul_add(a, b, c), s.splat(2.0)), s.splat(1.0));
+                let nan = s.splat(f32::NAN);
+                let r = s.max(nan, s.max(s.sub(a, b), r)); // r is the larger: a - b is 0
                 s.store(out.as_mut_ptr(), r);
             }
         }

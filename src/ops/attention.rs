@@ -1,47 +1,677 @@
-//! Scaled dot-product attention (Vaswani et al. 2017). The plain form; the tiled one takes its place.
+//! Attention, tiled so that the scores never reach memory (Dao et al. 2022).
+//!
+//! The CPU form computes everything transposed: queries lie along the lanes of a register, keys and
+//! head channels along its rows. Maxima and sums over keys then need no exchange between lanes, neither
+//! the head dimension nor the number of keys is padded to a register's length, and both products are
+//! one kernel: `scores = K Q^T` and `output = V^T P^T`, a broadcast element of K or V against registers of
+//! queries. Keys and values are packed once a head, so that the kernel reads each as one stream.
 
+use rayon::prelude::*;
+
+use super::elementwise::{require_dtype, require_float};
+use super::{Meta, Op, apply};
+use crate::cpu::math::exp2_of_negative;
+use crate::cpu::simd::{Simd, narrow, simd, widen};
 use crate::error::{Error, Result};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, Float, Tensor};
 
-/// Settings of [`attention`].
-#[derive(Clone, Copy, Debug)]
+/// How queries meet keys.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionConfig {
-    /// What scores are multiplied with, usually 1 / √d.
+    /// Factor of the scores, usually 1 / sqrt(D).
     pub scale: f32,
-    /// Whether a query sees only keys up to its own position.
+    /// Whether query i sees keys 0..=i only.
     pub causal: bool,
 }
 
-/// softmax(q kᵀ scale) v for `q` [B, T, H, D] and `k`, `v` [B, S, H, D] -> [B, T, H, D]
+/// `softmax(scale * q k^T) v` for each head, in f32 (f64 for f64) whatever the dtype.
+///
+/// `q` [B, T, H, D]; `k`, `v` [B, S, H, D]; strided views are read as they lie. Returns [B, T, H, D].
 ///
 /// # Errors
-/// `Shape` when the tensors do not fit each other.
+/// `Shape` when the shapes do not fit or there is no key, `DType` when the dtypes differ or are no floats.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, config: AttentionConfig) -> Result<Tensor> {
-    let (b, t, h, d) = q.dims4()?;
-    let s = k.dims4()?.1;
-    if k.dims() != [b, s, h, d] || v.dims() != k.dims() || config.causal && s != t {
-        return Err(Error::shape(
-            "attention",
-            format!("q {}, k {}, v {}", q.shape(), k.shape(), v.shape()),
-        ));
+    apply(&Attention { config }, &[q, k, v])
+}
+
+/// [`attention`]; inputs `q`, `k`, `v`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Attention {
+    /// Scale and mask.
+    pub config: AttentionConfig,
+}
+
+impl Op for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
     }
-    let rows = |x: &Tensor| x.to_dtype(DType::F32)?.to_vec::<f32>();
-    let (queries, keys, values) = (rows(q)?, rows(k)?, rows(v)?);
-    let mut out = vec![0f32; queries.len()];
-    for (i, (query, out)) in queries.chunks(d).zip(out.chunks_mut(d)).enumerate() {
-        let (image, position, head) = (i / h / t, i / h % t, i % h);
-        let seen = if config.causal { position + 1 } else { s };
-        let row = |j: usize| ((image * s + j) * h + head) * d;
-        let dot = |j: usize| {
-            query.iter().zip(&keys[row(j)..]).map(|(a, b)| a * b).sum::<f32>() * config.scale
+
+    fn infer(&self, inputs: &[&Tensor]) -> Result<Meta> {
+        let (q, k, v) = (inputs[0], inputs[1], inputs[2]);
+        require_float("attention", q)?;
+        require_dtype("attention", q.dtype(), k)?;
+        require_dtype("attention", q.dtype(), v)?;
+        let &[batch, _, heads, channels] = q.dims() else {
+            return Err(Error::expected_shape("attention", "q", "[B, T, H, D]", q.shape()));
         };
-        let scores: Vec<f32> = (0..seen).map(dot).collect();
-        let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let weights: Vec<f32> = scores.iter().map(|x| (x - max).exp()).collect();
-        let sum: f32 = weights.iter().sum();
-        for (j, weight) in weights.iter().enumerate() {
-            out.iter_mut().zip(&values[row(j)..]).for_each(|(o, v)| *o += weight / sum * v);
+        let fits =
+            matches!(*k.dims(), [b, s, h, d] if (b, h, d) == (batch, heads, channels) && s > 0);
+        if !fits {
+            let expected = format!("[{batch}, S > 0, {heads}, {channels}]");
+            return Err(Error::expected_shape("attention", "k", &expected, k.shape()));
+        }
+        if v.shape() != k.shape() {
+            return Err(Error::expected_shape("attention", "v", &k.shape().to_string(), v.shape()));
+        }
+        Ok(Meta::like(q))
+    }
+
+    fn cpu(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
+        match out.dtype() {
+            DType::F64 => self.plain(inputs, out),
+            DType::F16 => self.tiled::<half::f16>(inputs, out),
+            DType::BF16 => self.tiled::<half::bf16>(inputs, out),
+            _ => self.tiled::<f32>(inputs, out),
         }
     }
-    Tensor::from_vec(out, [b, t, h, d])?.to_dtype(q.dtype())
+
+    fn cuda(&self, _: &[&Tensor], _: &mut Tensor) -> Result<()> {
+        Err(Error::no_kernel(self.name()))
+    }
+
+    fn backward(&self, _: &[&Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        Err(Error::no_gradient(self.name()))
+    }
+}
+
+/// Keys that are scored before their values are added: with D = 40, 30 KiB of keys and values.
+const KEYS: usize = 96;
+/// Groups of queries (two registers each) that share a block of keys while it is in the cache.
+const GROUPS: usize = 4;
+
+impl Attention {
+    /// The definition, row by row, in f64.
+    fn plain(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
+        let [q, k, v] = [inputs[0].contiguous()?, inputs[1].contiguous()?, inputs[2].contiguous()?];
+        let (_, queries, heads, channels) = q.dims4()?;
+        let keys = k.dim(1);
+        let [q, k, v] = [q.as_slice::<f64>()?, k.as_slice::<f64>()?, v.as_slice::<f64>()?];
+        let rows = out.as_mut_slice::<f64>()?.par_chunks_mut(channels).zip(q.par_chunks(channels));
+        rows.enumerate().for_each(|(i, (out, q))| {
+            let (b, t, h) = (i / heads / queries, i / heads % queries, i % heads);
+            let row = |s: usize| ((b * keys + s) * heads + h) * channels..;
+            let dot = |k: &[f64]| q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>();
+            let seen = if self.config.causal { keys.min(t + 1) } else { keys };
+            let mut weights: Vec<f64> =
+                (0..seen).map(|s| f64::from(self.config.scale) * dot(&k[row(s)])).collect();
+            let max = weights.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            weights.iter_mut().for_each(|w| *w = (*w - max).exp());
+            let total: f64 = weights.iter().sum();
+            out.fill(0.0);
+            for (s, w) in weights.iter().enumerate() {
+                out.iter_mut().zip(&v[row(s)]).for_each(|(o, v)| *o += w / total * v);
+            }
+        });
+        Ok(())
+    }
+
+    fn tiled<T: Float<Acc = f32>>(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
+        let tensors = [dense(inputs[0])?, dense(inputs[1])?, dense(inputs[2])?];
+        let [q, k, v] =
+            [Heads::<T>::new(&tensors[0])?, Heads::new(&tensors[1])?, Heads::new(&tensors[2])?];
+        let (batch, queries, heads, channels) = inputs[0].dims4()?;
+        let keys = k.len;
+        let blocking = Blocking::new(channels);
+        let tile = GROUPS * blocking.queries;
+        // Base 2, since that is the exponential the machine is good at.
+        let factor = (f64::from(self.config.scale) * std::f64::consts::LOG2_E) as f32;
+        let rows = Output(out.as_mut_slice::<T>()?.as_mut_ptr());
+
+        (0..batch * heads).into_par_iter().for_each(|head| {
+            let (b, h) = (head / heads, head % heads);
+            let (k, v) = (pack_keys(k.head(b, h), &blocking), pack_values(v.head(b, h), &blocking));
+            let tiles = (0..queries.div_ceil(tile)).into_par_iter();
+            tiles.for_each_init(Scratch::default, |scratch, i| {
+                let (first, count) = (i * tile, tile.min(queries - i * tile));
+                let job =
+                    Job { blocking, keys, channels, first, count, causal: self.config.causal };
+                scratch.start(&job, q.head(b, h), factor);
+                attend(&job, &k, &v, scratch);
+                scratch.finish(&job);
+                for (t, row) in scratch.rows.chunks_exact(channels).take(count).enumerate() {
+                    let at = ((b * queries + first + t) * heads + h) * channels;
+                    // SAFETY: `at` is the row of (b, first + t, h), inside the output [B, T, H, D], and no
+                    // other task has the same b, h and tile.
+                    let to = unsafe { std::slice::from_raw_parts_mut(rows.at(at), channels) };
+                    narrow(row, to);
+                }
+            });
+        });
+        Ok(())
+    }
+}
+
+/// The output, whose rows are written by different threads.
+struct Output<T>(*mut T);
+
+// SAFETY: the threads write disjoint rows: see where `at` is used.
+unsafe impl<T: Send> Sync for Output<T> {}
+
+impl<T> Output<T> {
+    /// # Safety
+    /// As for [`pointer::add`].
+    unsafe fn at(&self, i: usize) -> *mut T {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.add(i) }
+    }
+}
+
+/// `t` itself when its last dimension has no gaps, else a copy.
+fn dense(t: &Tensor) -> Result<Tensor> {
+    if t.strides().last() == Some(&1) { Ok(t.clone()) } else { t.contiguous() }
+}
+
+/// A tensor [B, T, H, D], D without gaps, by its heads.
+struct Heads<'a, T> {
+    data: &'a [T],
+    /// Of B, T and H.
+    strides: [usize; 3],
+    len: usize,
+    channels: usize,
+}
+
+impl<'a, T: Float> Heads<'a, T> {
+    fn new(t: &'a Tensor) -> Result<Self> {
+        Ok(Self {
+            data: t.as_strided_slice()?,
+            strides: [t.strides()[0], t.strides()[1], t.strides()[2]],
+            len: t.dim(1),
+            channels: t.dim(3),
+        })
+    }
+
+    fn head(&self, b: usize, h: usize) -> Head<'a, T> {
+        let [batch, token, head] = self.strides;
+        let data = &self.data[b * batch + h * head..];
+        Head { data, stride: token, len: self.len, channels: self.channels }
+    }
+}
+
+/// One head [T, D].
+#[derive(Clone, Copy)]
+struct Head<'a, T> {
+    data: &'a [T],
+    stride: usize,
+    len: usize,
+    channels: usize,
+}
+
+impl<T: Float<Acc = f32>> Head<'_, T> {
+    /// Calls `f` with rows `first..first + count` as f32.
+    fn rows(&self, first: usize, count: usize, mut f: impl FnMut(usize, &[f32])) {
+        let mut wide = vec![0.0; self.channels];
+        for i in 0..count {
+            widen(&self.data[(first + i) * self.stride..][..self.channels], &mut wide);
+            f(i, &wide);
+        }
+    }
+}
+
+/// The shape of the kernel's register tiles: `panel` broadcast elements against two registers of queries.
+#[derive(Clone, Copy, Debug)]
+struct Blocking {
+    /// Queries of a group.
+    queries: usize,
+    /// Keys of a panel; divides [`KEYS`].
+    keys: usize,
+    /// Channels of a panel of values.
+    channels: usize,
+}
+
+impl Blocking {
+    /// Panels of values are those that pad `channels` the least; the larger where they tie.
+    fn new(channels: usize) -> Self {
+        let (lanes, registers) = registers();
+        let (keys, panels) = if registers >= 32 { (12, [12, 10, 8]) } else { (6, [6, 5, 4]) };
+        let panel = panels.into_iter().min_by_key(|&n| channels.next_multiple_of(n));
+        Self { queries: 2 * lanes, keys, channels: panel.unwrap_or(keys) }
+    }
+}
+
+simd! {
+    fn registers(_s) -> (usize, usize) {
+        (S::LANES, S::REGISTERS)
+    }
+}
+
+/// Panels of keys, [panels][D][keys of a panel], zeros where there is no key.
+fn pack_keys<T: Float<Acc = f32>>(k: Head<T>, blocking: &Blocking) -> Vec<f32> {
+    let (panel, channels) = (blocking.keys, k.channels);
+    let mut packed = vec![0.0; k.len.next_multiple_of(panel) * channels];
+    k.rows(0, k.len, |i, row| {
+        let to = packed[i / panel * panel * channels..].iter_mut().skip(i % panel).step_by(panel);
+        to.zip(row).for_each(|(to, x)| *to = *x);
+    });
+    packed
+}
+
+/// Panels of values, [panels][S][channels of a panel], zeros where there is no channel.
+fn pack_values<T: Float<Acc = f32>>(v: Head<T>, blocking: &Blocking) -> Vec<f32> {
+    let panel = blocking.channels;
+    let mut packed = vec![0.0; v.len * v.channels.next_multiple_of(panel)];
+    v.rows(0, v.len, |i, row| {
+        for (p, row) in row.chunks(panel).enumerate() {
+            packed[(p * v.len + i) * panel..][..row.len()].copy_from_slice(row);
+        }
+    });
+    packed
+}
+
+/// A tile of queries of one head.
+struct Job {
+    blocking: Blocking,
+    keys: usize,
+    channels: usize,
+    /// The tile's first query, and how many there are.
+    first: usize,
+    count: usize,
+    causal: bool,
+}
+
+/// What a thread needs for a tile; G groups of W queries, D channels.
+#[derive(Default)]
+struct Scratch {
+    /// [G, D, W], scaled.
+    queries: Vec<f32>,
+    /// [KEYS, W]
+    scores: Vec<f32>,
+    /// [G, W]: the largest score so far, in base 2.
+    max: Vec<f32>,
+    /// [G, W]: the sum of the weights so far.
+    sum: Vec<f32>,
+    /// [G, D to a panel's multiple, W]: the sum of weighted values so far.
+    output: Vec<f32>,
+    /// [G W, D]: the result.
+    rows: Vec<f32>,
+}
+
+impl Scratch {
+    /// Loads the tile's queries, times `factor`, and resets the rest.
+    fn start<T: Float<Acc = f32>>(&mut self, job: &Job, q: Head<T>, factor: f32) {
+        let width = job.blocking.queries;
+        let groups = job.count.div_ceil(width);
+        let refill = |v: &mut Vec<f32>, len: usize, x: f32| {
+            v.clear();
+            v.resize(len, x);
+        };
+        refill(&mut self.queries, groups * job.channels * width, 0.0);
+        refill(&mut self.max, groups * width, f32::NEG_INFINITY);
+        refill(&mut self.sum, groups * width, 0.0);
+        let padded = job.channels.next_multiple_of(job.blocking.channels);
+        refill(&mut self.output, groups * padded * width, 0.0);
+        self.scores.resize(KEYS * width, 0.0);
+        self.rows.resize(groups * width * job.channels, 0.0);
+        q.rows(job.first, job.count, |i, row| {
+            let to = self.queries[i / width * job.channels * width..].iter_mut();
+            to.skip(i % width).step_by(width).zip(row).for_each(|(to, x)| *to = factor * x);
+        });
+    }
+
+    /// Divides by the sums of weights, and turns the tile into rows [D] of queries.
+    fn finish(&mut self, job: &Job) {
+        let width = job.blocking.queries;
+        let padded = job.channels.next_multiple_of(job.blocking.channels);
+        let groups = self.output.chunks_exact_mut(padded * width).zip(self.sum.chunks_exact(width));
+        for (g, (output, sum)) in groups.enumerate() {
+            for (d, lanes) in output.chunks_exact_mut(width).take(job.channels).enumerate() {
+                let column =
+                    self.rows[g * width * job.channels..].iter_mut().skip(d).step_by(job.channels);
+                for ((to, x), sum) in column.zip(lanes).zip(sum) {
+                    *to = *x / sum;
+                }
+            }
+        }
+    }
+}
+
+simd! {
+    /// Softmax of a tile's scores and the sum of the values that it weights, not yet divided by its sum.
+    fn attend(s, job: &Job, keys: &[f32], values: &[f32], scratch: &mut Scratch) {
+        if S::REGISTERS >= 32 {
+            match job.blocking.channels {
+                12 => tile::<S, 12, 12>(s, job, keys, values, scratch),
+                10 => tile::<S, 12, 10>(s, job, keys, values, scratch),
+                _ => tile::<S, 12, 8>(s, job, keys, values, scratch),
+            }
+        } else {
+            match job.blocking.channels {
+                6 => tile::<S, 6, 6>(s, job, keys, values, scratch),
+                5 => tile::<S, 6, 5>(s, job, keys, values, scratch),
+                _ => tile::<S, 6, 4>(s, job, keys, values, scratch),
+            }
+        }
+    }
+}
+
+/// [`attend`] with panels of K keys and V channels.
+#[inline(always)]
+fn tile<S: Simd, const K: usize, const V: usize>(
+    s: S,
+    job: &Job,
+    keys: &[f32],
+    values: &[f32],
+    scratch: &mut Scratch,
+) {
+    let (width, channels) = (2 * S::LANES, job.channels);
+    let padded = channels.next_multiple_of(V);
+    let groups = job.count.div_ceil(width);
+    // What the loops below read and write without further checks.
+    assert!(job.blocking.queries == width && job.blocking.keys == K && job.blocking.channels == V);
+    assert!(keys.len() == job.keys.next_multiple_of(K) * channels);
+    assert!(values.len() == job.keys * padded);
+    assert!(scratch.queries.len() == groups * channels * width);
+    assert!(scratch.output.len() == groups * padded * width);
+    assert!(scratch.scores.len() == KEYS * width && KEYS.is_multiple_of(K));
+    assert!(scratch.max.len() == groups * width && scratch.sum.len() == groups * width);
+
+    let scores = scratch.scores.as_mut_ptr();
+    for start in (0..job.keys).step_by(KEYS) {
+        let count = KEYS.min(job.keys - start);
+        for g in 0..groups {
+            let first = job.first + g * width;
+            if job.causal && start >= first + width {
+                continue; // all of these keys come after all of these queries
+            }
+            // SAFETY: the lengths were checked above. A panel of keys holds K * channels elements and there
+            // are count.div_ceil(K) of them from `start`, a multiple of K, on; scores have KEYS >= count
+            // rows of `width`; a panel of values holds V * job.keys elements, of which V * count from
+            // V * start on are read; g < groups.
+            unsafe {
+                let queries = scratch.queries.as_ptr().add(g * channels * width);
+                for p in 0..count.div_ceil(K) {
+                    let panel = keys.as_ptr().add((start + p * K) * channels);
+                    let products = product::<S, K>(s, panel, queries, channels);
+                    for (i, row) in products.into_iter().enumerate() {
+                        store(s, scores.add((p * K + i) * width), row);
+                    }
+                }
+                if job.causal && start + count > first + 1 {
+                    for key in 0..count {
+                        // Query `first + lane` sees keys up to itself.
+                        let unseen = (start + key).saturating_sub(first).min(width);
+                        std::slice::from_raw_parts_mut(scores.add(key * width), unseen)
+                            .fill(f32::NEG_INFINITY);
+                    }
+                }
+
+                let old = load(s, scratch.max.as_ptr().add(g * width));
+                let mut max = old;
+                for key in 0..count {
+                    let row = load(s, scores.add(key * width));
+                    max = [s.max(max[0], row[0]), s.max(max[1], row[1])];
+                }
+                let correction: [S::F32; 2] =
+                    std::array::from_fn(|r| exp2_of_negative(s, s.sub(old[r], max[r])));
+                let mut sum = [s.splat(0.0); 2];
+                for key in 0..count {
+                    let row = load(s, scores.add(key * width));
+                    let weight =
+                        std::array::from_fn(|r| exp2_of_negative(s, s.sub(row[r], max[r])));
+                    sum = std::array::from_fn(|r| s.add(sum[r], weight[r]));
+                    store(s, scores.add(key * width), weight);
+                }
+                let total = scratch.sum.as_mut_ptr().add(g * width);
+                let before = load(s, total);
+                store(
+                    s,
+                    total,
+                    std::array::from_fn(|r| s.mul_add(before[r], correction[r], sum[r])),
+                );
+                store(s, scratch.max.as_mut_ptr().add(g * width), max);
+
+                let output = scratch.output.as_mut_ptr().add(g * padded * width);
+                for p in 0..padded / V {
+                    let panel = values.as_ptr().add((p * job.keys + start) * V);
+                    let products = product::<S, V>(s, panel, scores, count);
+                    for (i, row) in products.into_iter().enumerate() {
+                        let to = output.add((p * V + i) * width);
+                        let before = load(s, to);
+                        store(
+                            s,
+                            to,
+                            std::array::from_fn(|r| s.mul_add(before[r], correction[r], row[r])),
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `a^T b` of `a` [n, M] and `b` [n, two registers]: the kernel.
+///
+/// # Safety
+/// Both must be readable for n rows.
+#[inline(always)]
+unsafe fn product<S: Simd, const M: usize>(
+    s: S,
+    a: *const f32,
+    b: *const f32,
+    n: usize,
+) -> [[S::F32; 2]; M] {
+    let mut sums = [[s.splat(0.0); 2]; M];
+    for i in 0..n {
+        // SAFETY: row i < n of both.
+        unsafe {
+            let b = load(s, b.add(i * 2 * S::LANES));
+            for j in 0..M {
+                let a = s.splat(*a.add(i * M + j));
+                sums[j] = [s.mul_add(a, b[0], sums[j][0]), s.mul_add(a, b[1], sums[j][1])];
+            }
+        }
+    }
+    sums
+}
+
+/// Two registers.
+///
+/// # Safety
+/// `from` must be readable for both.
+#[inline(always)]
+unsafe fn load<S: Simd>(s: S, from: *const f32) -> [S::F32; 2] {
+    // SAFETY: the caller's promise.
+    unsafe { [s.load(from), s.load(from.add(S::LANES))] }
+}
+
+/// Writes two registers.
+///
+/// # Safety
+/// `to` must be writable for both.
+#[inline(always)]
+unsafe fn store<S: Simd>(s: S, to: *mut f32, row: [S::F32; 2]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        s.store(to, row[0]);
+        s.store(to.add(S::LANES), row[1]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::simd::at_each_level;
+    use crate::ops::elementwise::scale;
+    use crate::ops::testing::{assert_close, bits, check, check_nan, random, values};
+
+    /// The definition in f64, over q [B, T, H, D] and k, v [B, S, H, D].
+    fn reference(
+        x: &[Vec<f64>],
+        shape: [usize; 4],
+        keys: usize,
+        config: AttentionConfig,
+    ) -> Vec<f64> {
+        let [batch, queries, heads, channels] = shape;
+        let mut out = vec![0.0; x[0].len()];
+        for row in 0..batch * queries * heads {
+            let (b, t, h) = (row / heads / queries, row / heads % queries, row % heads);
+            let at = |s: usize, d: usize| ((b * keys + s) * heads + h) * channels + d;
+            let weights: Vec<f64> = (0..keys)
+                .map(|s| {
+                    let dot: f64 =
+                        (0..channels).map(|d| x[0][row * channels + d] * x[1][at(s, d)]).sum();
+                    let seen = !config.causal || s <= t;
+                    if seen { (f64::from(config.scale) * dot).exp() } else { 0.0 }
+                })
+                .collect();
+            let total: f64 = weights.iter().sum();
+            for d in 0..channels {
+                out[row * channels + d] =
+                    (0..keys).map(|s| weights[s] / total * x[2][at(s, d)]).sum();
+            }
+        }
+        out
+    }
+
+    fn inputs(shape: [usize; 4], keys: usize) -> Vec<Tensor> {
+        let [b, _, h, d] = shape;
+        vec![random(shape, 1), random([b, keys, h, d], 2), random([b, keys, h, d], 3)]
+    }
+
+    fn config(channels: usize, causal: bool) -> AttentionConfig {
+        AttentionConfig { scale: 1.0 / (channels as f32).sqrt(), causal }
+    }
+
+    /// ([B, T, H, D], S): every panel of values, groups and blocks of keys that are not full, one of each.
+    const CASES: [([usize; 4], usize); 10] = [
+        ([1, 1, 1, 1], 1),
+        ([1, 3, 2, 4], 7),
+        ([2, 65, 2, 40], 77),
+        ([1, 100, 1, 80], 97),
+        ([1, 17, 2, 160], 193),
+        ([2, 33, 3, 64], 33),
+        ([1, 130, 1, 7], 200),
+        ([1, 9, 1, 48], 96),
+        ([3, 64, 1, 33], 31),
+        ([1, 77, 2, 20], 77),
+    ];
+
+    #[test]
+    fn attention_equals_its_definition() {
+        for (shape, keys) in CASES {
+            for causal in [false, true] {
+                let config = config(shape[3], causal);
+                // 32 units: a score of up to 4 sqrt(D) carries the rounding of its dot product into the
+                // exponent, where it becomes a relative error of the weight.
+                check(
+                    "attention",
+                    &inputs(shape, keys),
+                    32.0,
+                    |x| attention(x[0], x[1], x[2], config),
+                    |x| reference(x, shape, keys, config),
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn every_level_computes_the_same() {
+        let shape = [1, 50, 1, 40];
+        let inputs = inputs(shape, 110);
+        let config = config(40, true);
+        let expected =
+            reference(&inputs.iter().map(values).collect::<Vec<_>>(), shape, 110, config);
+        // One thread, so that the level that is forced on this one holds.
+        let pool =
+            rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build().unwrap();
+        at_each_level(|level| {
+            let out =
+                pool.install(|| attention(&inputs[0], &inputs[1], &inputs[2], config)).unwrap();
+            assert_close(&out, &expected, 32.0, level.name());
+        });
+    }
+
+    #[test]
+    fn large_scores_do_not_overflow() {
+        let shape = [1, 20, 1, 40];
+        let mut inputs = inputs(shape, 300);
+        inputs[0] = scale(&inputs[0], 20.0).unwrap();
+        let config = AttentionConfig { scale: 1.0, causal: false };
+        let expected: Vec<Vec<f64>> = inputs.iter().map(values).collect();
+        let expected = reference(&expected, shape, 300, config);
+        let out = attention(&inputs[0], &inputs[1], &inputs[2], config).unwrap();
+        // Scores reach 1000: their f32 rounding is a relative error of the weights of 1000 units.
+        assert_close(&out, &expected, 4000.0, "attention with large scores");
+    }
+
+    #[test]
+    fn entries_of_a_batch_and_threads_do_not_matter() {
+        let (shape, keys) = ([7, 70, 2, 40], 100);
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let inputs: Vec<Tensor> =
+                inputs(shape, keys).iter().map(|t| t.to_dtype(dtype).unwrap()).collect();
+            let config = config(40, false);
+            let whole = attention(&inputs[0], &inputs[1], &inputs[2], config).unwrap();
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+            let one =
+                pool.install(|| attention(&inputs[0], &inputs[1], &inputs[2], config)).unwrap();
+            assert_eq!(bits(&whole), bits(&one), "{dtype}: one thread");
+            for i in 0..7 {
+                let [q, k, v] = [0, 1, 2].map(|j| inputs[j].narrow(0, i, 1).unwrap());
+                let alone = attention(&q, &k, &v, config).unwrap();
+                assert_eq!(
+                    bits(&alone),
+                    bits(&whole.narrow(0, i, 1).unwrap()),
+                    "{dtype}: entry {i}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_later_key_does_not_reach_a_causal_query() {
+        let inputs = inputs([1, 120, 1, 8], 120);
+        let config = config(8, true);
+        let whole = attention(&inputs[0], &inputs[1], &inputs[2], config).unwrap();
+        let head: Vec<Tensor> = inputs.iter().map(|t| t.narrow(1, 0, 50).unwrap()).collect();
+        let head = attention(&head[0], &head[1], &head[2], config).unwrap();
+        assert_eq!(bits(&head), bits(&whole.narrow(1, 0, 50).unwrap()));
+    }
+
+    #[test]
+    fn slices_of_one_projection_are_read_in_place() {
+        let qkv = random([2, 45, 6, 40], 4); // [B, T, 3 H, D]
+        let [q, k, v] = [0, 2, 4].map(|h| qkv.narrow(2, h, 2).unwrap());
+        let config = config(40, false);
+        let views = attention(&q, &k, &v, config).unwrap();
+        let [q, k, v] = [q, k, v].map(|t| t.contiguous().unwrap());
+        assert_eq!(bits(&views), bits(&attention(&q, &k, &v, config).unwrap()));
+    }
+
+    #[test]
+    fn a_nan_shows() {
+        let inputs = inputs([1, 40, 1, 16], 100);
+        for i in 0..3 {
+            for at in [0, 300, 639] {
+                check_nan("attention", &inputs[i], at, |x| {
+                    let mut all = [&inputs[0], &inputs[1], &inputs[2]];
+                    all[i] = x;
+                    attention(all[0], all[1], all[2], config(16, false))
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error() {
+        let config = config(4, false);
+        let q = random([2, 5, 3, 4], 1);
+        assert!(attention(&q, &random([1, 5, 3, 4], 1), &q, config).is_err());
+        assert!(attention(&q, &random([2, 5, 2, 4], 1), &q, config).is_err());
+        assert!(attention(&q, &q, &random([2, 6, 3, 4], 1), config).is_err());
+        assert!(attention(&q, &random([2, 0, 3, 4], 1), &random([2, 0, 3, 4], 1), config).is_err());
+        assert!(attention(&q, &q, &q.to_dtype(DType::F16).unwrap(), config).is_err());
+        let flat = random([2, 5, 12], 1);
+        assert!(attention(&flat, &flat, &flat, config).is_err());
+        assert!(attention(&random([2, 0, 3, 4], 1), &q, &q, config).unwrap().is_empty());
+    }
 }

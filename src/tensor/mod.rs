@@ -364,6 +364,30 @@ impl Tensor {
         }
     }
 
+    /// The elements of a CPU tensor from its first on, as they lie: element (i, j, ..) stands at
+    /// `i * strides()[0] + j * strides()[1] + ..`.
+    ///
+    /// # Errors
+    /// `DType` when T is not the dtype, `Device` for a tensor on a GPU.
+    pub fn as_strided_slice<T: Element>(&self) -> Result<&[T]> {
+        if self.dtype != T::DTYPE {
+            let op = "as_strided_slice";
+            return Err(Error::DType { op, expected: T::DTYPE.name(), found: self.dtype });
+        }
+        let last: usize =
+            self.shape.iter().zip(&*self.strides).map(|(&n, &s)| n.saturating_sub(1) * s).sum();
+        let len = if self.is_empty() { 0 } else { last + 1 };
+        match &*self.storage {
+            Storage::Cpu(b) => {
+                let at = self.offset * T::DTYPE.size();
+                Ok(bytemuck::cast_slice(&b.bytes()[at..at + len * T::DTYPE.size()]))
+            }
+            Storage::Cuda(_) => {
+                Err(Error::Device { op: "as_strided_slice", a: Device::Cpu, b: self.device() })
+            }
+        }
+    }
+
     /// The elements of a contiguous CPU tensor that shares its storage with no other.
     ///
     /// # Errors
