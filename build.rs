@@ -68,6 +68,7 @@ fn build() -> Result<(), Errors> {
             write_modules(Ok(&release), &families, &compiled);
         }
         Err(reason) => {
+            let reason = reason.split_whitespace().collect::<Vec<_>>().join(" "); // cargo shows one line
             let advice = "`cargo xtask cuda` installs a compiler under target/";
             match wanted.as_str() {
                 "require" => return Err(vec![format!("NADIR_CUDA=require: {reason}; {advice}")]),

@@ -719,9 +719,11 @@ mod tests {
                 );
             }
             let b = random([3, 41], 7);
-            check_batch(name, &random([7, 3, 41], 8), |a| op(a, &b.to_dtype(a.dtype())?));
-            check_nan(name, &b, 60, |a| op(a, &b));
-            check_nan(name, &b, 60, |a| op(&b, a));
+            check_batch(name, &random([7, 3, 41], 8), |a| {
+                op(a, &b.to_dtype(a.dtype())?.to_device(a.device())?)
+            });
+            check_nan(name, &b, 60, |a| op(a, &b.to_device(a.device())?));
+            check_nan(name, &b, 60, |a| op(&b.to_device(a.device())?, a));
         }
         // Larger than a chunk, both whole and repeated.
         let a = random([2, 3 * CHUNK + 5], 9);
@@ -778,7 +780,7 @@ mod tests {
         let batch = random([7, 45], 20);
         check_batch("linear_combination", &batch, |x| linear_combination(&[(0.3, x), (1.7, x)]));
         check_nan("linear_combination", &batch, 44, |x| {
-            linear_combination(&[(0.3, &batch), (0.0, x)])
+            linear_combination(&[(0.3, &batch.to_device(x.device())?), (0.0, x)])
         });
     }
 

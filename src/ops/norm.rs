@@ -411,6 +411,24 @@ mod tests {
         (add(&random([channels], 1), &one).unwrap(), random([channels], 2))
     }
 
+    /// [`group_norm`] with parameters from anywhere.
+    fn group(
+        x: &Tensor,
+        gamma: &Tensor,
+        beta: &Tensor,
+        groups: usize,
+        eps: f32,
+        silu: bool,
+    ) -> Result<Tensor> {
+        let on = x.device();
+        group_norm(x, &gamma.to_device(on)?, &beta.to_device(on)?, groups, eps, silu)
+    }
+
+    /// [`layer_norm`] with parameters from anywhere.
+    fn layer(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f32) -> Result<Tensor> {
+        layer_norm(x, &gamma.to_device(x.device())?, &beta.to_device(x.device())?, eps)
+    }
+
     /// Two passes in f64 over x [B, pixels, C].
     fn reference(
         x: &[f64],
@@ -457,7 +475,7 @@ mod tests {
                     "group_norm",
                     &[random(shape, 3)],
                     16.0,
-                    |x| group_norm(x[0], &gamma, &beta, groups, 1e-5, silu),
+                    |x| group(x[0], &gamma, &beta, groups, 1e-5, silu),
                     |x| reference(&x[0], shape[1] * shape[2], &gamma, &beta, groups, 1e-5, silu),
                 );
             }
@@ -473,7 +491,7 @@ mod tests {
                 "layer_norm",
                 &[random(shape, 4)],
                 16.0,
-                |x| layer_norm(x[0], &gamma, &beta, 1e-5),
+                |x| layer(x[0], &gamma, &beta, 1e-5),
                 |x| reference(&x[0], 1, &gamma, &beta, 1, 1e-5, false),
             );
         }
@@ -502,11 +520,11 @@ mod tests {
         let (gamma, beta) = parameters(60);
         let x = random([7, 37, 11, 60], 6);
         for silu in [false, true] {
-            check_batch("group_norm", &x, |x| group_norm(x, &gamma, &beta, 4, 1e-6, silu));
+            check_batch("group_norm", &x, |x| group(x, &gamma, &beta, 4, 1e-6, silu));
         }
-        check_batch("layer_norm", &x, |x| layer_norm(x, &gamma, &beta, 1e-6));
-        check_nan("group_norm", &x, 1234, |x| group_norm(x, &gamma, &beta, 4, 1e-6, true));
-        check_nan("layer_norm", &x, 1234, |x| layer_norm(x, &gamma, &beta, 1e-6));
+        check_batch("layer_norm", &x, |x| layer(x, &gamma, &beta, 1e-6));
+        check_nan("group_norm", &x, 1234, |x| group(x, &gamma, &beta, 4, 1e-6, true));
+        check_nan("layer_norm", &x, 1234, |x| layer(x, &gamma, &beta, 1e-6));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What the tests of operations share: inputs, and the properties every operation has.
 
-use crate::error::Result;
-use crate::tensor::{DType, Shape, Tensor};
+use crate::error::{Error, Result};
+use crate::tensor::{DType, Device, Shape, Tensor, cuda};
 
 /// Reproducible values in [-2, 2), f32.
 pub fn random(shape: impl Into<Shape>, seed: u64) -> Tensor {
@@ -19,12 +19,34 @@ pub fn random(shape: impl Into<Shape>, seed: u64) -> Tensor {
 
 /// The elements as f64.
 pub fn values(t: &Tensor) -> Vec<f64> {
-    t.to_dtype(DType::F64).unwrap().to_vec::<f64>().unwrap()
+    t.to_device(Device::Cpu).unwrap().to_dtype(DType::F64).unwrap().to_vec::<f64>().unwrap()
 }
 
 /// The elements' bits, for comparisons that allow no difference.
 pub fn bits(t: &Tensor) -> Vec<u64> {
     values(t).into_iter().map(f64::to_bits).collect()
+}
+
+/// The host, and the first GPU (or virtual device) where there is one.
+fn devices() -> impl Iterator<Item = Device> {
+    let gpu = cuda::compiler().is_ok() && cuda::devices().is_ok_and(|found| !found.is_empty());
+    [Device::Cpu].into_iter().chain(gpu.then_some(Device::Cuda(0)))
+}
+
+/// What `op` makes of `inputs` on `device`; None when it has no kernel there, or none for doubles.
+fn run(
+    op: &impl Fn(&[&Tensor]) -> Result<Tensor>,
+    inputs: &[Tensor],
+    device: Device,
+) -> Option<Tensor> {
+    if device != Device::Cpu && inputs.iter().any(|t| t.dtype() == DType::F64) {
+        return None;
+    }
+    let inputs: Vec<Tensor> = inputs.iter().map(|t| t.to_device(device).unwrap()).collect();
+    match op(&inputs.iter().collect::<Vec<_>>()) {
+        Err(Error::NoKernel { .. }) => None,
+        result => Some(result.unwrap()),
+    }
 }
 
 /// Asserts that `got` is within `units` rounding errors of `dtype`, and `units` of the f32 that it was
@@ -56,8 +78,8 @@ pub fn assert_close(got: &Tensor, expected: &[f64], units: f64, what: &str) {
     }
 }
 
-/// Runs `op` on `inputs` in all four dtypes against the formula `reference` in f64 (see [`assert_close`]),
-/// and on strided views of the same values, which must give the same bits.
+/// Runs `op` on `inputs` in all four dtypes and on every device against the formula `reference` in f64 (see
+/// [`assert_close`]), and on strided views of the same values, which must give the same bits.
 pub fn check(
     what: &str,
     inputs: &[Tensor],
@@ -67,14 +89,15 @@ pub fn check(
 ) {
     for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
         let inputs: Vec<Tensor> = inputs.iter().map(|t| t.to_dtype(dtype).unwrap()).collect();
-        let expected = reference(&inputs.iter().map(values).collect::<Vec<_>>());
-        let got = op(&inputs.iter().collect::<Vec<_>>()).unwrap();
-        assert_eq!(got.dtype(), dtype, "{what}: dtype of the output");
-        assert_close(&got, &expected, units, what);
-
         let views: Vec<Tensor> = inputs.iter().map(strided).collect();
-        let of_views = op(&views.iter().collect::<Vec<_>>()).unwrap();
-        assert_eq!(bits(&got), bits(&of_views), "{what} ({dtype}) of strided views");
+        let expected = reference(&inputs.iter().map(values).collect::<Vec<_>>());
+        for device in devices() {
+            let Some(got) = run(&op, &inputs, device) else { continue };
+            assert_eq!(got.dtype(), dtype, "{what}: dtype of the output");
+            assert_close(&got, &expected, units, &format!("{what} on {device}"));
+            let of_views = run(&op, &views, device).unwrap();
+            assert_eq!(bits(&got), bits(&of_views), "{what} ({dtype}, {device}) of strided views");
+        }
     }
 }
 
@@ -94,21 +117,28 @@ pub fn strided(t: &Tensor) -> Tensor {
 
 /// Asserts that `op` gives each entry of dimension 0 the bits that it has alone, whatever the batch.
 pub fn check_batch(what: &str, batch: &Tensor, op: impl Fn(&Tensor) -> Result<Tensor>) {
+    let op = |x: &[&Tensor]| op(x[0]);
     for dtype in [DType::F32, DType::F16, DType::BF16] {
         let batch = batch.to_dtype(dtype).unwrap();
-        let whole = op(&batch).unwrap();
-        for i in 0..batch.dim(0) {
-            let alone = op(&batch.narrow(0, i, 1).unwrap()).unwrap();
-            let slot = whole.narrow(0, i, 1).unwrap();
-            assert_eq!(bits(&alone), bits(&slot), "{what} ({dtype}): entry {i} of the batch");
+        for device in devices() {
+            let Some(whole) = run(&op, std::slice::from_ref(&batch), device) else { continue };
+            for i in 0..batch.dim(0) {
+                let alone = run(&op, &[batch.narrow(0, i, 1).unwrap()], device).unwrap();
+                let slot = whole.narrow(0, i, 1).unwrap();
+                assert_eq!(bits(&alone), bits(&slot), "{what} ({dtype}, {device}): entry {i}");
+            }
         }
     }
 }
 
 /// Asserts that a NaN at `at` of `input` shows in the output of `op`.
 pub fn check_nan(what: &str, input: &Tensor, at: usize, op: impl Fn(&Tensor) -> Result<Tensor>) {
+    let op = |x: &[&Tensor]| op(x[0]);
     let mut poisoned = input.to_vec::<f32>().unwrap();
     poisoned[at] = f32::NAN;
-    let out = op(&Tensor::from_vec(poisoned, input.shape()).unwrap()).unwrap();
-    assert!(values(&out).iter().any(|x| x.is_nan()), "{what} swallowed a NaN");
+    let poisoned = Tensor::from_vec(poisoned, input.shape()).unwrap();
+    for device in devices() {
+        let Some(out) = run(&op, std::slice::from_ref(&poisoned), device) else { continue };
+        assert!(values(&out).iter().any(|x| x.is_nan()), "{what} swallowed a NaN on {device}");
+    }
 }

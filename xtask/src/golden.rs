@@ -9,8 +9,14 @@ use anyhow::{Context, Result, bail};
 use crate::process::{root, run as run_program, target_dir, works};
 
 /// What the references are: changing a version here means new tensors.
-const PACKAGES: [&str; 5] =
-    ["torch==2.15.*", "diffusers==0.42.*", "transformers==5.23.*", "safetensors", "pyarrow"];
+const PACKAGES: [&str; 6] = [
+    "torch==2.15.*",
+    "diffusers==0.42.*",
+    "transformers==5.23.*",
+    "pyarrow",
+    "pillow",
+    "accelerate",
+];
 
 /// See `cargo xtask help`.
 pub fn run(args: &[String]) -> Result<()> {
@@ -30,7 +36,8 @@ pub fn run(args: &[String]) -> Result<()> {
     let mut generators: Vec<PathBuf> = fs::read_dir(&folder)
         .with_context(|| format!("cannot read {}", folder.display()))?
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|e| e == "py"))
+        // common.py is what the generators import.
+        .filter(|path| path.extension().is_some_and(|e| e == "py") && !path.ends_with("common.py"))
         .collect();
     generators.sort();
     let stem = |path: &PathBuf| path.file_stem().map(|s| s.to_string_lossy().into_owned());
