@@ -18,10 +18,17 @@ const PACKAGES: [&str; 6] = [
     "accelerate",
 ];
 
+/// Reads caption files that the project does not hold: runs only when it is named, with arguments.
+const NEEDS_FILES: &str = "tokenizer";
+
 /// See `cargo xtask help`.
 pub fn run(args: &[String]) -> Result<()> {
+    let (options, passed) = match args.iter().position(|arg| arg == "--") {
+        Some(at) => (&args[..at], &args[at + 1..]),
+        None => (args, &[][..]),
+    };
     let (mut python, mut names) = (None, Vec::new());
-    let mut args = args.iter();
+    let mut args = options.iter();
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--python" => {
@@ -47,7 +54,10 @@ pub fn run(args: &[String]) -> Result<()> {
             bail!("tests/golden has no {name}.py, only {}", known.join(", "));
         }
     }
-    if !names.is_empty() {
+    if names.is_empty() {
+        generators.retain(|path| stem(path).is_none_or(|s| s != NEEDS_FILES));
+        eprintln!("left out: cargo xtask golden {NEEDS_FILES} -- CAPTIONS.jsonl ...");
+    } else {
         generators.retain(|path| stem(path).is_some_and(|s| names.contains(&s)));
     }
 
@@ -57,7 +67,7 @@ pub fn run(args: &[String]) -> Result<()> {
     };
     for generator in generators {
         eprintln!("{}", generator.display());
-        run_program(Command::new(&python).arg(&generator).current_dir(root()))?;
+        run_program(Command::new(&python).arg(&generator).args(passed))?;
     }
     Ok(())
 }

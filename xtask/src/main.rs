@@ -20,17 +20,17 @@ commands:
             are compiled and checked; --no-cuda goes without. --all adds the slow tests.
             ARGS go to the test runner (cargo-nextest when it is installed, else cargo test).
   cuda      Installs the pinned CUDA compiler from PyPI under target/cuda (300 MB; Python 3 with pip, g++).
-  golden [--python PYTHON] [NAME ...]
-            Writes the reference tensors of tests/golden anew, by running its NAME.py (default: all) with
-            the pinned PyTorch, diffusers and transformers. Without --python they are installed under
-            target/golden-venv first.
+  golden [--python PYTHON] [NAME ...] [-- ARGS]
+            Writes the reference tensors of tests/golden anew, by running its NAME.py (default: all that
+            need no ARGS) with the pinned PyTorch, diffusers and transformers. Without --python they are
+            installed under target/golden-venv first.
   help      Shows this.
 
 examples:
   cargo xtask test
   cargo xtask test -- ops::norm
   cargo xtask test --no-cuda -- --no-fail-fast
-  cargo xtask golden unet vae
+  cargo xtask golden models pipelines
 ";
 
 fn main() -> ExitCode {
