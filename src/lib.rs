@@ -7,6 +7,7 @@ pub mod models;
 pub mod nn;
 pub mod noise;
 pub mod ops;
+pub mod pipeline;
 pub mod tensor;
 pub mod text;
 

@@ -1,0 +1,3 @@
+//! What users ask for, made of models: from a prompt to an image.
+
+pub mod sampler;
