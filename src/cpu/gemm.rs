@@ -15,13 +15,14 @@
 mod kernel;
 
 use std::cell::RefCell;
+use std::marker::PhantomData;
 
 use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
 use crate::tensor::Float;
 
-use kernel::LDA;
+pub(super) use kernel::LDA;
 pub use kernel::{KC, Kernel, bf16_dot_kernel, bf16_kernel, f16_kernel, f32_kernel, f64_kernel};
 
 /// Most rows of a block of A: 144 x 336 f32 are 190 KiB of an L2 that the block shares with C's.
@@ -49,6 +50,10 @@ impl Rows for Dense {
         emit(Some(row * self.stride + k), len);
     }
 }
+
+/// What becomes of a piece of a row of sums: `finish(row, column, sums, out)`. `sums` are those of `row` from
+/// `column` on, `out` their places in the whole output [m, n].
+pub type Finish<'a, T, C> = dyn Fn(usize, usize, &mut [C], &mut [T]) + Sync + 'a;
 
 /// Elements of packed weights, padding included.
 pub fn packed_len<A, B, C>(kernel: Kernel<A, B, C>, k: usize, n: usize) -> usize {
@@ -105,8 +110,7 @@ fn cast<T: Float, B: Float>(x: T) -> B {
 }
 
 /// Computes `m` rows of the product of A, gathered from `x`, and of packed weights [k, n], and hands them to
-/// `finish(row, column, sums, out)` piece by piece: `sums` are the products of `row` from `column` on, `out`
-/// their places in the whole output [m, n].
+/// `finish`.
 ///
 /// # Panics
 /// When `b` or `out` have a length other than k, n and m give, or `rows` points outside of `x`.
@@ -117,50 +121,59 @@ pub fn gemm<T: Float, A: Float, B: Float, C: Float>(
     rows: &impl Rows,
     b: &[B],
     out: &mut [T],
-    finish: &(impl Fn(usize, usize, &mut [C], &mut [T]) + Sync),
+    finish: &Finish<T, C>,
 ) {
     assert_eq!(b.len(), packed_len(kernel, k, n), "packed weights of [{k}, {n}]");
     assert_eq!(out.len(), m * n, "output of [{m}, {n}]");
     if m == 0 || n == 0 {
         return;
     }
-    let grid = Grid::new(m, n, kernel.mr, kernel.nr, size_of::<C>());
     let product = Product { kernel, k, x, rows, b };
-    let out = Shared(out.as_mut_ptr());
-    (0..grid.m_blocks * grid.n_blocks).into_par_iter().with_max_len(1).for_each(|i| {
-        // Neighbours share columns, and so the part of B that is in the caches.
-        let (row, column) = (i % grid.m_blocks * grid.mc, i / grid.m_blocks * grid.nc);
-        let (height, width) = (grid.mc.min(m - row), grid.nc.min(n - column));
+    let out = Shared::new(out);
+    Grid::new(m, n, kernel.mr, kernel.nr, size_of::<C>()).for_each(|row, height, column, width| {
         product.block(row, height, column, width, |r, sums| {
-            // SAFETY: rows [row, row + height) x columns [column, column + width) lie inside of `out`, and
-            // blocks of different i do not overlap, so this is the only reference to these elements.
-            let out =
-                unsafe { std::slice::from_raw_parts_mut(out.at((row + r) * n + column), width) };
+            // SAFETY: these columns of this row belong to this block alone.
+            let out = unsafe { out.part((row + r) * n + column, width) };
             finish(row + r, column, sums, out);
         });
     });
 }
 
-/// The output's start, for threads that write disjoint parts of it.
-struct Shared<T>(*mut T);
-// SAFETY: a plain address; whoever dereferences it answers for that.
-unsafe impl<T: Send> Sync for Shared<T> {}
-impl<T> Shared<T> {
-    fn at(&self, i: usize) -> *mut T {
-        self.0.wrapping_add(i)
+/// An output that threads write disjoint parts of.
+pub(super) struct Shared<'a, T>(*mut T, usize, PhantomData<&'a mut [T]>);
+// SAFETY: an exclusive borrow of a slice; whoever takes a part answers for its being his alone.
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
+impl<'a, T> Shared<'a, T> {
+    pub(super) fn new(out: &'a mut [T]) -> Self {
+        Self(out.as_mut_ptr(), out.len(), PhantomData)
+    }
+
+    /// `len` elements from `start` on.
+    ///
+    /// # Safety
+    /// No two parts that live at the same time overlap.
+    ///
+    /// # Panics
+    /// When the part reaches past the end.
+    #[allow(clippy::mut_from_ref)]
+    pub(super) unsafe fn part(&self, start: usize, len: usize) -> &mut [T] {
+        assert!(start <= self.1 && len <= self.1 - start);
+        // SAFETY: inside of the slice, as just checked, and nobody else's, as the caller promises.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
     }
 }
 
 /// How the output is cut into blocks.
-struct Grid {
+pub(super) struct Grid {
+    m: usize,
+    n: usize,
     mc: usize,
     nc: usize,
     m_blocks: usize,
-    n_blocks: usize,
 }
 
 impl Grid {
-    fn new(m: usize, n: usize, mr: usize, nr: usize, size: usize) -> Self {
+    pub(super) fn new(m: usize, n: usize, mr: usize, nr: usize, size: usize) -> Self {
         let mc = m.div_ceil(m.div_ceil(MC)).next_multiple_of(mr);
         let m_blocks = m.div_ceil(mc);
         let panels = n.div_ceil(nr);
@@ -168,7 +181,17 @@ impl Grid {
         // Few rows leave too few blocks for all threads: cut n further.
         let wanted = (2 * rayon::current_num_threads()).div_ceil(m_blocks).min(panels);
         let nc = panels.div_ceil(panels.div_ceil(most).max(wanted)) * nr;
-        Self { mc, nc, m_blocks, n_blocks: n.div_ceil(nc) }
+        Self { m, n, mc, nc, m_blocks }
+    }
+
+    /// Calls `work(row, height, column, width)` for every block, on all threads.
+    pub(super) fn for_each(&self, work: impl Fn(usize, usize, usize, usize) + Sync) {
+        let blocks = self.m_blocks * self.n.div_ceil(self.nc);
+        (0..blocks).into_par_iter().with_max_len(1).for_each(|i| {
+            // Neighbours share columns, and so the part of B that is in the caches.
+            let (row, column) = (i % self.m_blocks * self.mc, i / self.m_blocks * self.nc);
+            work(row, self.mc.min(self.m - row), column, self.nc.min(self.n - column));
+        });
     }
 }
 
@@ -184,15 +207,16 @@ struct Product<'a, T, A: 'static, B: 'static, C: 'static, R> {
 /// A cache line, to align scratch memory by.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
-struct Line([u8; 64]);
+pub(super) struct Line([u8; 64]);
 
 thread_local! {
-    /// Blocks of A and C, kept from call to call.
-    static SCRATCH: RefCell<[Vec<Line>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+    /// Blocks of A and C, and a third for whom else needs one, kept from call to call.
+    pub(super) static SCRATCH: RefCell<[Vec<Line>; 3]> =
+        const { RefCell::new([Vec::new(), Vec::new(), Vec::new()]) };
 }
 
 /// The first `len` elements of scratch memory, grown to hold them.
-fn scratch<T: Pod>(lines: &mut Vec<Line>, len: usize) -> &mut [T] {
+pub(super) fn scratch<T: Pod>(lines: &mut Vec<Line>, len: usize) -> &mut [T] {
     let needed = (len * size_of::<T>()).div_ceil(size_of::<Line>());
     if lines.len() < needed {
         lines.resize(needed, Line::zeroed());
@@ -210,13 +234,11 @@ impl<T: Float, A: Float, B: Float, C: Float, R: Rows> Product<'_, T, A, B, C, R>
         width: usize,
         mut finish: impl FnMut(usize, &mut [C]),
     ) {
-        let Kernel { mr, nr, step, tile } = self.kernel;
-        let k_padded = self.k.next_multiple_of(step);
+        let nr = self.kernel.nr;
         let panels = column / nr..(column + width).div_ceil(nr);
-        // An odd number of lines, so that the rows of a tile lie in different sets of the caches.
-        let line = 64 / size_of::<C>();
-        let ldc = ((panels.len() * nr).div_ceil(line) | 1) * line;
-        SCRATCH.with_borrow_mut(|[a, c]| {
+        let k_padded = self.k.next_multiple_of(self.kernel.step);
+        let ldc = row_len::<C>(panels.len() * nr);
+        SCRATCH.with_borrow_mut(|[a, c, _]| {
             let a: &mut [A] = scratch(a, height * LDA);
             let c: &mut [C] = scratch(c, height * ldc);
             if self.k == 0 {
@@ -227,23 +249,12 @@ impl<T: Float, A: Float, B: Float, C: Float, R: Rows> Product<'_, T, A, B, C, R>
                 for r in 0..height {
                     self.gather(row + r, k0, &mut a[r * LDA..][..kc]);
                 }
-                for p in panels.clone() {
-                    let b = &self.b[(p * k_padded + k0) * nr..][..kc * nr];
-                    let c = &mut c[(p - panels.start) * nr..];
-                    for r in (0..height).step_by(mr) {
-                        let rows = mr.min(height - r);
-                        let (a, c) = (
-                            &a[r * LDA..][..rows * LDA],
-                            &mut c[r * ldc..][..(rows - 1) * ldc + nr],
-                        );
-                        // SAFETY: kc is a multiple of `step` (KC is even) and at most KC; the slices have just
-                        // been cut to what the tile reads and writes; scratch, panels and ldc are whole
-                        // lines; the kernel was chosen for this machine; c is written before it is added to.
-                        unsafe {
-                            tile(rows, kc, a.as_ptr(), b.as_ptr(), c.as_mut_ptr(), ldc, k0 > 0)
-                        };
-                    }
-                }
+                let panel = |i: usize| {
+                    let (p, k0) = if i < panels.len() { (i, k0) } else { (0, k0 + KC) };
+                    let kc = KC.min(k_padded.saturating_sub(k0));
+                    &self.b[((panels.start + p) * k_padded + k0.min(k_padded)) * nr..][..kc * nr]
+                };
+                multiply_block(self.kernel, (height, kc), a, panels.len(), panel, c, ldc, k0 > 0);
             }
             for r in 0..height {
                 finish(r, &mut c[r * ldc..][..width]);
@@ -267,6 +278,49 @@ impl<T: Float, A: Float, B: Float, C: Float, R: Rows> Product<'_, T, A, B, C, R>
     }
 }
 
+/// Elements between rows of a block of C of this width: an odd number of cache lines, so that the rows of
+/// a tile lie in different sets of the caches.
+pub(super) fn row_len<C>(width: usize) -> usize {
+    let line = size_of::<Line>() / size_of::<C>();
+    (width.div_ceil(line) | 1) * line
+}
+
+/// Multiplies a block `a` of A, rows [`LDA`] apart, by panels of B: `c (+)= a * [panel(0), panel(1), ..]`.
+/// `panel(panels)` is what will be read after these.
+pub(super) fn multiply_block<'b, A: Copy, B: Copy + 'b, C: Copy>(
+    kernel: Kernel<A, B, C>,
+    (height, kc): (usize, usize),
+    a: &[A],
+    panels: usize,
+    panel: impl Fn(usize) -> &'b [B],
+    c: &mut [C],
+    ldc: usize,
+    accumulate: bool,
+) {
+    let Kernel { mr, nr, step, tile } = kernel;
+    assert!(kc <= KC && kc.is_multiple_of(step) && ldc >= panels * nr);
+    assert!((c.as_ptr() as usize | (ldc * size_of::<C>())).is_multiple_of(64));
+    for p in 0..panels {
+        let b = panel(p);
+        assert!(
+            b.len() == kc * nr
+                && (b.as_ptr() as usize).is_multiple_of((nr * size_of::<B>()).min(64))
+        );
+        // While the tiles of this panel run, the next comes into the L2, a share with each.
+        let next = panel(p + 1);
+        let mut ahead = next.chunks(next.len().div_ceil(height.div_ceil(mr)).max(1));
+        for r in (0..height).step_by(mr) {
+            let rows = mr.min(height - r);
+            prefetch(ahead.next().unwrap_or_default());
+            let (a, c) =
+                (&a[r * LDA..][..rows * LDA], &mut c[r * ldc + p * nr..][..(rows - 1) * ldc + nr]);
+            // SAFETY: the slices have just been cut to what the tile reads and writes, lengths and alignment
+            // were checked above, and the kernel was chosen for this machine.
+            unsafe { tile(rows, kc, a.as_ptr(), b.as_ptr(), c.as_mut_ptr(), ldc, accumulate) };
+        }
+    }
+}
+
 /// Copies, or widens 16-bit values to f32.
 #[inline(always)]
 fn convert<T: Float, A: Float>(from: &[T], to: &mut [A]) {
@@ -275,4 +329,17 @@ fn convert<T: Float, A: Float>(from: &[T], to: &mut [A]) {
     } else {
         crate::cpu::simd::widen(from, bytemuck::cast_slice_mut(to));
     }
+}
+
+/// Asks for memory that will be read soon.
+#[inline(always)]
+fn prefetch<T>(memory: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..size_of_val(memory)).step_by(64) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a hint, which reads nothing; SSE is in every x86-64.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(memory.as_ptr().cast::<i8>().wrapping_add(line)) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = memory;
 }

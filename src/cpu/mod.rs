@@ -3,3 +3,4 @@
 pub mod gemm;
 pub mod math;
 pub mod simd;
+pub mod winograd;

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use super::{Meta, Op, apply};
-use crate::cpu::gemm::{self, Dense, Kernel, Rows};
+use crate::cpu::gemm::{self, Dense, Finish, Kernel, Rows};
 use crate::cpu::math::Math;
 use crate::cpu::simd::{self, Level, simd};
 use crate::error::{Error, Result};
@@ -150,10 +150,6 @@ impl Packed {
         self.panels.device()
     }
 
-    pub(super) fn n(&self) -> usize {
-        self.n
-    }
-
     pub(super) fn to_device(&self, op: &'static str, device: Device) -> Result<Self> {
         if device == self.device() { Ok(self.clone()) } else { Err(Error::no_kernel(op)) }
     }
@@ -211,30 +207,37 @@ impl Packed {
         out: &mut Tensor,
     ) -> Result<()> {
         let x = x.contiguous()?;
-        let n = self.n;
-        let m = out.len() / n;
-        let rows_per_image = m / out.dim(0);
-        let acc =
-            |t: Option<&Tensor>| t.map(|t| t.to_dtype(T::Acc::DTYPE)?.contiguous()).transpose();
-        let (bias, add_channel) = (acc(epilogue.bias)?, acc(epilogue.add_channel)?);
-        let residual = epilogue.residual.map(Tensor::contiguous).transpose()?;
-        let bias = bias.as_ref().map(Tensor::as_slice::<T::Acc>).transpose()?;
-        let add_channel = add_channel.as_ref().map(Tensor::as_slice::<T::Acc>).transpose()?;
-        let residual = residual.as_ref().map(Tensor::as_slice::<T>).transpose()?;
-        let scale = T::Acc::from_f64(f64::from(epilogue.scale));
-
-        let store = |row: usize, column: usize, sums: &mut [T::Acc], out: &mut [T]| {
-            let width = sums.len();
-            let bias = bias.map(|b| &b[column..][..width]);
-            let add = add_channel.map(|a| &a[row / rows_per_image * n + column..][..width]);
-            let residual = residual.map(|r| &r[row * n + column..][..width]);
-            finish(sums, bias, add, epilogue.act, scale, residual, out);
-        };
-        let panels = self.panels.as_slice::<B>()?;
-        let out = out.as_mut_slice::<T>()?;
-        gemm::gemm(kernel, (m, n, self.k), x.as_slice::<T>()?, rows, panels, out, &store);
-        Ok(())
+        let (panels, m) = (self.panels.as_slice::<B>()?, out.len() / self.n);
+        with_epilogue::<T>(epilogue, out, |out, finish| {
+            gemm::gemm(kernel, (m, self.n, self.k), x.as_slice::<T>()?, rows, panels, out, finish);
+            Ok(())
+        })
     }
+}
+
+/// Runs `product(out, finish)`, where `finish(row, column, sums, out)` puts pieces of rows of sums through the
+/// epilogue.
+pub(super) fn with_epilogue<T: Float<Acc: Math>>(
+    epilogue: &Epilogue,
+    out: &mut Tensor,
+    product: impl FnOnce(&mut [T], &Finish<T, T::Acc>) -> Result<()>,
+) -> Result<()> {
+    let n = out.dim(out.rank() - 1);
+    let rows_per_image = out.len() / n / out.dim(0);
+    let acc = |t: Option<&Tensor>| t.map(|t| t.to_dtype(T::Acc::DTYPE)?.contiguous()).transpose();
+    let (bias, add_channel) = (acc(epilogue.bias)?, acc(epilogue.add_channel)?);
+    let residual = epilogue.residual.map(Tensor::contiguous).transpose()?;
+    let bias = bias.as_ref().map(Tensor::as_slice::<T::Acc>).transpose()?;
+    let add_channel = add_channel.as_ref().map(Tensor::as_slice::<T::Acc>).transpose()?;
+    let residual = residual.as_ref().map(Tensor::as_slice::<T>).transpose()?;
+    let scale = T::Acc::from_f64(f64::from(epilogue.scale));
+    product(out.as_mut_slice::<T>()?, &|row, column, sums, out| {
+        let width = sums.len();
+        let bias = bias.map(|b| &b[column..][..width]);
+        let add = add_channel.map(|a| &a[row / rows_per_image * n + column..][..width]);
+        let residual = residual.map(|r| &r[row * n + column..][..width]);
+        finish(sums, bias, add, epilogue.act, scale, residual, out);
+    })
 }
 
 simd! {

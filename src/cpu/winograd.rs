@@ -1,0 +1,279 @@
+//! Convolution with a 3x3 kernel at stride 1 by Winograd's minimal filtering F(2x2, 3x3)
+//! (Lavin & Gray 2015, "Fast algorithms for convolutional neural networks", section 4.1).
+//!
+//! A tile of 2x2 outputs takes 16 products per pair of channels where the definition takes 36:
+//!
+//! ```text
+//! Y = Aᵀ [ (G g Gᵀ) ⊙ (Bᵀ d B) ] A      d: 4x4 inputs, g: 3x3 weights, Y: 2x2 outputs
+//!
+//!      1  0 -1  0          1    0    0
+//! Bᵀ = 0  1  1  0     G = 1/2  1/2  1/2     Aᵀ = 1  1  1  0
+//!      0 -1  1  0         1/2 -1/2  1/2          0  1 -1 -1
+//!      0  1  0 -1          0    0    1
+//! ```
+//!
+//! Summed over input channels, each of the 16 products is a matrix product [tiles, I] x [I, O], which the
+//! tiles of [`gemm`] compute. `G g Gᵀ` is taken when weights are packed, so that they take
+//! 16/9 of their memory. Tiles start at the image's corner and belong to one image: an image's bits
+//! do not depend on the batch. Differences of inputs are formed before the products, which costs about a bit
+//! of accuracy against the definition; that is why this exists for f32 only.
+
+use rayon::prelude::*;
+
+use super::gemm::{self, Finish, Grid, KC, Kernel, LDA, SCRATCH, Shared};
+use super::simd::simd;
+use crate::tensor::{Float, Real};
+
+/// Points of the transform: products per tile and pair of channels.
+const POINTS: usize = 16;
+
+/// Channels are transformed this many at a time: a register of the widest instruction set.
+pub const CHANNELS: usize = 16;
+
+/// Elements of packed weights [O, I, 3, 3].
+pub fn packed_len(kernel: Kernel<f32, f32, f32>, i: usize, o: usize) -> usize {
+    POINTS * gemm::packed_len(kernel, i, o)
+}
+
+/// Transforms weights [O, I, 3, 3] and packs them: panel by panel of outputs, within it point by point.
+///
+/// # Panics
+/// When `from` or `to` have another length than the shape gives.
+pub fn pack<T: Float>(
+    kernel: Kernel<f32, f32, f32>,
+    i: usize,
+    o: usize,
+    from: &[T],
+    to: &mut [f32],
+) {
+    assert!(from.len() == o * i * 9 && to.len() == packed_len(kernel, i, o));
+    let nr = kernel.nr;
+    to.par_chunks_mut(POINTS * i * nr).enumerate().for_each(|(p, panel)| {
+        for c in 0..i {
+            for j in 0..nr {
+                let n = p * nr + j;
+                let u = if n < o {
+                    transform_weight(&from[(n * i + c) * 9..][..9])
+                } else {
+                    [0.0; POINTS]
+                };
+                for (point, u) in u.into_iter().enumerate() {
+                    panel[(point * i + c) * nr + j] = u;
+                }
+            }
+        }
+    });
+}
+
+/// G g Gᵀ, in f64, rounded once.
+fn transform_weight<T: Float>(g: &[T]) -> [f32; POINTS] {
+    let rows = |a: f64, b: f64, c: f64| [a, (a + b + c) / 2.0, (a - b + c) / 2.0, c];
+    let g: [f64; 9] = std::array::from_fn(|i| g[i].to_acc().to_f64());
+    let columns: [[f64; 4]; 3] = std::array::from_fn(|x| rows(g[x], g[3 + x], g[6 + x])); // [3, 4]: Gg, transposed
+    let mut u = [0.0; POINTS];
+    for y in 0..4 {
+        let row = rows(columns[0][y], columns[1][y], columns[2][y]);
+        (0..4).for_each(|x| u[4 * y + x] = row[x] as f32);
+    }
+    u
+}
+
+/// The images of a convolution: [batch, height, width, channels] -> [batch, out_height, out_width, n].
+#[derive(Clone, Copy, Debug)]
+pub struct Images {
+    /// Number of images.
+    pub batch: usize,
+    /// Of the input.
+    pub height: usize,
+    /// Of the input.
+    pub width: usize,
+    /// Of the input: a multiple of [`CHANNELS`].
+    pub channels: usize,
+    /// Of the output.
+    pub out_height: usize,
+    /// Of the output.
+    pub out_width: usize,
+    /// Rows of zeros above the input.
+    pub top: usize,
+    /// Columns of zeros left of the input.
+    pub left: usize,
+}
+
+/// Convolves `x` with packed weights and hands the sums to `finish`, a row being a pixel of the
+/// output.
+///
+/// # Panics
+/// When a slice has another length than the shape gives, or channels are not a multiple of [`CHANNELS`].
+pub fn convolve(
+    kernel: Kernel<f32, f32, f32>,
+    images: Images,
+    n: usize,
+    x: &[f32],
+    b: &[f32],
+    out: &mut [f32],
+    finish: &Finish<f32, f32>,
+) {
+    let Images { batch, height, width, channels, out_height, out_width, .. } = images;
+    assert_eq!(channels % CHANNELS, 0);
+    assert_eq!(x.len(), batch * height * width * channels);
+    assert_eq!(out.len(), batch * out_height * out_width * n);
+    assert_eq!(b.len(), packed_len(kernel, channels, n));
+    let nr = kernel.nr;
+    let tiles_across = out_width.div_ceil(2);
+    let tiles = batch * out_height.div_ceil(2) * tiles_across;
+    if tiles == 0 || n == 0 {
+        return;
+    }
+    let out = Shared::new(out);
+    let k_blocks = channels.div_ceil(KC);
+    Grid::new(tiles, n, kernel.mr, nr, size_of::<f32>()).for_each(|first, count, column, wide| {
+        let panels = column / nr..(column + wide).div_ceil(nr);
+        let ldc = gemm::row_len::<f32>(panels.len() * nr);
+        SCRATCH.with_borrow_mut(|[v, m, y]| {
+            // 1. Bᵀ d B of every tile
+            let v: &mut [f32] = gemm::scratch(v, POINTS * k_blocks * count * LDA); // [point, block of k, tile, LDA]
+            for t in 0..count {
+                let (image, ty, tx) = images.tile(first + t);
+                for block in 0..k_blocks {
+                    let channels = block * KC..channels.min((block + 1) * KC);
+                    let pixels = std::array::from_fn(|i| {
+                        images.pixel(x, image, 2 * ty + i / 4, 2 * tx + i % 4, channels.clone())
+                    });
+                    transform_input(
+                        &pixels,
+                        &mut v[(block * count + t) * LDA..],
+                        k_blocks * count * LDA,
+                    );
+                }
+            }
+            // 2. a matrix product for every point
+            let m: &mut [f32] = gemm::scratch(m, POINTS * count * ldc); // [point, tile, ldc]
+            for point in 0..POINTS {
+                for block in 0..k_blocks {
+                    let kc = KC.min(channels - block * KC);
+                    let a = &v[(point * k_blocks + block) * count * LDA..][..count * LDA];
+                    let panel = |i: usize| {
+                        // After the last panel comes the next block of k, or the next point.
+                        let (i, at) =
+                            if i < panels.len() { (i, block * KC) } else { (0, block * KC + kc) };
+                        let start = ((panels.start + i) * POINTS + point) * channels + at;
+                        &b[(start * nr).min(b.len() - kc * nr)..][..kc * nr]
+                    };
+                    let m = &mut m[point * count * ldc..][..count * ldc];
+                    gemm::multiply_block(
+                        kernel,
+                        (count, kc),
+                        a,
+                        panels.len(),
+                        panel,
+                        m,
+                        ldc,
+                        block > 0,
+                    );
+                }
+            }
+            // 3. Aᵀ m A of every tile, and out
+            let y: &mut [f32] = gemm::scratch(y, 4 * ldc); // [pixel of the tile, ldc]
+            for t in 0..count {
+                let (image, ty, tx) = images.tile(first + t);
+                transform_output(&m[t * ldc..], count * ldc, y, ldc);
+                for (i, sums) in y.chunks_exact_mut(ldc).enumerate() {
+                    let (oy, ox) = (2 * ty + i / 2, 2 * tx + i % 2);
+                    if oy < out_height && ox < out_width {
+                        let row = (image * out_height + oy) * out_width + ox;
+                        // SAFETY: a pixel belongs to one tile, and these columns of it to this block alone.
+                        let out = unsafe { out.part(row * n + column, wide) };
+                        finish(row, column, &mut sums[..wide], out);
+                    }
+                }
+            }
+        });
+    });
+}
+
+impl Images {
+    /// Image, row and column of a tile.
+    fn tile(&self, i: usize) -> (usize, usize, usize) {
+        let (down, across) = (self.out_height.div_ceil(2), self.out_width.div_ceil(2));
+        (i / across / down, i / across % down, i % across)
+    }
+
+    /// Channels of the pixel at row y and column x of a padded image.
+    fn pixel<'a>(
+        &self,
+        images: &'a [f32],
+        image: usize,
+        y: usize,
+        x: usize,
+        channels: std::ops::Range<usize>,
+    ) -> &'a [f32] {
+        static ZEROS: [f32; KC] = [0.0; KC];
+        // In the padding above and on the left these wrap around to huge values, which are outside as well.
+        let (y, x) = (y.wrapping_sub(self.top), x.wrapping_sub(self.left));
+        if y < self.height && x < self.width {
+            let start = ((image * self.height + y) * self.width + x) * self.channels;
+            &images[start + channels.start..start + channels.end]
+        } else {
+            &ZEROS[..channels.len()]
+        }
+    }
+}
+
+simd! {
+    /// Bᵀ d B of 16 pixels' channels; point i goes to `to[i * plane..]`.
+    fn transform_input(s, pixels: &[&[f32]; POINTS], to: &mut [f32], plane: usize) {
+        let len = pixels[0].len();
+        assert!(pixels.iter().all(|p| p.len() == len) && len.is_multiple_of(CHANNELS) && CHANNELS.is_multiple_of(S::LANES));
+        assert!(to.len() >= (POINTS - 1) * plane + len);
+        let minus = s.splat(-1.0);
+        let subtract = |a, b| s.mul_add(b, minus, a);
+        let transform = |d: [S::F32; 4]| {
+            [subtract(d[0], d[2]), s.add(d[1], d[2]), subtract(d[2], d[1]), subtract(d[1], d[3])]
+        };
+        for c in (0..len).step_by(S::LANES) {
+            // SAFETY: c + LANES <= len, which all pixels have, and which fits behind the last plane's start.
+            unsafe {
+                let mut w = [[minus; 4]; 4]; // [column, row]
+                for x in 0..4 {
+                    let load = |y: usize| s.load(pixels[4 * y + x].as_ptr().add(c));
+                    w[x] = transform([load(0), load(1), load(2), load(3)]);
+                }
+                for y in 0..4 {
+                    let row = transform([w[0][y], w[1][y], w[2][y], w[3][y]]);
+                    for x in 0..4 {
+                        s.store(to.as_mut_ptr().add((4 * y + x) * plane + c), row[x]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+simd! {
+    /// Aᵀ m A of 16 points' channels, point i at `m[i * plane..]`; pixel i goes to `to[i * len..][..len]`.
+    fn transform_output(s, m: &[f32], plane: usize, to: &mut [f32], len: usize) {
+        assert!(len.is_multiple_of(CHANNELS) && CHANNELS.is_multiple_of(S::LANES));
+        assert!(m.len() >= (POINTS - 1) * plane + len && to.len() >= 4 * len);
+        let minus = s.splat(-1.0);
+        let subtract = |a, b| s.mul_add(b, minus, a);
+        let transform = |m: [S::F32; 4]| {
+            [s.add(s.add(m[0], m[1]), m[2]), subtract(subtract(m[1], m[2]), m[3])]
+        };
+        for c in (0..len).step_by(S::LANES) {
+            // SAFETY: c + LANES <= len, which fits behind the last plane's start and four times into `to`.
+            unsafe {
+                let mut w = [[minus; 2]; 4]; // [column, row]
+                for x in 0..4 {
+                    let load = |y: usize| s.load(m.as_ptr().add((4 * y + x) * plane + c));
+                    w[x] = transform([load(0), load(1), load(2), load(3)]);
+                }
+                for y in 0..2 {
+                    let row = transform([w[0][y], w[1][y], w[2][y], w[3][y]]);
+                    for x in 0..2 {
+                        s.store(to.as_mut_ptr().add((2 * y + x) * len + c), row[x]);
+                    }
+                }
+            }
+        }
+    }
+}
