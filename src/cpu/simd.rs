@@ -437,29 +437,35 @@ pub fn widened<'a, T: Float>(x: &'a [T], scratch: &'a mut Vec<T::Acc>) -> &'a [T
     scratch
 }
 
-/// The sum of `f(x)` over a slice, in an order that its length alone determines: 32 running sums,
-/// whatever the registers hold, then pairwise.
+/// The sum of `f(x)` over a slice, in the order of [`fold`].
 #[inline(always)]
 pub fn sum<A: Real>(x: &[A], f: impl Fn(A) -> A) -> A {
-    const SUMS: usize = 32;
-    let mut sums = [A::ZERO; SUMS];
-    let mut chunks = x.chunks_exact(SUMS);
+    fold(x, A::ZERO, |sum, x| sum + f(x), |a, b| a + b)
+}
+
+/// A slice folded from `start`, in an order that its length alone determines: 32 running values,
+/// whatever the registers hold, then pairwise.
+#[inline(always)]
+pub fn fold<A: Real>(x: &[A], start: A, step: impl Fn(A, A) -> A, merge: impl Fn(A, A) -> A) -> A {
+    const RUNNING: usize = 32;
+    let mut values = [start; RUNNING];
+    let mut chunks = x.chunks_exact(RUNNING);
     for chunk in &mut chunks {
-        for i in 0..SUMS {
-            sums[i] += f(chunk[i]);
+        for i in 0..RUNNING {
+            values[i] = step(values[i], chunk[i]);
         }
     }
-    for (sum, x) in sums.iter_mut().zip(chunks.remainder()) {
-        *sum += f(*x);
+    for (value, x) in values.iter_mut().zip(chunks.remainder()) {
+        *value = step(*value, *x);
     }
-    let mut n = SUMS;
+    let mut n = RUNNING;
     while n > 1 {
         n /= 2;
         for i in 0..n {
-            sums[i] += sums[i + n];
+            values[i] = merge(values[i], values[i + n]);
         }
     }
-    sums[0]
+    values[0]
 }
 
 /// `bf16::from_f32` without a branch, so that loops over it vectorise.

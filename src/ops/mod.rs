@@ -9,7 +9,9 @@ pub(crate) mod kernels;
 pub mod layout;
 pub mod matmul;
 pub mod norm;
+pub mod reduce;
 pub mod resample;
+pub mod softmax;
 #[cfg(test)]
 pub(crate) mod testing;
 

@@ -1,0 +1,222 @@
+//! Sums, means and extremes over dimensions.
+
+use rayon::prelude::*;
+
+use super::elementwise::require_float;
+use super::{Meta, Op, apply};
+use crate::cpu::math::Math;
+use crate::cpu::simd::{fold, simd, widened};
+use crate::dispatch_float;
+use crate::error::{Error, Result};
+use crate::tensor::{Float, Real, Shape, Tensor};
+
+/// Elements folded in the type they are computed in; blocks of them are combined in f64.
+const BLOCK: usize = 1 << 12;
+
+/// Sum over `dims`, which the result no longer has.
+///
+/// # Errors
+/// `Shape` when a dimension is not there or named twice, `DType` for integers; likewise below.
+pub fn sum(x: &Tensor, dims: &[usize]) -> Result<Tensor> {
+    reduce(x, dims, Reduction::Sum)
+}
+
+/// Mean over `dims`, which the result no longer has; NaN when there is nothing to take it of.
+pub fn mean(x: &Tensor, dims: &[usize]) -> Result<Tensor> {
+    reduce(x, dims, Reduction::Mean)
+}
+
+/// The largest element over `dims`, which the result no longer has; NaN if any is NaN.
+///
+/// # Errors
+/// `Shape` also when there is no element to choose from; likewise for [`min`].
+pub fn max(x: &Tensor, dims: &[usize]) -> Result<Tensor> {
+    reduce(x, dims, Reduction::Max)
+}
+
+/// The least element over `dims`, which the result no longer has; NaN if any is NaN.
+pub fn min(x: &Tensor, dims: &[usize]) -> Result<Tensor> {
+    reduce(x, dims, Reduction::Min)
+}
+
+fn reduce(x: &Tensor, dims: &[usize], reduction: Reduction) -> Result<Tensor> {
+    apply(&Reduce { reduction, dims: dims.to_vec() }, &[x])
+}
+
+/// What [`Reduce`] computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reduction {
+    /// [`sum`]
+    Sum,
+    /// [`mean`]
+    Mean,
+    /// [`max`]
+    Max,
+    /// [`min`]
+    Min,
+}
+
+/// [`sum`], [`mean`], [`max`], [`min`]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reduce {
+    /// What is computed.
+    pub reduction: Reduction,
+    /// Over which dimensions.
+    pub dims: Vec<usize>,
+}
+
+impl Op for Reduce {
+    fn name(&self) -> &'static str {
+        match self.reduction {
+            Reduction::Sum => "sum",
+            Reduction::Mean => "mean",
+            Reduction::Max => "max",
+            Reduction::Min => "min",
+        }
+    }
+
+    fn infer(&self, inputs: &[&Tensor]) -> Result<Meta> {
+        let x = inputs[0];
+        require_float(self.name(), x)?;
+        let repeated = self.dims.iter().enumerate().any(|(i, d)| self.dims[..i].contains(d));
+        if repeated || self.dims.iter().any(|&d| d >= x.rank()) {
+            return Err(Error::shape(
+                self.name(),
+                format!("dimensions {:?} of {}", self.dims, x.shape()),
+            ));
+        }
+        let elements: usize = self.dims.iter().map(|&d| x.dim(d)).product();
+        if elements == 0 && matches!(self.reduction, Reduction::Max | Reduction::Min) {
+            return Err(Error::shape(
+                self.name(),
+                format!("no element over {:?} of {}", self.dims, x.shape()),
+            ));
+        }
+        let kept: Vec<usize> = self.kept(x).map(|d| x.dim(d)).collect();
+        Ok(Meta { shape: Shape::new(&kept), dtype: x.dtype() })
+    }
+
+    fn cpu(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
+        // What is reduced becomes the rows of a matrix.
+        let order: Vec<usize> = self.kept(inputs[0]).chain(self.dims.iter().copied()).collect();
+        let x = inputs[0].permute(&order)?.contiguous()?;
+        dispatch_float!(self.name(), x.dtype(), T => {
+            let (x, y) = (x.as_slice::<T>()?, out.as_mut_slice::<T>()?);
+            let n = x.len() / y.len();
+            let least = (BLOCK / n.max(1)).max(1);
+            y.par_iter_mut().enumerate().with_min_len(least).for_each(|(i, y)| {
+                *y = self.row(&x[i * n..(i + 1) * n]);
+            });
+            Ok(())
+        })
+    }
+
+    fn cuda(&self, _: &[&Tensor], _: &mut Tensor) -> Result<()> {
+        Err(Error::no_kernel(self.name()))
+    }
+
+    fn backward(&self, _: &[&Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        Err(Error::no_gradient(self.name()))
+    }
+}
+
+impl Reduce {
+    fn kept(&self, x: &Tensor) -> impl Iterator<Item = usize> {
+        (0..x.rank()).filter(|d| !self.dims.contains(d))
+    }
+
+    fn row<T: Float<Acc: Math>>(&self, row: &[T]) -> T {
+        let reduction = self.reduction;
+        let block = |scratch: &mut Vec<T::Acc>, x: &[T]| {
+            fold_block(widened(x, scratch), reduction).to_f64()
+        };
+        // In parallel only where it pays; the blocks are the same either way.
+        let blocks: Vec<f64> = if row.len() < 16 * BLOCK {
+            let mut scratch = Vec::new();
+            row.chunks(BLOCK).map(|x| block(&mut scratch, x)).collect()
+        } else {
+            row.par_chunks(BLOCK).map_init(Vec::new, block).collect()
+        };
+        let total = match reduction {
+            Reduction::Sum => blocks.iter().sum(),
+            Reduction::Mean => blocks.iter().sum::<f64>() / row.len() as f64,
+            Reduction::Max => blocks.into_iter().fold(f64::NEG_INFINITY, Real::max),
+            Reduction::Min => blocks.into_iter().fold(f64::INFINITY, Real::min),
+        };
+        T::from_acc(T::Acc::from_f64(total))
+    }
+}
+
+simd! {
+    fn fold_block[A: Math](_s, x: &[A], reduction: Reduction) -> A {
+        match reduction {
+            Reduction::Sum | Reduction::Mean => crate::cpu::simd::sum(x, |x| x),
+            Reduction::Max => fold(x, A::NEG_INFINITY, Real::max, Real::max),
+            Reduction::Min => fold(x, -A::NEG_INFINITY, Real::min, Real::min),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{assert_close, check, check_batch, check_nan, random, values};
+
+    type Case = (&'static str, fn(&Tensor, &[usize]) -> Result<Tensor>, fn(&[f64]) -> f64);
+
+    const CASES: [Case; 4] = [
+        ("sum", sum, |x| x.iter().sum()),
+        ("mean", mean, |x| x.iter().sum::<f64>() / x.len() as f64),
+        ("max", max, |x| x.iter().copied().fold(f64::NEG_INFINITY, f64::max)),
+        ("min", min, |x| x.iter().copied().fold(f64::INFINITY, f64::min)),
+    ];
+
+    #[test]
+    fn reductions_equal_their_formulas() {
+        let shape = [3, 5, 7, 11];
+        for (name, op, formula) in CASES {
+            for dims in [&[3][..], &[0], &[1, 2], &[2, 0], &[0, 1, 2, 3], &[]] {
+                let reference = |x: &[Vec<f64>]| {
+                    let mut groups = std::collections::BTreeMap::<Vec<usize>, Vec<f64>>::new();
+                    for (i, &v) in x[0].iter().enumerate() {
+                        let index = [i / 385, i / 77 % 5, i / 11 % 7, i % 11];
+                        let kept = (0..4).filter(|d| !dims.contains(d)).map(|d| index[d]).collect();
+                        groups.entry(kept).or_default().push(v);
+                    }
+                    groups.values().map(|v| formula(v)).collect()
+                };
+                // 64 units: up to 36 terms a running sum, which partly cancel.
+                check(name, &[random(shape, 1)], 64.0, |x| op(x[0], dims), reference);
+            }
+            let batch = random([7, 9, 5], 2);
+            check_batch(name, &batch, |x| op(x, &[1]));
+            for at in [0, 100, 314] {
+                check_nan(name, &batch, at, |x| op(x, &[1, 2]));
+            }
+        }
+    }
+
+    #[test]
+    fn long_rows_keep_their_digits() {
+        let n = 40 * BLOCK + 3;
+        let x = random([2, n], 3);
+        for (name, op, formula) in CASES {
+            let expected: Vec<f64> = values(&x).chunks(n).map(formula).collect();
+            // Sums that cancel to a thousandth of their terms' magnitudes.
+            assert_close(&op(&x, &[1]).unwrap(), &expected, 1000.0, name);
+            check_batch(name, &x, |x| op(x, &[1]));
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error() {
+        let x = random([2, 3], 1);
+        assert!(sum(&x, &[2]).is_err());
+        assert!(sum(&x, &[1, 1]).is_err());
+        assert!(sum(&Tensor::from_vec(vec![1i64], [1]).unwrap(), &[0]).is_err());
+        let empty = random([2, 0], 1);
+        assert!(max(&empty, &[1]).is_err());
+        assert_eq!(values(&sum(&empty, &[1]).unwrap()), [0.0, 0.0]);
+        assert!(values(&mean(&empty, &[1]).unwrap())[0].is_nan());
+    }
+}

@@ -1,0 +1,119 @@
+//! Softmax over the last dimension.
+
+use rayon::prelude::*;
+
+use super::elementwise::require_float;
+use super::{Meta, Op, apply};
+use crate::cpu::math::Math;
+use crate::cpu::simd::{fold, narrow, simd, sum, widen};
+use crate::dispatch_float;
+use crate::error::{Error, Result};
+use crate::tensor::{Float, Real, Tensor};
+
+/// `e^(x - max) / sum e^(x - max)` over the last dimension, in f32 (f64 for f64). [.., N] -> [.., N]
+///
+/// # Errors
+/// `Shape` for a scalar, `DType` for integers.
+pub fn softmax(x: &Tensor) -> Result<Tensor> {
+    apply(&Softmax, &[x])
+}
+
+/// [`softmax`]
+#[derive(Clone, Copy, Debug)]
+pub struct Softmax;
+
+impl Op for Softmax {
+    fn name(&self) -> &'static str {
+        "softmax"
+    }
+
+    fn infer(&self, inputs: &[&Tensor]) -> Result<Meta> {
+        require_float("softmax", inputs[0])?;
+        if inputs[0].rank() == 0 {
+            return Err(Error::expected_shape("softmax", "x", "[.., N]", inputs[0].shape()));
+        }
+        Ok(Meta::like(inputs[0]))
+    }
+
+    fn cpu(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
+        let x = inputs[0].contiguous()?;
+        let n = x.dim(x.rank() - 1);
+        let rows = ((1 << 14) / n).max(1) * n;
+        dispatch_float!("softmax", x.dtype(), T => {
+            let x = x.as_slice::<T>()?.par_chunks(rows);
+            let tiles = out.as_mut_slice::<T>()?.par_chunks_mut(rows).zip(x);
+            tiles.for_each(|(y, x)| softmax_rows(x, n, y));
+            Ok(())
+        })
+    }
+
+    fn cuda(&self, _: &[&Tensor], _: &mut Tensor) -> Result<()> {
+        Err(Error::no_kernel(self.name()))
+    }
+
+    fn backward(&self, _: &[&Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        Err(Error::no_gradient(self.name()))
+    }
+}
+
+simd! {
+    /// Rows of `n` elements.
+    fn softmax_rows[T: Float<Acc: Math>](s, x: &[T], n: usize, y: &mut [T]) {
+        let mut row = vec![T::Acc::ZERO; n];
+        for (x, y) in x.chunks_exact(n).zip(y.chunks_exact_mut(n)) {
+            widen(x, &mut row);
+            // A NaN need not reach the maximum: it reaches the sum.
+            let larger = |a, b| if a > b { a } else { b };
+            let max = fold(&row, T::Acc::NEG_INFINITY, larger, larger);
+            for v in row.iter_mut() {
+                *v = (*v - max).vector_exp(s);
+            }
+            let total = sum(&row, |v| v);
+            for v in row.iter_mut() {
+                *v = *v / total;
+            }
+            narrow(&row, y);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::elementwise::scale;
+    use crate::ops::testing::{check, check_batch, check_nan, random, values};
+
+    fn reference(x: &[f64], n: usize) -> Vec<f64> {
+        x.chunks(n)
+            .flat_map(|row| {
+                let total: f64 = row.iter().map(|x| x.exp()).sum();
+                row.iter().map(move |x| x.exp() / total)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn softmax_equals_its_definition() {
+        for shape in [&[1][..], &[3, 7], &[2, 5, 33], &[2, 1000]] {
+            let n = shape[shape.len() - 1];
+            let x = scale(&random(shape, 1), 4.0).unwrap();
+            // 32 units: the difference x - max, up to 16, is rounded before it is an exponent.
+            check("softmax", &[x], 32.0, |x| softmax(x[0]), |x| reference(&x[0], n));
+        }
+        let batch = random([7, 3, 45], 2);
+        check_batch("softmax", &batch, softmax);
+        check_nan("softmax", &batch, 50, softmax);
+    }
+
+    #[test]
+    fn extremes() {
+        let inf = f32::INFINITY;
+        let x = Tensor::from_vec(vec![1e30, 1e30, -inf, -inf, -inf, -inf], [2, 3]).unwrap();
+        let y = values(&softmax(&x).unwrap());
+        assert_eq!(y[..3], [0.5, 0.5, 0.0]);
+        assert!(y[3..].iter().all(|x| x.is_nan())); // 0 / 0: nothing is left to choose from
+        assert!(softmax(&random(&[][..], 1)).is_err());
+        assert!(softmax(&Tensor::from_vec(vec![1i64], [1]).unwrap()).is_err());
+        assert!(softmax(&random([3, 0], 1)).unwrap().is_empty());
+    }
+}
