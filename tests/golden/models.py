@@ -51,12 +51,7 @@ def unet(name, seed, sizes, **config):
     save_component(model, MODELS / name)
 
     seen = {}
-    parts = {"conv_in": model.conv_in, "time_embedding": model.time_embedding, "mid_block": model.mid_block}
-    parts |= {f"down_blocks.{i}": block for i, block in enumerate(model.down_blocks)}
-    parts |= {f"up_blocks.{i}": block for i, block in enumerate(model.up_blocks)}
-    for part, module in parts.items():
-        module.register_forward_hook(lambda _m, _i, out, part=part: seen.__setitem__(part, out))
-
+    model.time_embedding.register_forward_hook(lambda _module, _inputs, out: seen.update(time_embedding=out))
     generator = torch.Generator().manual_seed(seed + 1)
     tensors = {}
     for index, (height, width, timesteps) in enumerate(sizes):
@@ -70,12 +65,9 @@ def unet(name, seed, sizes, **config):
             f"{index}.sample": nhwc(sample),
             f"{index}.timesteps": timesteps,
             f"{index}.text": text,
+            f"{index}.time_embedding": seen["time_embedding"],
             f"{index}.out": nhwc(out),
         }
-        if index == 0:
-            for part, value in seen.items():
-                value = value[0] if isinstance(value, tuple) else value
-                tensors[f"{index}.{part}"] = nhwc(value) if value.ndim == 4 else value
     save_tensors(MODELS / name / "golden.safetensors", tensors)
 
 

@@ -1,0 +1,214 @@
+//! The networks against transformers and diffusers, on the small random configurations of `golden/models.py`.
+
+mod golden;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use golden::{assert_close, assert_same, get};
+use nadir::Result;
+use nadir::io::TensorSource;
+use nadir::io::config::Config;
+use nadir::io::folder::Weights;
+use nadir::io::safetensors::{SafeTensors, save};
+use nadir::models::clip::{ClipText, ClipTextConfig};
+use nadir::models::unet::{Unet, UnetConfig};
+use nadir::models::vae::{Vae, VaeConfig};
+use nadir::nn::Params;
+use nadir::ops::elementwise::silu;
+use nadir::tensor::{DType, Device, Tensor};
+
+/// Share of the largest activation by which two f32 implementations may differ: sums of a few hundred terms in
+/// another order differ by some 1e-6 of their size, and a few dozen layers of random sign add up to less than
+/// ten times that.
+const TOLERANCE: f32 = 1e-5;
+
+/// Loads a component of `golden/models/` in f32, every weight used and none missing.
+fn load<T>(folder: &Path, build: impl FnOnce(&Config, &Params) -> Result<T>) -> Result<T> {
+    let config = Config::open(folder.join("config.json"))?;
+    let params = Params::new(Weights::open(folder, None)?, DType::F32, Device::Cpu);
+    let model = build(&config, &params)?;
+    assert_eq!(params.finish()?, Vec::<String>::new(), "unused weights");
+    Ok(model)
+}
+
+fn text_encoder(folder: &Path) -> Result<ClipText> {
+    load(folder, |config, p| ClipText::load(ClipTextConfig::read(config)?, p))
+}
+
+fn unet(folder: &Path) -> Result<Unet> {
+    load(folder, |config, p| Unet::load(UnetConfig::read(config)?, p))
+}
+
+fn vae(folder: &Path) -> Result<Vae> {
+    load(folder, |config, p| Vae::load(VaeConfig::read(config)?, p))
+}
+
+fn check_text_encoder(name: &str) -> Result<()> {
+    let (folder, golden) = (format!("models/{name}"), golden::open(&format!("models/{name}"))?);
+    let model = text_encoder(&golden::path(&folder))?;
+    for (clip_skip, output) in
+        ["last_hidden_state", "clip_skip_1", "clip_skip_2"].into_iter().enumerate()
+    {
+        let states = model.forward(&get(&golden, "ids"), clip_skip)?;
+        assert_close(output, &states, &get(&golden, output), TOLERANCE);
+    }
+    Ok(())
+}
+
+#[test]
+fn clip_l_is_transformers() -> Result<()> {
+    check_text_encoder("clip_l")
+}
+
+#[test]
+fn openclip_is_transformers() -> Result<()> {
+    check_text_encoder("openclip")
+}
+
+/// The prediction for batch `index` of a golden file, and for each of its images alone.
+fn predict(model: &Unet, golden: &SafeTensors, index: usize) -> Result<(Tensor, Vec<Tensor>)> {
+    let [sample, text, timesteps] =
+        ["sample", "text", "timesteps"].map(|name| get(golden, &format!("{index}.{name}")));
+    let temb = model.embed_timesteps(timesteps.as_slice()?)?;
+    let together = model.forward(&sample, &temb, &model.context(&text)?)?;
+    let alone = (0..sample.dim(0)).map(|i| {
+        let context = model.context(&text.narrow(0, i, 1)?)?;
+        model.forward(&sample.narrow(0, i, 1)?, &temb.narrow(0, i, 1)?, &context)
+    });
+    Ok((together, alone.collect::<Result<_>>()?))
+}
+
+fn check_unet(name: &str, batches: usize) -> Result<()> {
+    let (folder, golden) = (format!("models/{name}"), golden::open(&format!("models/{name}"))?);
+    let model = unet(&golden::path(&folder))?;
+    for index in 0..batches {
+        let temb =
+            model.embed_timesteps(get(&golden, &format!("{index}.timesteps")).as_slice()?)?;
+        let theirs = silu(&get(&golden, &format!("{index}.time_embedding")))?;
+        assert_close("time_embedding", &temb, &theirs, TOLERANCE);
+        let (together, alone) = predict(&model, &golden, index)?;
+        assert_close(
+            &format!("{name} {index}"),
+            &together,
+            &get(&golden, &format!("{index}.out")),
+            TOLERANCE,
+        );
+        for (i, alone) in alone.iter().enumerate() {
+            assert_same(&format!("{name} {index} image {i}"), &together.narrow(0, i, 1)?, alone);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn unet_of_sd_1_is_diffusers() -> Result<()> {
+    check_unet("unet_sd15", 3)
+}
+
+#[test]
+fn unet_of_sd_2_is_diffusers() -> Result<()> {
+    check_unet("unet_sd21", 3)
+}
+
+#[test]
+fn unet_that_inpaints_is_diffusers() -> Result<()> {
+    check_unet("unet_inpaint", 2)
+}
+
+fn check_vae(name: &str, images: usize, latents: usize) -> Result<()> {
+    let (folder, golden) = (format!("models/{name}"), golden::open(&format!("models/{name}"))?);
+    let model = vae(&golden::path(&folder))?;
+    for i in 0..images {
+        let posterior = model.encode(&get(&golden, &format!("encode.{i}.image")))?;
+        assert_close(
+            "mean",
+            &posterior.mean,
+            &get(&golden, &format!("encode.{i}.mean")),
+            TOLERANCE,
+        );
+        assert_close(
+            "logvar",
+            &posterior.logvar,
+            &get(&golden, &format!("encode.{i}.logvar")),
+            TOLERANCE,
+        );
+    }
+    for i in 0..latents {
+        let image = model.decode(&get(&golden, &format!("decode.{i}.latent")))?;
+        assert_close("image", &image, &get(&golden, &format!("decode.{i}.image")), TOLERANCE);
+    }
+    Ok(())
+}
+
+#[test]
+fn autoencoder_is_diffusers() -> Result<()> {
+    check_vae("vae", 2, 2)
+}
+
+#[test]
+fn autoencoder_without_attention_is_diffusers() -> Result<()> {
+    check_vae("vae_plain", 1, 1)
+}
+
+/// Copies a component into `to` as an older library would have written it.
+fn rewrite(
+    from: &Path,
+    file: &str,
+    to: &Path,
+    old: impl Fn(&str, Tensor) -> (String, Tensor),
+) -> Result<()> {
+    std::fs::copy(from.join("config.json"), to.join("config.json")).unwrap();
+    let source = SafeTensors::open(from.join(file))?;
+    let mut tensors = Vec::new();
+    for name in source.names() {
+        tensors.push(old(&name, source.read(&name)?));
+    }
+    if file == "model.safetensors" {
+        let positions: Vec<i64> = (0..77).collect();
+        tensors.push((
+            "text_model.embeddings.position_ids".into(),
+            Tensor::from_vec(positions, [1, 77])?,
+        ));
+    }
+    save(&to.join(file), &tensors, &BTreeMap::new())
+}
+
+#[test]
+fn names_of_transformers_4_give_the_same_text_encoder() -> Result<()> {
+    let (folder, old) = (golden::path("models/clip_l"), tempfile::tempdir().unwrap());
+    rewrite(&folder, "model.safetensors", old.path(), |name, tensor| {
+        (format!("text_model.{name}"), tensor)
+    })?;
+    let ids = get(&golden::open("models/clip_l")?, "ids");
+    let (ours, theirs) =
+        (text_encoder(old.path())?.forward(&ids, 0)?, text_encoder(&folder)?.forward(&ids, 0)?);
+    assert_same("hidden states", &ours, &theirs);
+    Ok(())
+}
+
+#[test]
+fn names_of_old_diffusers_give_the_same_autoencoder() -> Result<()> {
+    let folder = golden::path("models/vae");
+    let latent = get(&golden::open("models/vae")?, "decode.1.latent");
+    let theirs = vae(&folder)?.decode(&latent)?;
+    // The oldest files hold the projections as 1x1 convolutions.
+    for pointwise in [false, true] {
+        let old = tempfile::tempdir().unwrap();
+        rewrite(&folder, "diffusion_pytorch_model.safetensors", old.path(), |name, tensor| {
+            let names =
+                [("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")];
+            let (new, old) = names
+                .into_iter()
+                .find(|(new, _)| name.contains(&format!("{new}.")))
+                .unwrap_or_default();
+            let is_matrix = !new.is_empty() && tensor.rank() == 2;
+            let dims = [tensor.dims(), &[1, 1]].concat();
+            let tensor =
+                if pointwise && is_matrix { tensor.reshape(&dims).unwrap() } else { tensor };
+            (if new.is_empty() { name.to_owned() } else { name.replace(new, old) }, tensor)
+        })?;
+        assert_same("image", &vae(old.path())?.decode(&latent)?, &theirs);
+    }
+    Ok(())
+}
