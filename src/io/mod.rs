@@ -8,6 +8,7 @@ pub mod config;
 pub mod folder;
 pub mod hub;
 pub mod image;
+pub mod parquet;
 pub mod png;
 pub mod safetensors;
 
