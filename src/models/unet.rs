@@ -14,7 +14,7 @@ use crate::ops::embedding::timestep_embedding;
 use crate::ops::layout::concat;
 use crate::ops::matmul::{Activation, Epilogue};
 use crate::ops::resample::resize_nearest;
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Device, Tensor};
 
 /// Shape of a UNet; `unet/config.json`.
 #[derive(Clone, Debug)]
@@ -182,7 +182,11 @@ pub struct Unet {
     up: Vec<UpBlock>,
     norm_out: GroupNorm,
     conv_out: Conv2d,
-    params: Params,
+    /// What it computes in.
+    dtype: DType,
+    /// What its first and last layer compute in.
+    precise: DType,
+    device: Device,
 }
 
 /// What depends on the prompt alone: keys and values of every cross attention, in order of execution.
@@ -197,7 +201,10 @@ impl Unet {
         let widths = &config.block_out_channels;
         let levels = widths.len();
         let first = widths[0];
-        let (time, temb) = (p.pp("time_embedding"), 4 * first);
+        // Guidance multiplies the error of the prediction several times, so its first and last layer, which
+        // take next to no time, are in f32, as is what the timesteps are embedded by.
+        let precise = p.with_dtype(if p.dtype() == DType::F64 { DType::F64 } else { DType::F32 });
+        let (time, temb) = (precise.pp("time_embedding"), 4 * first);
 
         // Widths of the skip connections, in the order in which the way down leaves them.
         let mut skips = vec![first];
@@ -220,7 +227,7 @@ impl Unet {
         Ok(Self {
             time1: Linear::load(&time.pp("linear_1"), first, temb, true)?,
             time2: Linear::load(&time.pp("linear_2"), temb, temb, true)?,
-            conv_in: Conv2d::load_3x3(&p.pp("conv_in"), config.in_channels, first)?,
+            conv_in: Conv2d::load_3x3(&precise.pp("conv_in"), config.in_channels, first)?,
             down,
             mid,
             up,
@@ -230,8 +237,10 @@ impl Unet {
                 config.norm_num_groups,
                 config.norm_eps,
             )?,
-            conv_out: Conv2d::load_3x3(&p.pp("conv_out"), first, config.out_channels)?,
-            params: p.clone(),
+            conv_out: Conv2d::load_3x3(&precise.pp("conv_out"), first, config.out_channels)?,
+            dtype: p.dtype(),
+            precise: precise.dtype(),
+            device: p.device(),
             config,
         })
     }
@@ -251,11 +260,11 @@ impl Unet {
         let c = &self.config;
         let (width, period) = (c.block_out_channels[0], 10_000.0);
         let t = timestep_embedding(timesteps, width, c.flip_sin_to_cos, c.freq_shift, period)?; // [N, width]
-        let t = t.to_dtype(self.params.dtype())?.to_device(self.params.device())?;
+        let t = t.to_dtype(self.precise)?.to_device(self.device)?;
         let t = self
             .time1
             .forward_with(&t, Epilogue { act: Activation::Silu, ..Epilogue::default() })?;
-        silu(&self.time2.forward(&t)?) // [N, 4 * width]
+        silu(&self.time2.forward(&t)?)?.to_dtype(self.dtype) // [N, 4 * width]
     }
 
     /// Keys and values of `text` [B, T, D] in every cross attention.
@@ -271,7 +280,7 @@ impl Unet {
     }
 
     /// Denoises: `latents` [B, h, w, in_channels], `temb` [B or 1, 4 * width] from [`Self::embed_timesteps`],
-    /// `context` of the same batch -> prediction [B, h, w, out_channels].
+    /// `context` of the same batch -> prediction [B, h, w, out_channels], f32 (f64 for an f64 model).
     ///
     /// # Errors
     /// Shapes that do not fit the model.
@@ -284,7 +293,8 @@ impl Unet {
         let temb = &repeat_rows(temb, batch)?; // [B, 4 * width]
         let mut context = context.0.iter();
         // 1. down
-        let mut h = self.conv_in.forward(latents)?; // [B, h, w, width]
+        let h = self.conv_in.forward(&latents.to_dtype(self.precise)?)?;
+        let mut h = h.to_dtype(self.dtype)?; // [B, h, w, width]
         let mut skips = vec![h.clone()];
         for block in &self.down {
             h = block.forward(h, temb, &mut context, &mut skips)?;
@@ -296,7 +306,7 @@ impl Unet {
             h = block.forward(h, temb, &mut context, &mut skips)?;
         }
         // 4. out
-        self.conv_out.forward(&self.norm_out.forward_silu(&h)?) // [B, h, w, out_channels]
+        self.conv_out.forward(&self.norm_out.forward_silu(&h.to_dtype(self.precise)?)?) // [B, h, w, out_channels]
     }
 }
 

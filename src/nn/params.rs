@@ -17,11 +17,11 @@ use crate::tensor::{DType, Device, Tensor};
 pub struct Params {
     shared: Arc<Shared>,
     prefix: String,
+    dtype: DType,
 }
 
 struct Shared {
     source: Box<dyn TensorSource>,
-    dtype: DType,
     device: Device,
     log: Mutex<Log>,
 }
@@ -36,22 +36,24 @@ struct Log {
 impl Params {
     /// The root of the tree. Layers hold their matrices in `dtype`, on `device`.
     pub fn new(source: impl TensorSource + 'static, dtype: DType, device: Device) -> Self {
-        let log = Mutex::default();
-        Self {
-            shared: Arc::new(Shared { source: Box::new(source), dtype, device, log }),
-            prefix: String::new(),
-        }
+        let shared = Arc::new(Shared { source: Box::new(source), device, log: Mutex::default() });
+        Self { shared, prefix: String::new(), dtype }
     }
 
     /// The subtree `name`.
     pub fn pp(&self, name: impl Display) -> Self {
         let prefix = self.path(name);
-        Self { shared: self.shared.clone(), prefix }
+        Self { prefix, ..self.clone() }
+    }
+
+    /// The same weights for layers that compute in `dtype`.
+    pub fn with_dtype(&self, dtype: DType) -> Self {
+        Self { dtype, ..self.clone() }
     }
 
     /// What layers compute in.
     pub fn dtype(&self) -> DType {
-        self.shared.dtype
+        self.dtype
     }
 
     /// Where layers compute.

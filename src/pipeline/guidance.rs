@@ -44,7 +44,8 @@ mod tests {
 
     #[test]
     fn scale_one_is_the_prompt_alone_and_full_rescale_restores_its_contrast() {
-        let values: Vec<f32> = (0..4 * 15).map(|i| (i as f32 * 0.7).sin() + i as f32 * 0.01).collect();
+        let values: Vec<f32> =
+            (0..4 * 15).map(|i| (i as f32 * 0.7).sin() + i as f32 * 0.01).collect();
         let prediction = Tensor::from_slice(&values, [4, 3, 5, 1]).unwrap();
         let cond = &values[30..];
         let same = guide(&prediction, 1.0, 0.0).unwrap().to_vec::<f32>().unwrap();

@@ -29,7 +29,8 @@ pub(super) fn encode(
     // 1. tokens
     let mut tokens = Vec::new();
     for (prompt, _) in &prompts {
-        let encoded = weighting::encode(tokenizer, prompt, request.prompt_syntax, request.long_prompts)?;
+        let encoded =
+            weighting::encode(tokenizer, prompt, request.prompt_syntax, request.long_prompts)?;
         if let Some(rest) = &encoded.truncated {
             let limit = tokenizer.max_length();
             watch.warn(&format!(
@@ -42,7 +43,10 @@ pub(super) fn encode(
     let chunks = tokens.iter().map(|t| t.chunks.len()).max().unwrap_or(1);
     tokens.iter_mut().for_each(|t| t.pad_to(chunks, tokenizer));
     // 2. hidden states
-    let rows = tokens.iter().zip(&prompts).map(|(tokens, (_, clip_skip))| states(encoder, tokens, *clip_skip));
+    let rows = tokens
+        .iter()
+        .zip(&prompts)
+        .map(|(tokens, (_, clip_skip))| states(encoder, tokens, *clip_skip));
     let rows = rows.collect::<Result<Vec<_>>>()?;
     concat(&rows.iter().collect::<Vec<_>>(), 0) // [1 or 2, T, D]
 }

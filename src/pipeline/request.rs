@@ -115,7 +115,9 @@ impl Request {
     /// `Argument`, naming the first value that is not possible.
     pub fn check(&self) -> Result<()> {
         let bad = |name, found: String, expected: &str| Err(Error::argument(name, found, expected));
-        for (name, prompt) in [("--prompt", &self.prompt), ("--negative-prompt", &self.negative_prompt)] {
+        for (name, prompt) in
+            [("--prompt", &self.prompt), ("--negative-prompt", &self.negative_prompt)]
+        {
             if prompt.contains('\0') {
                 return bad(name, format!("{prompt:?}"), "a text without NUL characters");
             }
@@ -131,7 +133,11 @@ impl Request {
         }
         let in_range = |name, x: f32, low: f32, high: f32| {
             let inside = (low..=high).contains(&x);
-            if inside { Ok(()) } else { Err(Error::argument(name, x, format!("a number from {low} to {high}"))) }
+            if inside {
+                Ok(())
+            } else {
+                Err(Error::argument(name, x, format!("a number from {low} to {high}")))
+            }
         };
         in_range("--guidance-scale", self.guidance_scale, 0.0, 1000.0)?;
         in_range("--guidance-rescale", self.guidance_rescale, 0.0, 1.0)?;
@@ -176,12 +182,16 @@ mod tests {
         fails(|r| r.prompt = "a\0b".into(), "--prompt");
         fails(|r| r.guidance_scale = f32::NAN, "--guidance-scale");
         fails(|r| r.eta = 1.5, "--eta");
-        fails(|r| r.init = Some(InitImage { image: RgbImage::new(8, 8), strength: -0.1, mask: None }), "--strength");
+        fails(
+            |r| r.init = Some(InitImage { image: RgbImage::new(8, 8), strength: -0.1, mask: None }),
+            "--strength",
+        );
     }
 
     #[test]
     fn sizes_are_multiples_of_the_factor() {
-        let size = |width, height| Request { width, height, ..Request::default() }.size((64, 32), 8);
+        let size =
+            |width, height| Request { width, height, ..Request::default() }.size((64, 32), 8);
         assert_eq!(size(None, None).unwrap(), (64, 32));
         assert_eq!(size(Some(72), None).unwrap(), (72, 32));
         assert!(size(Some(0), None).is_err());

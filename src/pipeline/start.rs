@@ -111,11 +111,21 @@ impl Start {
         let rest = mask.to_vec::<f32>()?.into_iter().map(|m| 1.0 - m).collect();
         let rest = Tensor::from_vec(rest, mask.shape())?.to_device(mask.device())?;
         let Some(clean) = clean else { unreachable!("encoded above, for no painter") };
-        Ok(Self { latents, first, beside: None, kept: Some(Kept { latents: clean, noise: drawn, mask, rest }) })
+        Ok(Self {
+            latents,
+            first,
+            beside: None,
+            kept: Some(Kept { latents: clean, noise: drawn, mask, rest }),
+        })
     }
 
     /// Puts back what is not to be painted, as noisy as sampler step `next` expects it (clean at the end).
-    pub(super) fn hold(&self, latents: Tensor, sampler: &dyn Sampler, next: usize) -> Result<Tensor> {
+    pub(super) fn hold(
+        &self,
+        latents: Tensor,
+        sampler: &dyn Sampler,
+        next: usize,
+    ) -> Result<Tensor> {
         let Some(kept) = &self.kept else { return Ok(latents) };
         let proper = if next < sampler.timesteps().len() {
             sampler.add_noise(&kept.latents, &kept.noise, next)?

@@ -52,7 +52,6 @@ pub struct TextToImage {
     vae: Vae,
     scheduler: SamplerConfig,
     device: Device,
-    dtype: DType,
     notes: Vec<String>,
 }
 
@@ -66,19 +65,27 @@ impl TextToImage {
         check_classes(&folder)?;
         let mut notes = Vec::new();
         let tokenizer = ClipTokenizer::open(folder.folder("tokenizer")?)?;
-        let text_encoder = load(&folder, "text_encoder", options, options.dtype, &mut notes, |config, params| {
-            ClipText::load(ClipTextConfig::read(config)?, params)
-        })?;
+        let text_encoder =
+            load(&folder, "text_encoder", options, options.dtype, &mut notes, |config, params| {
+                ClipText::load(ClipTextConfig::read(config)?, params)
+            })?;
         let unet = load(&folder, "unet", options, options.dtype, &mut notes, |config, params| {
             Unet::load(UnetConfig::read(config)?, params)
         })?;
         let config = VaeConfig::read(&folder.config("vae")?)?;
         // Activations of many autoencoders overflow f16, and the image would be black.
-        let dtype = if options.dtype == DType::F16 && config.force_upcast { DType::F32 } else { options.dtype };
-        let vae = load(&folder, "vae", options, dtype, &mut notes, |_, params| Vae::load(config.clone(), params))?;
-        let scheduler = SamplerConfig::open(folder.folder("scheduler")?.join("scheduler_config.json"))?;
-        let (device, dtype) = (options.device, options.dtype);
-        let model = Self { tokenizer, text_encoder, unet, vae, scheduler, device, dtype, notes };
+        let dtype = if options.dtype == DType::F16 && config.force_upcast {
+            DType::F32
+        } else {
+            options.dtype
+        };
+        let vae = load(&folder, "vae", options, dtype, &mut notes, |_, params| {
+            Vae::load(config.clone(), params)
+        })?;
+        let scheduler =
+            SamplerConfig::open(folder.folder("scheduler")?.join("scheduler_config.json"))?;
+        let device = options.device;
+        let model = Self { tokenizer, text_encoder, unet, vae, scheduler, device, notes };
         model.check_fit(&folder)?;
         Ok(model)
     }
@@ -157,7 +164,15 @@ impl TextToImage {
             Some(init) => {
                 let first = sampler.start_index(init.strength)?;
                 let size = (width as u32, height as u32);
-                Start::from_image(init, size, self.paints(), &self.vae, &*sampler, first, &mut noise)?
+                Start::from_image(
+                    init,
+                    size,
+                    self.paints(),
+                    &self.vae,
+                    &*sampler,
+                    first,
+                    &mut noise,
+                )?
             }
         };
         // 3. step by step
@@ -176,8 +191,7 @@ impl TextToImage {
             if guided {
                 input = concat(&[&input, &input], 0)?; // [2 B, h, w, C]
             }
-            let output = self.unet.forward(&input.to_dtype(self.dtype)?, &temb.narrow(0, i, 1)?, &context)?;
-            let mut output = output.to_dtype(DType::F32)?; // [B or 2 B, h, w, 4]
+            let mut output = self.unet.forward(&input, &temb.narrow(0, i, 1)?, &context)?; // [B or 2 B, h, w, 4]
             if guided {
                 output = guide(&output, request.guidance_scale, request.guidance_rescale)?; // [B, h, w, 4]
             }
@@ -221,7 +235,11 @@ impl TextToImage {
             return misfit("in_channels of the unet", vae.latent_channels, unet.in_channels);
         }
         if self.tokenizer.vocabulary() > text.vocab_size {
-            return misfit("vocab_size of the text encoder", self.tokenizer.vocabulary(), text.vocab_size);
+            return misfit(
+                "vocab_size of the text encoder",
+                self.tokenizer.vocabulary(),
+                text.vocab_size,
+            );
         }
         Ok(())
     }
@@ -234,8 +252,11 @@ fn check_classes(folder: &PipelineFolder) -> Result<()> {
         Err(Error::file(folder.root().join("model_index.json"), what, expected, found, advice))
     };
     let class = folder.class()?;
-    let known =
-        ["StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"];
+    let known = [
+        "StableDiffusionPipeline",
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
+    ];
     if !known.contains(&class.as_str()) {
         return wrong("_class_name", &known.join(" or "), &class);
     }
@@ -269,7 +290,10 @@ fn load<T>(
     let model = build(&config, &params)?;
     let unused = params.finish()?;
     if let Some(first) = unused.first() {
-        notes.push(format!("{file}: {} tensors are not part of the model ({first}, ...)", unused.len()));
+        notes.push(format!(
+            "{file}: {} tensors are not part of the model ({first}, ...)",
+            unused.len()
+        ));
     }
     Ok(model)
 }
