@@ -1,2 +1,7 @@
-//! The command line.
-fn main() {}
+//! The command line: `nadir generate`, `nadir replay`, `nadir doctor`.
+
+mod app;
+
+fn main() -> std::process::ExitCode {
+    app::main()
+}

@@ -185,6 +185,11 @@ impl Weights {
         self.note.as_deref()
     }
 
+    /// The files that tensors are read from.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.source.files()
+    }
+
     fn stored_name(&self, name: &str) -> Option<&String> {
         self.stored.get(name).or_else(|| self.stored.get(&current_name(name)?))
     }

@@ -81,6 +81,11 @@ impl Cache {
         Self { root }
     }
 
+    /// Its folder, which need not exist.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// The snapshot folder of a model.
     ///
     /// # Errors

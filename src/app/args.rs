@@ -1,0 +1,338 @@
+//! Arguments as they are typed. What they mean together is decided where they are used.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::builder::styling::{AnsiColor, Style, Styles};
+use clap::{Args, Parser, Subcommand};
+
+use nadir::noise::NoiseSource;
+use nadir::tensor::DType;
+
+use super::recipe::{LongPrompts, PromptSyntax};
+
+const STYLES: Styles = Styles::styled()
+    .header(Style::new().bold())
+    .usage(Style::new().bold())
+    .literal(AnsiColor::Cyan.on_default())
+    .error(AnsiColor::Red.on_default().bold());
+
+/// Satellite imagery from text.
+#[derive(Debug, Parser)]
+#[command(
+    name = "nadir",
+    version,
+    arg_required_else_help = true,
+    subcommand_required = true,
+    styles = STYLES,
+    after_help = "\
+Start here:
+  nadir generate \"a satellite image of a river\"     draw a picture with the model that ships
+  nadir generate --help                             all that can be set, with examples
+  nadir doctor                                      what this machine and this build can do
+
+Environment:
+  NADIR_WEIGHTS   folder with the models that ship, where it is not beside the program
+  HF_HUB_CACHE    the hub cache (then HF_HOME/hub, then ~/.cache/huggingface/hub)"
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Generate(Generate),
+    Replay(Replay),
+    Doctor(Doctor),
+}
+
+/// Draw pictures of a text
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  nadir generate \"a satellite image of a river\"
+  nadir generate \"an aerial view of dense forest\" -b 4 -s 7 -o pictures/
+  nadir generate \"a satellite image of a sea or lake\" --init-image chip.png --strength 0.6
+  nadir generate \"a river\" --init-image chip.png --mask-image mask.png
+  nadir generate \"an airport, two runways\" -m stable-diffusion-v1-5/stable-diffusion-v1-5 --variant fp16
+  nadir generate \"a harbour\" -m models/my-sd -W 768 --scheduler dpm++2m_karras --steps 25
+
+Paths of the pictures go to standard output, one a line; all else goes to standard error.
+Exit codes: 0 done, 1 failed, 2 a request that cannot be served as it is, 130 interrupted.")]
+pub struct Generate {
+    #[command(flatten)]
+    pub prompt: Prompt,
+
+    /// What the picture should not show
+    #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    pub negative_prompt: String,
+
+    /// Model: a diffusers folder, `org/name` in the local hub cache, or a model that ships
+    ///
+    /// Nothing is ever downloaded. Without it: eurosat-64, made for 64x64 Sentinel-2-like chips.
+    #[arg(short, long, value_name = "MODEL", help_heading = "Model")]
+    pub model: Option<String>,
+
+    #[command(flatten)]
+    pub run: Run,
+
+    /// Weight files of this variant: `fp16` for `model.fp16.safetensors`
+    #[arg(long, value_name = "NAME", help_heading = "Model")]
+    pub variant: Option<String>,
+
+    /// Number of pictures, with the seeds SEED, SEED+1, ...; each equals the one made alone
+    #[arg(short = 'b', long, value_name = "N", default_value_t = 1, help_heading = "Picture")]
+    #[arg(visible_alias = "num-images-per-prompt", alias = "batch-count")]
+    pub num_images: usize,
+
+    /// Seed of the first picture; -1 or nothing: a random one, which is printed
+    #[arg(short, long, value_name = "N", help_heading = "Picture")]
+    #[arg(value_parser = parse_seed)]
+    pub seed: Option<Seed>,
+
+    /// Width in pixels [default: the model's, or that of the init image]
+    #[arg(short = 'W', long, value_name = "PIXELS", help_heading = "Picture")]
+    pub width: Option<usize>,
+
+    /// Height in pixels [default: the model's, or that of the init image]
+    #[arg(short = 'H', long, value_name = "PIXELS", help_heading = "Picture")]
+    pub height: Option<usize>,
+
+    /// Denoising steps [default: the model's, else 50]
+    #[arg(long, value_name = "N", help_heading = "Sampling")]
+    #[arg(visible_alias = "num-inference-steps")]
+    pub steps: Option<usize>,
+
+    /// Classifier-free guidance: how strongly the text is followed; 1 is none [default: the model's, else 7.5]
+    #[arg(long, value_name = "X", help_heading = "Sampling", visible_alias = "guidance-scale")]
+    pub cfg_scale: Option<f32>,
+
+    /// Share by which guidance is rescaled against overexposure (Lin et al. 2023), 0 to 1
+    #[arg(long, value_name = "X", default_value_t = 0.0, help_heading = "Sampling")]
+    pub guidance_rescale: f32,
+
+    /// Noise that DDIM adds at each step: 0 none, 1 as DDPM
+    #[arg(long, value_name = "X", default_value_t = 0.0, help_heading = "Sampling")]
+    pub eta: f32,
+
+    /// Sampler [default: the model's]; an unknown name lists the known ones
+    #[arg(long, value_name = "NAME", help_heading = "Sampling", visible_alias = "sampling-method")]
+    pub scheduler: Option<String>,
+
+    /// Layers of the text encoder to leave out, as diffusers counts (its 1 is A1111's and sd.cpp's 2)
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Sampling")]
+    pub clip_skip: usize,
+
+    /// What to do with a prompt longer than the text encoder reads (77 tokens)
+    #[arg(long, value_enum, default_value_t = LongPrompts::Truncate, help_heading = "Sampling")]
+    pub long_prompts: LongPrompts,
+
+    /// How weights are written: `explicit` is (word:1.3), `webui` also (word) and [word], `plain` none
+    #[arg(long, value_enum, default_value_t = PromptSyntax::Explicit, help_heading = "Sampling")]
+    pub prompt_syntax: PromptSyntax,
+
+    /// Whose random numbers: `torch` (its CPU generator), `philox` or `philox:SMSxBLOCKS` (its CUDA generator)
+    #[arg(long, value_name = "SOURCE", default_value = "torch", help_heading = "Sampling")]
+    pub noise: NoiseSource,
+
+    /// Start from this picture instead of from noise
+    #[arg(short, long, value_name = "FILE", help_heading = "Image to image", alias = "init-img")]
+    pub init_image: Option<PathBuf>,
+
+    /// How much of the init image is drawn anew, 0 to 1 [default: 0.8; with a mask 1]
+    #[arg(long, value_name = "X", help_heading = "Image to image", requires = "init_image")]
+    pub strength: Option<f64>,
+
+    /// Draw only where this picture is white, and keep the init image where it is black
+    #[arg(long, value_name = "FILE", help_heading = "Image to image", alias = "mask")]
+    #[arg(requires = "init_image")]
+    pub mask_image: Option<PathBuf>,
+
+    /// Decode in tiles: large pictures need less memory, and differ a little at the seams
+    #[arg(long, help_heading = "Sampling")]
+    pub vae_tiling: bool,
+
+    /// A .png file, or a folder that gets nadir-SEED.png for each picture [default: this folder]
+    ///
+    /// A file that is named is replaced; with several pictures its name gets the seed (FILE-SEED.png).
+    /// In a folder nothing is replaced: a name that is taken gets a number.
+    #[arg(short, long, value_name = "PATH", help_heading = "Output")]
+    pub output: Option<PathBuf>,
+
+    /// Also write all pictures as one, side by side
+    #[arg(long, help_heading = "Output")]
+    pub grid: bool,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct Prompt {
+    /// What the picture shows; `(word:1.3)` gives a word more weight
+    #[arg(value_name = "PROMPT")]
+    pub positional: Option<String>,
+
+    /// The prompt, for those who like to name it
+    #[arg(short = 'p', long = "prompt", value_name = "TEXT")]
+    pub named: Option<String>,
+}
+
+/// Where and how to compute: what no picture's content depends on, but for the rounding of `dtype`.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Model")]
+    pub device: String,
+
+    /// Numbers that weights and activations are held in: f32, bf16 or f16 [default: f32]
+    #[arg(long, value_name = "TYPE", help_heading = "Model")]
+    pub dtype: Option<DType>,
+
+    /// CPU threads [default: all]; the picture does not depend on them
+    #[arg(short, long, value_name = "N", help_heading = "Model")]
+    pub threads: Option<usize>,
+
+    /// Pictures computed at once; they do not depend on it, memory and speed do
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Model")]
+    pub batch: usize,
+
+    /// Errors and warnings only
+    #[arg(short, long, help_heading = "Output")]
+    pub quiet: bool,
+}
+
+/// Make a picture again from what its file says
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  nadir replay nadir-42.png
+  nadir replay nadir-42.png -o again.png
+  nadir replay nadir-42.png --model models/my-sd
+
+The result is equal bit for bit on the same build, processor family, device and dtype.")]
+pub struct Replay {
+    /// A PNG that nadir wrote
+    #[arg(value_name = "IMAGE")]
+    pub image: PathBuf,
+
+    /// A .png file, or a folder [default: this folder, under a name that is free]
+    #[arg(short, long, value_name = "PATH", help_heading = "Output")]
+    pub output: Option<PathBuf>,
+
+    /// The model, where it has moved since [default: what the picture names]
+    #[arg(short, long, value_name = "MODEL", help_heading = "Model")]
+    pub model: Option<String>,
+
+    /// The init image, where it has moved since [default: what the picture names]
+    #[arg(short, long, value_name = "FILE", help_heading = "Image to image", alias = "init-img")]
+    pub init_image: Option<PathBuf>,
+
+    /// The mask, where it has moved since [default: what the picture names]
+    #[arg(long, value_name = "FILE", help_heading = "Image to image", alias = "mask")]
+    pub mask_image: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub run: Run,
+}
+
+/// Say what this machine and this build can do
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  nadir doctor
+  nadir doctor --json | jq .cuda
+
+Exit codes: 0 the default model can be used, 1 it cannot.")]
+pub struct Doctor {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seed {
+    Random,
+    Number(u64),
+}
+
+fn parse_seed(text: &str) -> Result<Seed, String> {
+    if text == "-1" {
+        return Ok(Seed::Random);
+    }
+    let range = "expected a whole number from 0 to 2^64 - 1, or -1 for a random one";
+    text.parse().map(Seed::Number).map_err(|_| range.to_owned())
+}
+
+/// Underscores in the names of long flags become dashes: `--num_inference_steps` is how Python's tools spell it.
+pub fn dashed(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut flags = true;
+    let dash = |arg: OsString| {
+        flags &= arg != "--";
+        match arg.to_str() {
+            Some(text) if flags && text.starts_with("--") => {
+                let (name, value) = text.split_at(text.find('=').unwrap_or(text.len()));
+                (name.replace('_', "-") + value).into()
+            }
+            _ => arg,
+        }
+    };
+    args.into_iter().map(dash).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Generate, clap::Error> {
+        let args = ["nadir", "generate"].iter().chain(args).map(OsString::from);
+        match Cli::try_parse_from(dashed(args))?.command {
+            Command::Generate(generate) => Ok(generate),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn names_of_diffusers_and_of_stable_diffusion_cpp_are_understood() {
+        let diffusers = "--prompt=a_river --negative_prompt=b --num_inference_steps 7 --guidance_scale 2 \
+            --num_images_per_prompt 3 --seed 5 --guidance_rescale 0.5 --clip_skip 1 --eta 1 --width 8 --height 16";
+        let sd_cpp = "-p a_river -n b --steps 7 --cfg-scale 2 -b 3 -s 5 --guidance-rescale 0.5 --clip-skip 1 \
+            --eta 1 -W 8 -H 16";
+        for line in [diffusers, sd_cpp] {
+            let args: Vec<_> = line.split_whitespace().collect();
+            let parsed = parse(&args).unwrap();
+            assert_eq!(parsed.prompt.named.as_deref(), Some("a_river"));
+            assert_eq!(parsed.negative_prompt, "b");
+            assert_eq!((parsed.steps, parsed.cfg_scale), (Some(7), Some(2.0)));
+            assert_eq!((parsed.num_images, parsed.seed), (3, Some(Seed::Number(5))));
+            assert_eq!((parsed.guidance_rescale, parsed.clip_skip), (0.5, 1));
+            assert_eq!((parsed.eta, parsed.width, parsed.height), (1.0, Some(8), Some(16)));
+        }
+        assert_eq!(
+            parse(&["x", "--sampling-method", "euler"]).unwrap().scheduler.as_deref(),
+            Some("euler")
+        );
+    }
+
+    #[test]
+    fn one_prompt_is_needed_and_it_may_be_empty() {
+        assert!(parse(&[]).is_err());
+        assert!(parse(&["a", "-p", "b"]).is_err());
+        assert_eq!(parse(&[""]).unwrap().prompt.positional.as_deref(), Some(""));
+        assert_eq!(parse(&["--", "--a_b"]).unwrap().prompt.positional.as_deref(), Some("--a_b"));
+    }
+
+    #[test]
+    fn seeds() {
+        assert_eq!(parse_seed("18446744073709551615"), Ok(Seed::Number(u64::MAX)));
+        assert_eq!(parse(&["x", "-s", "-1"]).unwrap().seed, Some(Seed::Random));
+        assert!(parse(&["x", "-s", "-2"]).is_err());
+        assert!(parse(&["x", "-s", "1.5"]).is_err());
+    }
+}

@@ -1,0 +1,68 @@
+//! The command line: arguments, what they mean together, and what is shown while they are carried out.
+
+mod args;
+mod doctor;
+mod draw;
+mod generate;
+mod interrupt;
+mod model;
+mod output;
+mod progress;
+mod recipe;
+mod replay;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Command};
+use nadir::Error;
+
+/// A request that cannot be served as it is.
+const USAGE: u8 = 2;
+
+/// What Rust programs end with after a panic.
+const BUG: u8 = 101;
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse_from(args::dashed(std::env::args_os()));
+    // Parsers of the library catch panics of their own; what arrives here is nadir's.
+    match catch_unwind(AssertUnwindSafe(|| run(cli.command))) {
+        Ok(Ok(code)) => code,
+        Ok(Err(error)) => {
+            let code = exit_code(&error);
+            match code {
+                interrupt::EXIT_CODE => eprintln!("interrupted: {error}"),
+                _ => eprintln!("error: {error:#}"),
+            }
+            ExitCode::from(code)
+        }
+        Err(_) => {
+            let version = env!("CARGO_PKG_VERSION");
+            eprintln!("This is a bug in nadir {version}: please report it, with the command line.");
+            ExitCode::from(BUG)
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Generate(args) => generate::run(args)?,
+        Command::Replay(args) => replay::run(args)?,
+        Command::Doctor(args) => return Ok(doctor::run(&args)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// 2 where the user can do something about it, 130 after Ctrl-C, otherwise 1.
+fn exit_code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<Error>() {
+        Some(Error::Interrupted) => interrupt::EXIT_CODE,
+        Some(
+            Error::Argument { .. } | Error::File { .. } | Error::Io { .. } | Error::Weights(_),
+        ) => USAGE,
+        _ => 1,
+    }
+}

@@ -1,0 +1,167 @@
+//! Which model is meant, and what it suggests when nothing else is asked for.
+
+use std::env;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use nadir::io::config::Config;
+use nadir::io::folder::PipelineFolder;
+use nadir::io::hub;
+use nadir::pipeline::sampler::SamplerConfig;
+use nadir::{Error, Result};
+
+/// The model that ships and that is used when none is named.
+pub const DEFAULT: &str = "eurosat-64";
+
+/// Diffusers' defaults for models that suggest none.
+const STEPS: usize = 50;
+const GUIDANCE_SCALE: f32 = 7.5;
+
+/// A model that was found on this machine.
+#[derive(Debug)]
+pub struct Model {
+    /// What to call it so that it is found again.
+    pub name: String,
+    /// Its diffusers folder.
+    pub folder: PathBuf,
+}
+
+/// What a model's `nadir.json` suggests.
+#[derive(Debug, PartialEq)]
+pub struct Suggestions {
+    pub steps: usize,
+    pub guidance_scale: f32,
+}
+
+impl Model {
+    /// A folder, a model that ships, or `org/name` in the hub cache; nothing stands for [`DEFAULT`].
+    ///
+    /// # Errors
+    /// There is no such model; the error says where it was looked for.
+    pub fn find(reference: Option<&str>) -> Result<Self> {
+        let name = reference.unwrap_or(DEFAULT);
+        let given = reference.is_some() && Path::new(name).exists();
+        let shipped = if given || name.is_empty() || name.contains(['/', '\\']) {
+            None
+        } else {
+            shipped(name)
+        };
+        let folder = match shipped {
+            Some(folder) => folder,
+            None if reference.is_none() => return Err(no_default()),
+            None => hub::locate(name)?,
+        };
+        Ok(Self { name: name.to_owned(), folder })
+    }
+
+    /// Number of steps and guidance that suit the model.
+    ///
+    /// # Errors
+    /// Its `nadir.json` is there and cannot be understood.
+    pub fn suggestions(&self) -> Result<Suggestions> {
+        let path = self.folder.join("nadir.json");
+        if !path.exists() {
+            return Ok(Suggestions { steps: STEPS, guidance_scale: GUIDANCE_SCALE });
+        }
+        let config = Config::open(path)?;
+        let suggestions = Suggestions {
+            steps: config.usize("num_inference_steps", STEPS)?,
+            guidance_scale: config.f32("guidance_scale", GUIDANCE_SCALE)?,
+        };
+        config.finish()?;
+        Ok(suggestions)
+    }
+
+    /// The name that other programs know a sampler by: the one asked for, or else the model's own.
+    ///
+    /// # Errors
+    /// There is no such sampler, or the model's cannot be understood.
+    pub fn sampler_name(&self, scheduler: Option<&str>) -> Result<String> {
+        let folder = PipelineFolder::open(&self.folder, None)?;
+        let own = SamplerConfig::open(folder.folder("scheduler")?.join("scheduler_config.json"))?;
+        Ok(match scheduler {
+            Some(name) => own.with_sampler(name)?.display_name(),
+            None => own.display_name(),
+        })
+    }
+
+    /// Tells models apart: a checksum of the weights and settings that a picture depends on.
+    ///
+    /// # Errors
+    /// A part of the model is missing or cannot be read.
+    pub fn fingerprint(&self, variant: Option<&str>) -> Result<String> {
+        let folder = PipelineFolder::open(&self.folder, variant)?;
+        let mut files = vec![folder.folder("scheduler")?.join("scheduler_config.json")];
+        for part in ["text_encoder", "unet", "vae"] {
+            files.push(folder.folder(part)?.join("config.json"));
+            files.extend(folder.weights(part)?.files().map(Path::to_path_buf));
+        }
+        let mut sum = crc32fast::Hasher::new();
+        let mut chunk = vec![0; 1 << 20];
+        for path in files {
+            let error = |e| Error::io(&path, e);
+            let mut file = File::open(&path).map_err(error)?;
+            loop {
+                match file.read(&mut chunk).map_err(error)? {
+                    0 => break,
+                    n => sum.update(&chunk[..n]),
+                }
+            }
+        }
+        Ok(format!("{:08x}", sum.finalize()))
+    }
+}
+
+/// Folders that may hold models that ship: `NADIR_WEIGHTS`, the source tree of this build, and `weights` beside
+/// the executable.
+pub fn shelves() -> Vec<PathBuf> {
+    let named = env::var_os("NADIR_WEIGHTS").filter(|v| !v.is_empty()).map(PathBuf::from);
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("weights");
+    let beside = env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("weights")));
+    named.into_iter().chain([source]).chain(beside).collect()
+}
+
+fn shipped(name: &str) -> Option<PathBuf> {
+    shelves().into_iter().map(|shelf| shelf.join(name)).find(|model| model.is_dir())
+}
+
+fn no_default() -> Error {
+    let places: Vec<_> = shelves().iter().map(|shelf| shelf.display().to_string()).collect();
+    Error::file(
+        DEFAULT,
+        "default model",
+        "a folder of this name in the weights folder",
+        format!("none in {}", places.join(", ")),
+        "Set NADIR_WEIGHTS to the repository's weights folder, or name a model with -m.",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_ships_and_suggests() {
+        let model = Model::find(None).unwrap();
+        assert_eq!(model.name, DEFAULT);
+        assert_eq!(model.suggestions().unwrap(), Suggestions { steps: 20, guidance_scale: 3.0 });
+        assert_eq!(Model::find(Some(DEFAULT)).unwrap().folder, model.folder);
+    }
+
+    #[test]
+    fn other_models_suggest_what_diffusers_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = Model::find(folder.path().to_str()).unwrap();
+        assert_eq!(model.suggestions().unwrap(), Suggestions { steps: 50, guidance_scale: 7.5 });
+        std::fs::write(folder.path().join("nadir.json"), r#"{ "steps": 3 }"#).unwrap();
+        assert!(model.suggestions().unwrap_err().to_string().contains("nadir.json"));
+    }
+
+    #[test]
+    fn what_is_not_there_is_an_error() {
+        for missing in ["no/such/folder/at/all", "nobody/no-such-model", "no-such-model", ""] {
+            assert!(Model::find(Some(missing)).is_err(), "{missing}");
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! `nadir replay`: from a picture to the recipe that it keeps.
+
+use super::args;
+use super::draw::{self, Job};
+use super::model::Model;
+use super::output::Output;
+use super::recipe::Recipe;
+
+pub fn run(args: args::Replay) -> anyhow::Result<()> {
+    let output = Output::resolve(args.output.as_deref())?;
+    let mut recipe = Recipe::read(&args.image)?;
+    if let Some(dtype) = args.run.dtype {
+        recipe.dtype = dtype;
+    }
+    if let Some(model) = args.model {
+        recipe.model = model;
+    }
+    let moved =
+        [(&mut recipe.init_image, args.init_image), (&mut recipe.mask_image, args.mask_image)];
+    for (source, path) in moved {
+        if let (Some(source), Some(path)) = (source, path) {
+            source.path = path;
+        }
+    }
+    let device = draw::choose_device(&args.run)?;
+    recipe.device = device.to_string();
+    let model = Model::find(Some(&recipe.model))?;
+    let grid = recipe.num_images > 1;
+    draw::draw(Job { recipe, model, device, output, run: args.run, each: !grid, grid })
+}
