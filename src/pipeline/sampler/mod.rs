@@ -10,8 +10,8 @@
 //!     sample = sampler.step(i, output, sample, noise)
 //! ```
 //!
-//! Samples are f32 of any shape, images along the first dimension. Coefficients are computed on the host in f64 from the
-//! reference's f32 tables, so that a step is one pass over memory.
+//! Samples are f32 of any shape, images along the first dimension. Coefficients are computed on the host: in f64 from
+//! the reference's f32 tables, in f32 where the reference's own rounding shows, so that a step is one pass over memory.
 
 mod config;
 mod ddim;
