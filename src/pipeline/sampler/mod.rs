@@ -52,6 +52,10 @@ pub struct NoiseLevel {
 }
 
 /// A way from noise to an image in a fixed number of steps.
+///
+/// # Panics
+/// Methods that take an evaluation's index `i` panic when it is not below `timesteps().len()`; [`step`](Self::step) also
+/// when it is below where [`begin`](Self::begin) began.
 pub trait Sampler: Send {
     /// What the model is told at each evaluation.
     fn timesteps(&self) -> &[f32];
