@@ -1,9 +1,8 @@
 //! Embeddings: rows of a table, and sinusoids of a timestep.
 
-use rayon::prelude::*;
-
 use super::elementwise::require_float;
 use super::{Meta, Op, apply};
+use crate::cpu::parallel::for_each_row;
 use crate::dispatch_float;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, MAX_RANK, Shape, Tensor};
@@ -60,9 +59,8 @@ impl Op for Embedding {
         };
         dispatch_float!("embedding", table.dtype(), T => {
             let table = table.as_slice::<T>()?;
-            let rows = out.as_mut_slice::<T>()?.par_chunks_mut(channels).zip(&ids);
-            rows.with_min_len((1 << 14) / channels + 1).for_each(|(y, &id)| {
-                y.copy_from_slice(&table[id * channels..(id + 1) * channels]);
+            for_each_row(out.as_mut_slice::<T>()?, channels, |i, y| {
+                y.copy_from_slice(&table[ids[i] * channels..][..channels]);
             });
             Ok(())
         })
