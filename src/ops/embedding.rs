@@ -92,7 +92,7 @@ fn check_ids<I: Copy + TryInto<usize> + std::fmt::Display>(
         .collect()
 }
 
-/// Sinusoids of `timesteps` [B], [B, `dim`] f32: `get_timestep_embedding` of diffusers (Ho et al. 2020).
+/// Sinusoids of `timesteps` `[B]`, [B, `dim`] f32: `get_timestep_embedding` of diffusers (Ho et al. 2020).
 ///
 /// Frequency `i` of the `dim / 2` is `max_period ^ (-i / (dim/2 - shift))`; sines come first, or cosines
 /// if `flip_sin_to_cos`; an odd `dim` ends with a zero. Each operation is rounded to f32, as there: the

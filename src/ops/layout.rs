@@ -40,7 +40,7 @@ pub fn split(x: &Tensor, dim: usize, lengths: &[usize]) -> Result<Vec<Tensor>> {
         .collect()
 }
 
-/// [`concat`].
+/// [`concat()`].
 #[derive(Clone, Copy, Debug)]
 pub struct Concat {
     /// The dimension along which the tensors are put together.

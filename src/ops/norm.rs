@@ -55,11 +55,11 @@ const SHARED: usize = 48 << 10;
 
 /// Group normalisation (Wu & He 2018), followed by SiLU if `silu`.
 ///
-/// `x` [B, .., C], usually [B, H, W, C]; `gamma`, `beta` [C], f32; `groups` divides C. The mean and the
+/// `x` [B, .., C], usually [B, H, W, C]; `gamma`, `beta` `[C]`, f32; `groups` divides C. The mean and the
 /// biased variance are those of an image's group: all its positions and C / groups channels.
 ///
 /// # Errors
-/// `Shape` when `groups` does not divide C, or `gamma` or `beta` is not [C]; `DType` when `x` is not a
+/// `Shape` when `groups` does not divide C, or `gamma` or `beta` is not `[C]`; `DType` when `x` is not a
 /// float, or `gamma` or `beta` neither f32 nor (beside an f64 `x`) f64.
 pub fn group_norm(
     x: &Tensor,
@@ -74,7 +74,7 @@ pub fn group_norm(
 
 /// Layer normalisation (Ba et al. 2016) over the last dimension, with the biased variance.
 ///
-/// `x` [.., C]; `gamma`, `beta` [C], f32.
+/// `x` [.., C]; `gamma`, `beta` `[C]`, f32.
 ///
 /// # Errors
 /// As [`group_norm`].

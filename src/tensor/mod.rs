@@ -598,7 +598,7 @@ mod tests {
 
     #[test]
     fn conversions_round_to_nearest_even() {
-        let x = [1.0f32, 1.00390625, 1.01171875, -2.5, 65504.0, 1e-8, f32::NAN, 3.0];
+        let x = [1.0f32, 257.0 / 256.0, 259.0 / 256.0, -2.5, 65504.0, 1e-8, f32::NAN, 3.0];
         let t = Tensor::from_slice(&x, [8]).unwrap();
         let b = t.to_dtype(DType::BF16).unwrap().to_vec::<bf16>().unwrap();
         let h = t.to_dtype(DType::F16).unwrap().to_vec::<f16>().unwrap();
