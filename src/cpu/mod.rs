@@ -2,6 +2,5 @@
 
 pub mod gemm;
 pub mod math;
-pub mod parallel;
 pub mod simd;
 pub mod winograd;

@@ -1,0 +1,122 @@
+//! What a check found, and where.
+
+use std::fmt;
+
+/// Class of a finding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FaultKind {
+    /// Access outside every allocation, or past the end of one.
+    OutOfBounds,
+    /// Access to memory that was freed, or not yet allocated in stream order.
+    UseAfterFree,
+    /// Address that is not a multiple of the access size.
+    Misaligned,
+    /// Undefined value at a branch, in an address or stored to global memory.
+    Undefined,
+    /// Conflicting accesses to shared memory between two barriers.
+    SharedRace,
+    /// Conflicting accesses of two blocks to global memory.
+    GlobalRace,
+    /// Threads of a warp or block wait at different synchronisations.
+    BarrierDivergence,
+    /// Nobody can go on.
+    Deadlock,
+    /// The instruction budget is used up.
+    Spinning,
+    /// Data of an asynchronous copy touched before it was waited for.
+    AsyncCopy,
+    /// Shared memory beyond what the kernel declared and the launch asked for.
+    SharedOutOfBounds,
+    /// NULL as a pointer.
+    NullPointer,
+    /// Wrong use of a synchronisation object or an address of the wrong space.
+    IllegalInstruction,
+    /// Call stack larger than local memory.
+    StackOverflow,
+    /// A failed `assert`.
+    Assert,
+    /// A `trap`.
+    Trap,
+    /// Pinned memory that changed between an asynchronous copy's call and its execution.
+    HostMemory,
+}
+
+impl FaultKind {
+    /// The driver's error for it.
+    pub fn code(self) -> u32 {
+        match self {
+            Self::OutOfBounds
+            | Self::UseAfterFree
+            | Self::NullPointer
+            | Self::SharedOutOfBounds => 700,
+            Self::Deadlock | Self::Spinning => 702,
+            Self::Assert => 710,
+            Self::IllegalInstruction => 715,
+            Self::Misaligned => 716,
+            _ => 719,
+        }
+    }
+
+    /// Short name, as reports begin with it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::OutOfBounds => "out-of-bounds access",
+            Self::UseAfterFree => "use after free",
+            Self::Misaligned => "misaligned access",
+            Self::Undefined => "undefined value",
+            Self::SharedRace => "race in shared memory",
+            Self::GlobalRace => "race between blocks in global memory",
+            Self::BarrierDivergence => "barrier divergence",
+            Self::Deadlock => "deadlock",
+            Self::Spinning => "instruction budget used up",
+            Self::AsyncCopy => "asynchronous copy not waited for",
+            Self::SharedOutOfBounds => "shared memory out of bounds",
+            Self::NullPointer => "null pointer",
+            Self::IllegalInstruction => "illegal instruction",
+            Self::StackOverflow => "stack overflow",
+            Self::Assert => "assertion failed",
+            Self::Trap => "trap",
+            Self::HostMemory => "pinned memory changed under an asynchronous copy",
+        }
+    }
+}
+
+/// A finding that ended a launch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// What was found.
+    pub kind: FaultKind,
+    /// The kernel's name as in the PTX.
+    pub kernel: String,
+    /// `blockIdx`.
+    pub block: [u32; 3],
+    /// `threadIdx`, where one thread is to blame.
+    pub thread: Option<[u32; 3]>,
+    /// Line of the PTX text.
+    pub ptx_line: u32,
+    /// `file:line` of the source, when the PTX has line numbers.
+    pub source: Option<String>,
+    /// Addresses, values and the other party.
+    pub message: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        writeln!(f, "vgpu: {}: {}", self.kind.name(), self.message)?;
+        if self.kernel.is_empty() {
+            return Ok(());
+        }
+        let [x, y, z] = self.block;
+        write!(f, "vgpu:   in kernel {}, block ({x}, {y}, {z})", self.kernel)?;
+        if let Some([x, y, z]) = self.thread {
+            write!(f, ", thread ({x}, {y}, {z})")?;
+        }
+        write!(f, ", PTX line {}", self.ptx_line)?;
+        match &self.source {
+            Some(source) => write!(f, ", source {source}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Fault {}

@@ -1,0 +1,287 @@
+//! Matrix instructions: `mma.sync`, `ldmatrix`, `stmatrix`.
+//!
+//! Fragments as in the PTX ISA, "Matrix Fragments for mma.m16n8k*". With e elements in a 32-bit register,
+//! g = lane / 4 and t = lane % 4, element i of A's register r is A[g + 8 (r mod 2)][e t + i + 4e (r div 2)],
+//! of B's B[e t + i + 4e r][g], and accumulator c is C[g + 8 (c div 2)][2 t + c mod 2].
+
+use super::Env;
+use super::block::BlockCore;
+use super::counters::Stats;
+use super::fault::FaultKind;
+use super::memory::SHARED_WINDOW;
+use super::shadow::Access;
+use super::warp::{ALL, Checked, Warp, found, lanes};
+use crate::isa::float::{bf16_to_f32, f16_to_f32, f32_to_f16};
+use crate::isa::lanes::{LANES, Slot};
+use crate::isa::{MatrixTransfer, MemorySpace, Mma, MmaType};
+
+const ROWS: usize = 16;
+const COLUMNS: usize = 8;
+const MAX_K: usize = 32;
+
+/// Place of accumulator `c` of a lane in the 16x8 result.
+pub(crate) fn accumulator_at(lane: usize, c: usize) -> (usize, usize) {
+    (lane / 4 + 8 * (c / 2), lane % 4 * 2 + c % 2)
+}
+
+/// Row and k of element `i` in register `r` of A, `e` elements a register.
+pub(crate) fn a_at(lane: usize, r: usize, i: usize, e: usize) -> (usize, usize) {
+    (lane / 4 + 8 * (r % 2), lane % 4 * e + i + 4 * e * (r / 2))
+}
+
+/// k and column of element `i` in register `r` of B.
+pub(crate) fn b_at(lane: usize, r: usize, i: usize, e: usize) -> (usize, usize) {
+    (lane % 4 * e + i + 4 * e * r, lane / 4)
+}
+
+/// Elements of a type in a register.
+pub(crate) fn elements(ty: MmaType) -> usize {
+    match ty {
+        MmaType::F16 | MmaType::Bf16 => 2,
+        MmaType::Tf32 => 1,
+        MmaType::S8 | MmaType::U8 => 4,
+    }
+}
+
+#[inline(always)]
+fn element(ty: MmaType, word: u32, i: usize) -> f32 {
+    match ty {
+        MmaType::F16 => f16_to_f32((word >> (16 * i)) as u16),
+        MmaType::Bf16 => bf16_to_f32((word >> (16 * i)) as u16),
+        // The hardware does not look at the 13 low bits.
+        MmaType::Tf32 => f32::from_bits(word & 0xffff_e000),
+        // Products of bytes summed over 32 stay far below 2^24: single precision is exact.
+        MmaType::S8 => (word >> (8 * i)) as u8 as i8 as f32,
+        MmaType::U8 => (word >> (8 * i)) as u8 as f32,
+    }
+}
+
+/// A [16, k] times B [k, 8] in the order of k.
+#[target_feature(enable = "avx2,fma")]
+fn multiply(
+    a: &[[f32; MAX_K]; ROWS],
+    b: &[[f32; COLUMNS]; MAX_K],
+    k: usize,
+    sums: &mut [[f32; COLUMNS]; ROWS],
+) {
+    for (row, sum) in a.iter().zip(sums) {
+        for (x, column) in row[..k].iter().zip(b) {
+            for n in 0..COLUMNS {
+                sum[n] = x.mul_add(column[n], sum[n]);
+            }
+        }
+    }
+}
+
+impl Warp {
+    pub(crate) fn mma(&mut self, env: &Env, mma: &Mma) {
+        let k = mma.k as usize;
+        let e = elements(mma.a_type);
+        let mut a = [[0f32; MAX_K]; ROWS];
+        let mut b = [[0f32; COLUMNS]; MAX_K];
+        for (r, reg) in mma.a.iter().enumerate() {
+            let words = self.narrow(*reg);
+            for lane in 0..LANES {
+                for i in 0..e {
+                    let (row, column) = a_at(lane, r, i, e);
+                    a[row][column] = element(mma.a_type, words[lane], i);
+                }
+            }
+        }
+        for (r, reg) in mma.b.iter().enumerate() {
+            let words = self.narrow(*reg);
+            for lane in 0..LANES {
+                for i in 0..e {
+                    let (row, column) = b_at(lane, r, i, e);
+                    b[row][column] = element(mma.b_type, words[lane], i);
+                }
+            }
+        }
+        let is_int = matches!(mma.a_type, MmaType::S8 | MmaType::U8);
+        let mut sums = [[0f32; COLUMNS]; ROWS];
+        if !is_int {
+            for (r, reg) in mma.c.iter().enumerate() {
+                let words = self.narrow(*reg);
+                for lane in 0..LANES {
+                    if mma.half_c {
+                        for i in 0..2 {
+                            let (row, column) = accumulator_at(lane, r * 2 + i);
+                            sums[row][column] = f16_to_f32((words[lane] >> (16 * i)) as u16);
+                        }
+                    } else {
+                        let (row, column) = accumulator_at(lane, r);
+                        sums[row][column] = f32::from_bits(words[lane]);
+                    }
+                }
+            }
+        }
+        // SAFETY: the device refuses to start on CPUs without these features.
+        unsafe { multiply(&a, &b, k, &mut sums) };
+        let undefined = if env.checks { self.undefined_results(mma, e) } else { None };
+        let mut outputs = [[0u32; LANES]; 4];
+        for lane in 0..LANES {
+            for c in 0..4 {
+                let (row, column) = accumulator_at(lane, c);
+                let sum = sums[row][column];
+                if is_int {
+                    let old = self.narrow(mma.c[c])[lane] as i32;
+                    let add = sum as i32;
+                    outputs[c][lane] =
+                        if mma.saturate { old.saturating_add(add) } else { old.wrapping_add(add) }
+                            as u32;
+                } else if mma.half_d {
+                    outputs[c / 2][lane] |= (f32_to_f16(sum) as u32) << (16 * (c % 2));
+                } else {
+                    outputs[c][lane] = sum.to_bits();
+                }
+            }
+        }
+        for (r, reg) in mma.d.iter().enumerate() {
+            self.put(*reg, &outputs[r], ALL);
+            self.undef[*reg as usize] = 0;
+        }
+        if let Some(undefined) = undefined {
+            for lane in 0..LANES {
+                for c in 0..4 {
+                    let (row, column) = accumulator_at(lane, c);
+                    if !undefined[row][column] {
+                        continue;
+                    }
+                    let (r, bits) = if mma.half_d {
+                        (c / 2, 0xffff << (16 * (c % 2)))
+                    } else {
+                        (c, u32::MAX as u64)
+                    };
+                    let old = self.shadow_get(mma.d[r], false, lane);
+                    self.shadow_set(mma.d[r], false, lane, old | bits);
+                }
+            }
+        }
+    }
+
+    /// Which results come from undefined elements: those in the row of one of A, the column of one of B, or on top of one of C.
+    fn undefined_results(&self, mma: &Mma, e: usize) -> Option<[[bool; COLUMNS]; ROWS]> {
+        let dirty = |regs: &[u32]| regs.iter().any(|r| self.undef[*r as usize] != 0);
+        if !dirty(&mma.a) && !dirty(&mma.b) && !dirty(&mma.c) {
+            return None;
+        }
+        let mut out = [[false; COLUMNS]; ROWS];
+        let bits = 32 / e;
+        let part =
+            |word: u64, i: usize, bits: usize| word >> (bits * i) & ((1u64 << bits) - 1) != 0;
+        for (r, reg) in mma.a.iter().enumerate() {
+            for lane in lanes(self.undef[*reg as usize]) {
+                for i in (0..e).filter(|i| part(self.shadow_get(*reg, false, lane), *i, bits)) {
+                    out[a_at(lane, r, i, e).0] = [true; COLUMNS];
+                }
+            }
+        }
+        for (r, reg) in mma.b.iter().enumerate() {
+            for lane in lanes(self.undef[*reg as usize]) {
+                for i in (0..e).filter(|i| part(self.shadow_get(*reg, false, lane), *i, bits)) {
+                    let column = b_at(lane, r, i, e).1;
+                    out.iter_mut().for_each(|row| row[column] = true);
+                }
+            }
+        }
+        let halves = if mma.half_c { 2 } else { 1 };
+        for (r, reg) in mma.c.iter().enumerate() {
+            for lane in lanes(self.undef[*reg as usize]) {
+                for i in (0..halves)
+                    .filter(|i| part(self.shadow_get(*reg, false, lane), *i, 32 / halves))
+                {
+                    let (row, column) = accumulator_at(lane, r * halves + i);
+                    out[row][column] = true;
+                }
+            }
+        }
+        Some(out)
+    }
+
+    /// `ldmatrix` and `stmatrix`: lane 8 m + i names row i of matrix m.
+    pub(crate) fn matrix(
+        &mut self,
+        env: &Env,
+        core: &mut BlockCore,
+        stats: &mut Stats,
+        m: &MatrixTransfer,
+    ) -> Checked<()> {
+        let rows = m.regs.len() * 8;
+        let naming = if rows == LANES { ALL } else { (1 << rows) - 1 };
+        let mut addresses = self.addresses(env, &m.at, naming)?;
+        if m.at.space == MemorySpace::Generic {
+            if let Some(lane) = lanes(naming).find(|l| addresses[*l] >> 56 != 1) {
+                return found(
+                    FaultKind::IllegalInstruction,
+                    lane,
+                    "a matrix row that is not in shared memory",
+                );
+            }
+            addresses.iter_mut().for_each(|a| *a = a.wrapping_sub(SHARED_WINDOW));
+        }
+        let what = if m.store { "matrix store to" } else { "matrix load from" };
+        self.check_bounds(&addresses, naming, 16, core.shared.len(), what, "shared")?;
+        if env.checks {
+            let access = if m.store { Access::Write } else { Access::Read };
+            self.touch_shared(env, core, &addresses, naming, 16, access)?;
+        }
+        if env.counting {
+            let used: Vec<u32> = addresses[..rows].iter().map(|a| *a as u32).collect();
+            stats.shared(self.pc as usize, &used, 16);
+        }
+        // Byte of row and column of a lane's element i.
+        let place = |lane: usize, i: usize| {
+            let (row, column) = if m.transposed {
+                (lane % 4 * 2 + i, lane / 4)
+            } else {
+                (lane / 4, lane % 4 * 2 + i)
+            };
+            (row, column * 2)
+        };
+        for (matrix, reg) in m.regs.iter().enumerate() {
+            let starts = &addresses[matrix * 8..matrix * 8 + 8];
+            if m.store {
+                let words = *self.narrow(*reg);
+                let masks = self.mask_of(*reg, false);
+                for lane in 0..LANES {
+                    for i in 0..2 {
+                        let (row, byte) = place(lane, i);
+                        let at = starts[row] as usize + byte;
+                        let value = (words[lane] >> (16 * i)) as u16;
+                        core.shared[at..at + 2].copy_from_slice(&value.to_le_bytes());
+                        if env.checks {
+                            let bits = masks[lane] >> (16 * i);
+                            core.shared_defined[at] = (bits & 0xff == 0) as u8;
+                            core.shared_defined[at + 1] = (bits & 0xff00 == 0) as u8;
+                        }
+                    }
+                }
+                continue;
+            }
+            let mut out = Slot::ZERO;
+            let mut dirty = [0u64; LANES];
+            let mut any = 0;
+            for lane in 0..LANES {
+                for i in 0..2 {
+                    let (row, byte) = place(lane, i);
+                    let at = starts[row] as usize + byte;
+                    let value = u16::from_le_bytes([core.shared[at], core.shared[at + 1]]);
+                    out.0[lane] |= (value as u32) << (16 * i);
+                    if env.checks && core.shared_defined[at] & core.shared_defined[at + 1] == 0 {
+                        let bits = super::access::undefined_bits(
+                            [at, at + 1].into_iter().map(|b| core.shared_defined[b] != 0),
+                        );
+                        dirty[lane] |= bits << (16 * i);
+                        any |= 1 << lane;
+                    }
+                }
+            }
+            self.put(*reg, &out.0, ALL);
+            self.undef[*reg as usize] = 0;
+            for lane in lanes(any) {
+                self.shadow_set(*reg, false, lane, dirty[lane]);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,13 @@
+//! A virtual CUDA device: the CUDA driver API over an interpreter of PTX on the CPU.
+
+mod driver;
+mod exec;
+mod gpu;
+mod isa;
+mod module;
+mod ptx;
+
+pub use exec::{Counters, Fault, FaultKind, LineCounters};
+pub use gpu::{Arguments, Config, Error, Function, Gpu, Loaded, Plain};
+pub use isa::decode::supports;
+pub use ptx::SyntaxError;

@@ -1,0 +1,131 @@
+//! What the tests share: CUDA C++ to PTX, and random numbers.
+#![allow(dead_code, reason = "every test binary uses its own part")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use vgpu::{Config, Error, Function, Gpu};
+
+/// The CUDA compiler: $NVCC, $CUDA_HOME, the PATH, or what `cargo xtask cuda` installed.
+pub fn nvcc() -> Option<PathBuf> {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("cuda");
+    let candidates = [
+        std::env::var_os("NVCC").map(PathBuf::from),
+        std::env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("bin/nvcc")),
+        std::env::var_os("PATH").and_then(|path| {
+            std::env::split_paths(&path).map(|d| d.join("nvcc")).find(|p| p.is_file())
+        }),
+        find(&target, "nvcc", 8),
+    ];
+    candidates.into_iter().flatten().find(|p| p.is_file())
+}
+
+/// A tool that stands beside nvcc.
+pub fn beside_nvcc(name: &str) -> Option<PathBuf> {
+    nvcc().map(|p| p.with_file_name(name)).filter(|p| p.is_file())
+}
+
+fn find(dir: &Path, name: &str, depth: u32) -> Option<PathBuf> {
+    let entries: Vec<_> = std::fs::read_dir(dir).ok()?.flatten().map(|e| e.path()).collect();
+    let here =
+        entries.iter().find(|p| p.is_file() && p.file_name().is_some_and(|n| n == name)).cloned();
+    here.or_else(|| {
+        (depth > 0)
+            .then(|| entries.iter().filter(|p| p.is_dir()).find_map(|d| find(d, name, depth - 1)))?
+    })
+}
+
+/// PTX of a file beside the tests, or `None`, said loudly, when there is no nvcc.
+pub fn compile(file: &str) -> Option<String> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernels").join(file);
+    compile_path(&source, &["-arch=sm_80"])
+}
+
+/// PTX of any CUDA file.
+pub fn compile_path(source: &Path, options: &[&str]) -> Option<String> {
+    let Some(nvcc) = nvcc() else {
+        eprintln!(
+            "SKIPPED: no nvcc ($NVCC, $CUDA_HOME, PATH, cargo xtask cuda), so {} was not compiled",
+            source.display()
+        );
+        return None;
+    };
+    let stem = source.file_stem().unwrap().to_string_lossy().into_owned();
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!(
+        "{stem}-{}-{:?}.ptx",
+        std::process::id(),
+        std::thread::current().id()
+    ));
+    let mut command = Command::new(&nvcc);
+    command
+        .args(["-ptx", "-lineinfo", "-O3", "-std=c++17"])
+        .args(options)
+        .arg(source)
+        .arg("-o")
+        .arg(&out);
+    let output =
+        command.output().unwrap_or_else(|e| panic!("{} does not run: {e}", nvcc.display()));
+    assert!(
+        output.status.success(),
+        "nvcc failed on {}:\n{}",
+        source.display(),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let ptx = std::fs::read_to_string(&out).unwrap();
+    let _ = std::fs::remove_file(out);
+    Some(ptx)
+}
+
+/// A device that checks and counts.
+pub fn gpu() -> Gpu {
+    Gpu::new(Config { counters: true, ..Config::default() }).unwrap()
+}
+
+/// The only kernel of a text whose name contains `part`.
+pub fn kernel(gpu: &mut Gpu, ptx: &str, part: &str) -> Result<Function, Error> {
+    let module = gpu.load(ptx)?;
+    let names: Vec<&str> = module.names().into_iter().filter(|n| n.contains(part)).collect();
+    assert_eq!(
+        names.len(),
+        1,
+        "kernels with '{part}' in their name: {names:?} of {:?}",
+        module.names()
+    );
+    module.function(names[0])
+}
+
+/// Repeatable random numbers.
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.bits() % n as u64) as usize
+    }
+
+    /// Uniform in [-1, 1).
+    pub fn unit(&mut self) -> f32 {
+        (self.bits() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    pub fn vec(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.unit()).collect()
+    }
+}
+
+/// Single to bfloat16, to nearest even.
+pub fn to_bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
+}
+
+/// bfloat16 to double.
+pub fn from_bf16(x: u16) -> f64 {
+    f32::from_bits((x as u32) << 16) as f64
+}
