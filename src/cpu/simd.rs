@@ -103,27 +103,27 @@ impl Simd for Portable {
 
     #[inline(always)]
     fn mul_add(self, a: [f32; 4], b: [f32; 4], c: [f32; 4]) -> [f32; 4] {
-        std::array::from_fn(|i| self.fma(a[i], b[i], c[i]))
+        [0, 1, 2, 3].map(|i| self.fma(a[i], b[i], c[i]))
     }
 
     #[inline(always)]
     fn mul(self, a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
-        std::array::from_fn(|i| a[i] * b[i])
+        [0, 1, 2, 3].map(|i| a[i] * b[i])
     }
 
     #[inline(always)]
     fn add(self, a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
-        std::array::from_fn(|i| a[i] + b[i])
+        [0, 1, 2, 3].map(|i| a[i] + b[i])
     }
 
     #[inline(always)]
     fn sub(self, a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
-        std::array::from_fn(|i| a[i] - b[i])
+        [0, 1, 2, 3].map(|i| a[i] - b[i])
     }
 
     #[inline(always)]
     fn max(self, a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
-        std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
+        [0, 1, 2, 3].map(|i| if a[i] > b[i] { a[i] } else { b[i] })
     }
 
     #[inline(always)]

@@ -410,23 +410,16 @@ fn tile<S: Simd, const K: usize, const V: usize>(
                     let row = load(s, scores.add(key * width));
                     max = [s.max(max[0], row[0]), s.max(max[1], row[1])];
                 }
-                let correction: [S::F32; 2] =
-                    std::array::from_fn(|r| exp2_of_negative(s, s.sub(old[r], max[r])));
+                let correction = exp2_difference(s, old, max);
                 let mut sum = [s.splat(0.0); 2];
                 for key in 0..count {
-                    let row = load(s, scores.add(key * width));
-                    let weight =
-                        std::array::from_fn(|r| exp2_of_negative(s, s.sub(row[r], max[r])));
-                    sum = std::array::from_fn(|r| s.add(sum[r], weight[r]));
-                    store(s, scores.add(key * width), weight);
+                    let at = scores.add(key * width);
+                    let weight = exp2_difference(s, load(s, at), max);
+                    sum = [s.add(sum[0], weight[0]), s.add(sum[1], weight[1])];
+                    store(s, at, weight);
                 }
                 let total = scratch.sum.as_mut_ptr().add(g * width);
-                let before = load(s, total);
-                store(
-                    s,
-                    total,
-                    std::array::from_fn(|r| s.mul_add(before[r], correction[r], sum[r])),
-                );
+                accumulate(s, total, correction, sum);
                 store(s, scratch.max.as_mut_ptr().add(g * width), max);
 
                 let output = scratch.output.as_mut_ptr().add(g * padded * width);
@@ -434,17 +427,32 @@ fn tile<S: Simd, const K: usize, const V: usize>(
                     let panel = values.as_ptr().add((p * job.keys + start) * V);
                     let products = product::<S, V>(s, panel, scores, count);
                     for (i, row) in products.into_iter().enumerate() {
-                        let to = output.add((p * V + i) * width);
-                        let before = load(s, to);
-                        store(
-                            s,
-                            to,
-                            std::array::from_fn(|r| s.mul_add(before[r], correction[r], row[r])),
-                        );
+                        accumulate(s, output.add((p * V + i) * width), correction, row);
                     }
                 }
             }
         }
+    }
+}
+
+/// `2^(a - b)`, a <= b.
+#[inline(always)]
+fn exp2_difference<S: Simd>(s: S, a: [S::F32; 2], b: [S::F32; 2]) -> [S::F32; 2] {
+    [exp2_of_negative(s, s.sub(a[0], b[0])), exp2_of_negative(s, s.sub(a[1], b[1]))]
+}
+
+/// `to = to * factor + row`, two registers.
+///
+/// # Safety
+/// `to` must be readable and writable for both.
+#[inline(always)]
+unsafe fn accumulate<S: Simd>(s: S, to: *mut f32, factor: [S::F32; 2], row: [S::F32; 2]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let before = load(s, to);
+        let sums =
+            [s.mul_add(before[0], factor[0], row[0]), s.mul_add(before[1], factor[1], row[1])];
+        store(s, to, sums);
     }
 }
 
