@@ -41,6 +41,7 @@ pub struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one, and it is parsed once")]
 pub enum Command {
     Generate(Generate),
     Replay(Replay),
