@@ -2,5 +2,6 @@
 
 pub mod gemm;
 pub mod math;
+pub mod parallel;
 pub mod simd;
 pub mod winograd;

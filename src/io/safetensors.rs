@@ -465,9 +465,7 @@ pub(super) fn refuse_pickle(path: &Path, first_bytes: &[u8]) -> Result<()> {
     if !named && !looks {
         return Ok(());
     }
-    if !path.exists() {
-        return Err(Error::io(path, ErrorKind::NotFound.into()));
-    }
+    path.metadata().map_err(|e| Error::io(path, e))?;
     let quoted = |p: &Path| format!("'{}'", p.display().to_string().replace('\'', r"'\''"));
     let python = if extension == "ckpt" {
         // A whole pipeline in one file: it becomes a folder.

@@ -250,7 +250,7 @@ impl Unet {
         &self.config
     }
 
-    /// Timestep embeddings [N, 4 * width] of `timesteps` [N], behind the SiLU that every block would apply.
+    /// Timestep embeddings [N, 4 * width] of `timesteps` `[N]`, behind the SiLU that every block would apply.
     ///
     /// They depend on the schedule alone: computed once, not in every step.
     ///

@@ -14,7 +14,7 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Reads `weight` [outputs, inputs] and, if there is to be one, `bias` [outputs].
+    /// Reads `weight` [outputs, inputs] and, if there is to be one, `bias` `[outputs]`.
     ///
     /// # Errors
     /// As [`Params::raw`].
@@ -43,7 +43,7 @@ pub struct Conv2d {
 }
 
 impl Conv2d {
-    /// Reads `weight` [outputs, inputs, kernel, kernel] and `bias` [outputs].
+    /// Reads `weight` [outputs, inputs, kernel, kernel] and `bias` `[outputs]`.
     ///
     /// # Errors
     /// As [`Params::raw`].
@@ -95,7 +95,7 @@ pub struct GroupNorm {
 }
 
 impl GroupNorm {
-    /// Reads `weight` and `bias` [channels].
+    /// Reads `weight` and `bias` `[channels]`.
     ///
     /// # Errors
     /// As [`Params::raw`].
@@ -127,7 +127,7 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// Reads `weight` and `bias` [channels].
+    /// Reads `weight` and `bias` `[channels]`.
     ///
     /// # Errors
     /// As [`Params::raw`].

@@ -107,7 +107,7 @@ impl Params {
         self.raw(name, shape)?.to_dtype(self.dtype())?.to_device(self.device())
     }
 
-    /// The vector `name` [n] in the dtype that biases and norms are kept in: f32, or f64 for f64 layers.
+    /// The vector `name` `[n]` in the dtype that biases and norms are kept in: f32, or f64 for f64 layers.
     ///
     /// # Errors
     /// As [`Self::raw`].

@@ -4,11 +4,11 @@
 //! that element of the inputs.
 
 use bytemuck::NoUninit;
-use rayon::prelude::*;
 
 use super::kernels::{Grid, kernels, to_u32};
 use super::{Meta, Op, apply};
 use crate::cpu::math::Math;
+use crate::cpu::parallel::{for_each_chunk, for_each_row};
 use crate::cpu::simd::{Simd, narrow, simd, widen};
 use crate::dispatch_float;
 use crate::error::{Error, Result};
@@ -303,8 +303,7 @@ impl Op for Unary {
 }
 
 fn map<T: Float<Acc: Math>, M: Map>(m: M, x: &[T], y: &mut [T]) {
-    let chunks = y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK));
-    chunks.for_each(|(y, x)| map_chunk(m, x, y));
+    for_each_chunk(y, CHUNK, |i, y| map_chunk(m, &x[i * CHUNK..][..y.len()], y));
 }
 
 simd! {
@@ -362,16 +361,23 @@ impl Op for Binary {
         let (a, b) = (inputs[0].contiguous()?, inputs[1].contiguous()?);
         dispatch_float!(self.name(), a.dtype(), T => {
             let (a, b) = (a.as_slice::<T>()?, b.as_slice::<T>()?);
-            // Chunks end where `b` does, so that a chunk meets one piece of `b`.
-            let rows = out.as_mut_slice::<T>()?.par_chunks_mut(b.len()).zip(a.par_chunks(b.len()));
-            rows.with_min_len(CHUNK / b.len() + 1).for_each(|(y, a)| {
-                let chunks = y.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK)).zip(b.par_chunks(CHUNK));
-                chunks.for_each(|((y, a), b)| match self {
-                    Self::Add => zip_chunk(a, b, y, Add),
-                    Self::Sub => zip_chunk(a, b, y, Sub),
-                    Self::Mul => zip_chunk(a, b, y, Mul),
-                });
-            });
+            let y = out.as_mut_slice::<T>()?;
+            let zip = |at: usize, y: &mut [T]| {
+                // A piece of `y` meets `b` from where the piece before left it, over and over.
+                let mut done = 0;
+                while done < y.len() {
+                    let from = (at + done) % b.len();
+                    let n = (b.len() - from).min(y.len() - done);
+                    let (a, b, y) = (&a[at + done..][..n], &b[from..][..n], &mut y[done..][..n]);
+                    match self {
+                        Self::Add => zip_chunk(a, b, y, Add),
+                        Self::Sub => zip_chunk(a, b, y, Sub),
+                        Self::Mul => zip_chunk(a, b, y, Mul),
+                    }
+                    done += n;
+                }
+            };
+            for_each_chunk(y, CHUNK, |i, y| zip(i * CHUNK, y));
             Ok(())
         })
     }
@@ -459,8 +465,10 @@ impl Op for Geglu {
         let c = out.dim(out.rank() - 1);
         dispatch_float!("geglu", x.dtype(), T => {
             let x = x.as_slice::<T>()?; // [.., 2C]
-            let rows = out.as_mut_slice::<T>()?.par_chunks_mut(c).zip(x.par_chunks(2 * c));
-            rows.with_min_len(CHUNK / c + 1).for_each(|(y, x)| zip_chunk(&x[..c], &x[c..], y, Gated));
+            for_each_row(out.as_mut_slice::<T>()?, c, |i, y| {
+                let (a, b) = x[2 * i * c..][..2 * c].split_at(c);
+                zip_chunk(a, b, y, Gated);
+            });
             Ok(())
         })
     }
@@ -517,10 +525,7 @@ impl Op for LinearCombination {
                 .zip(&inputs)
                 .map(|(&c, t)| Ok((c, t.as_slice::<T>()?)))
                 .collect::<Result<_>>()?;
-            out.as_mut_slice::<T>()?
-                .par_chunks_mut(CHUNK)
-                .enumerate()
-                .for_each(|(i, y)| combine_chunk(&terms, i * CHUNK, y));
+            for_each_chunk(out.as_mut_slice::<T>()?, CHUNK, |i, y| combine_chunk(&terms, i * CHUNK, y));
             Ok(())
         })
     }
@@ -593,8 +598,8 @@ impl Op for Cast {
     fn cpu(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
         let x = inputs[0].contiguous()?;
         dispatch_float!("cast", x.dtype(), T => dispatch_float!("cast", self.dtype, U => {
-            let chunks = out.as_mut_slice::<U>()?.par_chunks_mut(CHUNK);
-            chunks.zip(x.as_slice::<T>()?.par_chunks(CHUNK)).for_each(|(y, x)| cast_chunk(x, y));
+            let x = x.as_slice::<T>()?;
+            for_each_chunk(out.as_mut_slice::<U>()?, CHUNK, |i, y| cast_chunk(&x[i * CHUNK..][..y.len()], y));
             Ok(())
         }))
     }

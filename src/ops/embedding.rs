@@ -1,9 +1,8 @@
 //! Embeddings: rows of a table, and sinusoids of a timestep.
 
-use rayon::prelude::*;
-
 use super::elementwise::require_float;
 use super::{Meta, Op, apply};
+use crate::cpu::parallel::for_each_row;
 use crate::dispatch_float;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, MAX_RANK, Shape, Tensor};
@@ -60,9 +59,8 @@ impl Op for Embedding {
         };
         dispatch_float!("embedding", table.dtype(), T => {
             let table = table.as_slice::<T>()?;
-            let rows = out.as_mut_slice::<T>()?.par_chunks_mut(channels).zip(&ids);
-            rows.with_min_len((1 << 14) / channels + 1).for_each(|(y, &id)| {
-                y.copy_from_slice(&table[id * channels..(id + 1) * channels]);
+            for_each_row(out.as_mut_slice::<T>()?, channels, |i, y| {
+                y.copy_from_slice(&table[ids[i] * channels..][..channels]);
             });
             Ok(())
         })
@@ -94,7 +92,7 @@ fn check_ids<I: Copy + TryInto<usize> + std::fmt::Display>(
         .collect()
 }
 
-/// Sinusoids of `timesteps` [B], [B, `dim`] f32: `get_timestep_embedding` of diffusers (Ho et al. 2020).
+/// Sinusoids of `timesteps` `[B]`, [B, `dim`] f32: `get_timestep_embedding` of diffusers (Ho et al. 2020).
 ///
 /// Frequency `i` of the `dim / 2` is `max_period ^ (-i / (dim/2 - shift))`; sines come first, or cosines
 /// if `flip_sin_to_cos`; an odd `dim` ends with a zero. Each operation is rounded to f32, as there: the

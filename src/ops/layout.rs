@@ -1,9 +1,8 @@
 //! Putting tensors together and taking them apart. Views (`narrow`, `permute`, `reshape`) are methods of
 //! [`Tensor`]; here is what needs a copy.
 
-use rayon::prelude::*;
-
 use super::{Meta, Op, apply};
+use crate::cpu::parallel::for_each_row;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Element, Tensor};
 
@@ -41,7 +40,7 @@ pub fn split(x: &Tensor, dim: usize, lengths: &[usize]) -> Result<Vec<Tensor>> {
         .collect()
 }
 
-/// [`concat`].
+/// [`concat()`].
 #[derive(Clone, Copy, Debug)]
 pub struct Concat {
     /// The dimension along which the tensors are put together.
@@ -112,8 +111,7 @@ impl Concat {
         let width = columns(out);
         let parts: Vec<(&[T], usize)> =
             inputs.iter().map(|t| Ok((t.as_slice::<T>()?, columns(t)))).collect::<Result<_>>()?;
-        let rows = out.as_mut_slice::<T>()?.par_chunks_mut(width);
-        rows.enumerate().with_min_len((1 << 14) / width + 1).for_each(|(i, row)| {
+        for_each_row(out.as_mut_slice::<T>()?, width, |i, row| {
             let mut at = 0;
             for &(part, n) in &parts {
                 row[at..at + n].copy_from_slice(&part[i * n..(i + 1) * n]);

@@ -29,7 +29,7 @@ pub enum Activation {
 /// `act(product + bias + add_channel) * scale + residual`, in f32 (f64 for f64), rounded once.
 #[derive(Clone, Copy)]
 pub struct Epilogue<'a> {
-    /// [N], any floating-point dtype.
+    /// `[N]`, any floating-point dtype.
     pub bias: Option<&'a Tensor>,
     /// [B, N], one row an image (or sequence), any floating-point dtype: the time embedding.
     pub add_channel: Option<&'a Tensor>,
@@ -54,7 +54,7 @@ impl Default for Epilogue<'_> {
 }
 
 impl<'a> Epilogue<'a> {
-    /// Only a bias [N].
+    /// Only a bias `[N]`.
     pub fn bias(bias: Option<&'a Tensor>) -> Self {
         Self { bias, ..Self::default() }
     }

@@ -4,12 +4,12 @@
 //! are corrected by the mean of what deviates from them: a mean a thousand times the deviation costs no digit.
 
 use bytemuck::NoUninit;
-use rayon::prelude::*;
 
 use super::elementwise::{Identity, Map, Silu, require_float};
 use super::kernels::{Grid, kernels, to_u32};
 use super::{Meta, Op, apply};
 use crate::cpu::math::Math;
+use crate::cpu::parallel::for_each_chunk;
 use crate::cpu::simd::{narrow, simd, sum, widen, widened};
 use crate::dispatch_float;
 use crate::error::{Error, Result};
@@ -55,11 +55,11 @@ const SHARED: usize = 48 << 10;
 
 /// Group normalisation (Wu & He 2018), followed by SiLU if `silu`.
 ///
-/// `x` [B, .., C], usually [B, H, W, C]; `gamma`, `beta` [C], f32; `groups` divides C. The mean and the
+/// `x` [B, .., C], usually [B, H, W, C]; `gamma`, `beta` `[C]`, f32; `groups` divides C. The mean and the
 /// biased variance are those of an image's group: all its positions and C / groups channels.
 ///
 /// # Errors
-/// `Shape` when `groups` does not divide C, or `gamma` or `beta` is not [C]; `DType` when `x` is not a
+/// `Shape` when `groups` does not divide C, or `gamma` or `beta` is not `[C]`; `DType` when `x` is not a
 /// float, or `gamma` or `beta` neither f32 nor (beside an f64 `x`) f64.
 pub fn group_norm(
     x: &Tensor,
@@ -74,7 +74,7 @@ pub fn group_norm(
 
 /// Layer normalisation (Ba et al. 2016) over the last dimension, with the biased variance.
 ///
-/// `x` [.., C]; `gamma`, `beta` [C], f32.
+/// `x` [.., C]; `gamma`, `beta` `[C]`, f32.
 ///
 /// # Errors
 /// As [`group_norm`].
@@ -184,29 +184,29 @@ impl GroupNorm {
         let x = x.as_slice::<T>()?;
 
         // 1. each tile's mean and deviations from it, by channel: it is read from memory once
-        let statistics_per_image = image.div_ceil(tile) * 3 * channels;
-        let mut statistics = vec![T::Acc::ZERO; x.len() / image * statistics_per_image];
-        let images = x.par_chunks(image).zip(statistics.par_chunks_mut(statistics_per_image));
-        images.for_each(|(x, s)| {
-            let tiles = x.par_chunks(tile).zip(s.par_chunks_mut(3 * channels));
-            tiles.for_each_init(Vec::new, |scratch, (x, s)| {
-                tile_statistics(widened(x, scratch), s, channels);
-            });
+        let tiles = image.div_ceil(tile); // of an image
+        let tile_of = |i: usize| {
+            let (image_start, start) = (i / tiles * image, i % tiles * tile);
+            image_start + start..image_start + image.min(start + tile)
+        };
+        let mut statistics = vec![T::Acc::ZERO; x.len() / image * tiles * 3 * channels];
+        for_each_chunk(&mut statistics, 3 * channels, |i, s| {
+            tile_statistics(widened(&x[tile_of(i)], &mut Vec::new()), s, channels);
         });
 
         // 2. those of the groups, as y = (x - centre) * scale + shift by channel
         let affine: Vec<Affine<T::Acc>> = statistics
-            .par_chunks(statistics_per_image)
+            .chunks(tiles * 3 * channels)
             .map(|s| self.affine(s, image, tile, gamma, beta))
             .collect();
 
         // 3. the output
-        y.par_chunks_mut(image).zip(x.par_chunks(image)).zip(&affine).for_each(
-            |((y, x), affine)| {
-                let tiles = y.par_chunks_mut(tile).zip(x.par_chunks(tile));
-                tiles.for_each(|(y, x)| apply_affine(activation, x, affine, y));
-            },
-        );
+        for (i, (y, affine)) in y.chunks_mut(image).zip(&affine).enumerate() {
+            let x = &x[i * image..][..image];
+            for_each_chunk(y, tile, |j, y| {
+                apply_affine(activation, &x[j * tile..][..y.len()], affine, y)
+            });
+        }
         Ok(())
     }
 
@@ -321,8 +321,10 @@ impl Op for LayerNorm {
         dispatch_float!("layer_norm", x.dtype(), T => {
             let (gamma, beta) = (parameter::<T>(inputs[1])?, parameter::<T>(inputs[2])?);
             let rows = (TILE / gamma.len()).max(1) * gamma.len();
-            let tiles = out.as_mut_slice::<T>()?.par_chunks_mut(rows).zip(x.as_slice::<T>()?.par_chunks(rows));
-            tiles.for_each(|(y, x)| layer_norm_rows(x, &gamma, &beta, self.eps, y));
+            let x = x.as_slice::<T>()?;
+            for_each_chunk(out.as_mut_slice::<T>()?, rows, |i, y| {
+                layer_norm_rows(&x[i * rows..][..y.len()], &gamma, &beta, self.eps, y);
+            });
             Ok(())
         })
     }

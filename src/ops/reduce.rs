@@ -1,10 +1,9 @@
 //! Sums, means and extremes over dimensions.
 
-use rayon::prelude::*;
-
 use super::elementwise::require_float;
 use super::{Meta, Op, apply};
 use crate::cpu::math::Math;
+use crate::cpu::parallel::for_each_chunk;
 use crate::cpu::simd::{fold, simd, widened};
 use crate::dispatch_float;
 use crate::error::{Error, Result};
@@ -103,9 +102,9 @@ impl Op for Reduce {
         dispatch_float!(self.name(), x.dtype(), T => {
             let (x, y) = (x.as_slice::<T>()?, out.as_mut_slice::<T>()?);
             let n = x.len() / y.len();
-            let least = (BLOCK / n.max(1)).max(1);
-            y.par_iter_mut().enumerate().with_min_len(least).for_each(|(i, y)| {
-                *y = self.row(&x[i * n..(i + 1) * n]);
+            let rows = (BLOCK / n.max(1)).max(1);
+            for_each_chunk(y, rows, |i, y| {
+                y.iter_mut().enumerate().for_each(|(j, y)| *y = self.row(&x[(i * rows + j) * n..][..n]));
             });
             Ok(())
         })
@@ -135,7 +134,12 @@ impl Reduce {
             let mut scratch = Vec::new();
             row.chunks(BLOCK).map(|x| block(&mut scratch, x)).collect()
         } else {
-            row.par_chunks(BLOCK).map_init(Vec::new, block).collect()
+            let mut blocks = vec![0.0; row.len().div_ceil(BLOCK)];
+            for_each_chunk(&mut blocks, 4, |i, sums| {
+                let (blocks, mut scratch) = (row[i * 4 * BLOCK..].chunks(BLOCK), Vec::new());
+                sums.iter_mut().zip(blocks).for_each(|(sum, x)| *sum = block(&mut scratch, x));
+            });
+            blocks
         };
         let total = match reduction {
             Reduction::Sum => blocks.iter().sum(),

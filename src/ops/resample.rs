@@ -1,10 +1,9 @@
 //! Images made larger or smaller: nearest neighbour and bilinear.
 
-use rayon::prelude::*;
-
 use super::elementwise::require_float;
 use super::{Meta, Op, apply};
 use crate::cpu::math::Math;
+use crate::cpu::parallel::for_each_row;
 use crate::cpu::simd::{narrow, simd, widen};
 use crate::dispatch_float;
 use crate::error::{Error, Result};
@@ -83,11 +82,12 @@ impl Op for Resize {
         dispatch_float!("resize", x.dtype(), T => {
             let x = x.as_slice::<T>()?;
             let from_row = from_width * channels;
-            let rows = out.as_mut_slice::<T>()?.par_chunks_mut(width * channels).enumerate();
+            let to_row = width * channels;
+            let out = out.as_mut_slice::<T>()?;
             match self.filter {
                 Filter::Nearest => {
                     let (ys, xs) = (nearest(from_height, height), nearest(from_width, width));
-                    rows.for_each(|(i, to)| {
+                    for_each_row(out, to_row, |i, to| {
                         let from = &x[(i / height * from_height + ys[i % height]) * from_row..][..from_row];
                         for (to, x) in to.chunks_exact_mut(channels).zip(&xs) {
                             to.copy_from_slice(&from[x * channels..][..channels]);
@@ -97,7 +97,7 @@ impl Op for Resize {
                 Filter::Bilinear => {
                     let ys = bilinear::<<T as Float>::Acc>(from_height, height);
                     let xs = bilinear::<<T as Float>::Acc>(from_width, width);
-                    rows.for_each(|(i, to)| {
+                    for_each_row(out, to_row, |i, to| {
                         let y = ys[i % height];
                         let row = |y| &x[(i / height * from_height + y) * from_row..][..from_row];
                         bilinear_row(row(y.low), row(y.high), y.fraction, &xs, channels, to);

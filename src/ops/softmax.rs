@@ -1,10 +1,9 @@
 //! Softmax over the last dimension.
 
-use rayon::prelude::*;
-
 use super::elementwise::require_float;
 use super::{Meta, Op, apply};
 use crate::cpu::math::Math;
+use crate::cpu::parallel::for_each_chunk;
 use crate::cpu::simd::{fold, narrow, simd, sum, widen};
 use crate::dispatch_float;
 use crate::error::{Error, Result};
@@ -40,9 +39,8 @@ impl Op for Softmax {
         let n = x.dim(x.rank() - 1);
         let rows = ((1 << 14) / n).max(1) * n;
         dispatch_float!("softmax", x.dtype(), T => {
-            let x = x.as_slice::<T>()?.par_chunks(rows);
-            let tiles = out.as_mut_slice::<T>()?.par_chunks_mut(rows).zip(x);
-            tiles.for_each(|(y, x)| softmax_rows(x, n, y));
+            let x = x.as_slice::<T>()?;
+            for_each_chunk(out.as_mut_slice::<T>()?, rows, |i, y| softmax_rows(&x[i * rows..][..y.len()], n, y));
             Ok(())
         })
     }

@@ -151,7 +151,7 @@ mod tests {
     fn size_classes_waste_little_and_are_stable() {
         for len in [0, 1, 63, 64, 65, 1000, 4096, 4097, 1 << 20, (1 << 20) + 1, 123_456_789] {
             let class = size_class(len);
-            assert!(class >= len && class % ALIGN == 0, "{len} -> {class}");
+            assert!(class >= len && class.is_multiple_of(ALIGN), "{len} -> {class}");
             assert!(class <= len + len / 7 + ALIGN, "{len} -> {class}");
             assert_eq!(size_class(class), class);
         }

@@ -31,18 +31,9 @@ struct Module {
 #[repr(C, align(16))]
 struct Image<T: ?Sized>(T);
 
-/// Families that a whole model needs. `--device auto` takes the GPU only when all of them are in the build.
-const NEEDED: [&str; 9] = [
-    "attention",
-    "conv",
-    "elementwise",
-    "embedding",
-    "layout",
-    "matmul",
-    "norm",
-    "resample",
-    "softmax",
-];
+/// Families that drawing a picture needs. `--device auto` takes the GPU only when all are in the build.
+const NEEDED: [&str; 8] =
+    ["attention", "conv", "elementwise", "embedding", "layout", "matmul", "norm", "resample"];
 
 /// The oldest compute capability there are kernels for.
 const OLDEST: (i32, i32) = (8, 0);
@@ -86,7 +77,7 @@ pub fn families() -> impl Iterator<Item = &'static str> {
 /// # Errors
 /// `Cuda` when there is no driver, or when it fails.
 pub fn devices() -> Result<Vec<Properties>> {
-    (0..device_count()?).map(|ordinal| Ok(Gpu::open(ordinal)?.properties.clone())).collect()
+    (0..device_count()?).map(properties).collect()
 }
 
 /// The device that `--device` asks for (`auto`, `cpu`, `cuda`, `cuda:N`), and one line that says why it was
@@ -122,9 +113,10 @@ pub fn choose(request: &str) -> Result<(Device, String)> {
 /// The first device, when it can run whole models.
 fn automatic() -> Result<Properties> {
     compiler()?;
-    let Some(first) = devices()?.into_iter().next() else {
+    if device_count()? == 0 {
         return Err(Error::Cuda("the driver finds no device".into()));
-    };
+    }
+    let first = properties(0)?;
     if first.compute_capability < OLDEST {
         let (major, minor) = OLDEST;
         return Err(Error::Cuda(format!(
@@ -178,6 +170,30 @@ fn device_count() -> Result<usize> {
     count.clone().map_err(Error::Cuda)
 }
 
+/// Asks the driver about a device, without taking it into use.
+fn properties(ordinal: usize) -> Result<Properties> {
+    use sys::CUdevice_attribute::{
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
+    };
+    let count = device_count()?;
+    if ordinal >= count {
+        let expected = format!("this machine has {count} CUDA device(s), counted from 0");
+        return Err(Error::argument("--device", format!("cuda:{ordinal}"), expected));
+    }
+    call("asking for the device", || {
+        let device = result::device::get(ordinal as i32)?;
+        // SAFETY: the driver is initialised, and has just returned this device.
+        let (major, minor, memory) = unsafe {
+            let major = result::device::get_attribute(device, MAJOR)?;
+            let minor = result::device::get_attribute(device, MINOR)?;
+            (major, minor, result::device::total_mem(device)?)
+        };
+        let name = result::device::get_name(device)?;
+        Ok(Properties { ordinal, name, compute_capability: (major, minor), memory })
+    })
+}
+
 /// A device in use: its context, its one stream, loaded kernels and free memory. Lives as long as the process.
 struct Gpu {
     properties: Properties,
@@ -206,22 +222,12 @@ impl Gpu {
         if let Some(gpu) = open.get(&ordinal) {
             return Ok(gpu);
         }
-        let count = device_count()?;
-        if ordinal >= count {
-            let expected = format!("this machine has {count} CUDA device(s), counted from 0");
-            return Err(Error::argument("--device", format!("cuda:{ordinal}"), expected));
-        }
+        let properties = properties(ordinal)?;
         let gpu: &'static Gpu = Box::leak(Box::new(call("opening the device", || {
             let context = CudaContext::new(ordinal)?;
-            let properties = Properties {
-                ordinal,
-                name: context.name()?,
-                compute_capability: context.compute_capability()?,
-                memory: context.total_mem()?,
-            };
             let pooled = !std::env::var("NADIR_POOL").is_ok_and(|v| v == "off");
             Ok(Self {
-                properties,
+                properties: properties.clone(),
                 stream: context.new_stream()?,
                 context,
                 modules: Mutex::default(),

@@ -17,6 +17,7 @@ pub use cpu::release_unused_memory;
 pub use dtype::{DType, Element, Float, Real};
 pub use shape::{MAX_RANK, Shape};
 
+use crate::cpu::parallel::{for_each_chunk, for_each_row};
 use crate::error::{Error, Result};
 use cpu::Buffer;
 
@@ -313,8 +314,6 @@ impl Tensor {
 
     /// Copies the elements, as plain words W of the dtype's size, into the contiguous `out`.
     fn gather<W: bytemuck::Pod + Send + Sync>(&self, out: &mut Self) {
-        use rayon::prelude::*;
-
         let (Storage::Cpu(from), Some(Storage::Cpu(to))) =
             (&*self.storage, Arc::get_mut(&mut out.storage))
         else {
@@ -324,7 +323,7 @@ impl Tensor {
         let to: &mut [W] = bytemuck::cast_slice_mut(to.bytes_mut());
         let row = self.shape.last().copied().unwrap_or(1).max(1);
         let step = self.strides.last().copied().unwrap_or(1);
-        let copy_row = |(i, to): (usize, &mut [W])| {
+        let copy_row = |i: usize, to: &mut [W]| {
             let mut rest = i;
             let mut at = self.offset;
             for d in (0..self.rank() - 1).rev() {
@@ -337,11 +336,7 @@ impl Tensor {
                 to.iter_mut().enumerate().for_each(|(j, t)| *t = from[at + j * step]);
             }
         };
-        if to.len() < 1 << 14 {
-            to.chunks_mut(row).enumerate().for_each(copy_row);
-        } else {
-            to.par_chunks_mut(row).enumerate().with_min_len((1 << 12) / row + 1).for_each(copy_row);
-        }
+        for_each_row(to, row, copy_row);
     }
 }
 
@@ -507,10 +502,9 @@ fn byte_len(shape: &Shape, dtype: DType) -> Result<usize> {
 
 /// Rounds every element of `from` to the type of `to`.
 fn convert<A: Float, B: Float>(from: &[A], to: &mut [B]) {
-    use rayon::prelude::*;
     const CHUNK: usize = 1 << 14;
 
-    let convert_chunk = |(to, from): (&mut [B], &[A])| match (A::DTYPE, B::DTYPE) {
+    let convert_chunk = |to: &mut [B], from: &[A]| match (A::DTYPE, B::DTYPE) {
         // `half` converts slices with the machine's instructions.
         (DType::F16, DType::F32) => {
             slice_from_f16(bytemuck::cast_slice(from), bytemuck::cast_slice_mut(to))
@@ -522,7 +516,7 @@ fn convert<A: Float, B: Float>(from: &[A], to: &mut [B]) {
             *t = B::from_acc(<B as Float>::Acc::from_f64(f.to_acc().to_f64()));
         }),
     };
-    to.par_chunks_mut(CHUNK).zip(from.par_chunks(CHUNK)).for_each(convert_chunk);
+    for_each_chunk(to, CHUNK, |i, to| convert_chunk(to, &from[i * CHUNK..][..to.len()]));
 }
 
 fn slice_from_f16(from: &[f16], to: &mut [f32]) {
@@ -604,7 +598,7 @@ mod tests {
 
     #[test]
     fn conversions_round_to_nearest_even() {
-        let x = [1.0f32, 1.00390625, 1.01171875, -2.5, 65504.0, 1e-8, f32::NAN, 3.0];
+        let x = [1.0f32, 257.0 / 256.0, 259.0 / 256.0, -2.5, 65504.0, 1e-8, f32::NAN, 3.0];
         let t = Tensor::from_slice(&x, [8]).unwrap();
         let b = t.to_dtype(DType::BF16).unwrap().to_vec::<bf16>().unwrap();
         let h = t.to_dtype(DType::F16).unwrap().to_vec::<f16>().unwrap();

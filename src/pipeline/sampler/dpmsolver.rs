@@ -110,7 +110,7 @@ impl DpmSolver {
 
     /// The quantity the solver extrapolates: the denoised sample or the noise.
     fn convert(&self, node: Node, output: &Tensor, sample: &Tensor) -> Result<Tensor> {
-        let (alpha, sigma) = (node.alpha, node.sigma);
+        let (alpha, sigma) = (node.alpha as f64, node.sigma as f64);
         let denoised = self.prediction.denoised(alpha, sigma);
         if self.algorithm.in_denoised() {
             return self.clip.apply(denoised.apply(sample, output)?);
@@ -138,51 +138,53 @@ impl DpmSolver {
     fn update(&self, i: usize, order: usize) -> Update {
         let (t, s) = (self.path.nodes[i + 1], self.path.nodes[i]);
         let h = t.lambda - s.lambda;
+        // In f32 and in the reference's order: its differences of nearly equal numbers lose digits that would show.
+        let exp = |x: f32| (x as f64).exp() as f32;
         // The integrals of e^lambda lambda^k / k! over the step, for the solver's direction: `d[k]` weighs the k-th
         // derivative of the output.
         let heun = order == 3 || self.second == Second::Heun;
         let (sample, d, noise) = match self.algorithm {
             Algorithm::DpmPlusPlus => {
-                let e = (-h).exp_m1();
-                let d1 = if heun { t.alpha * (e / h + 1.0) } else { -0.5 * t.alpha * e };
+                let e = exp(-h) - 1.0;
+                let d1 = if heun { t.alpha * (e / h + 1.0) } else { -0.5 * (t.alpha * e) };
                 let d2 = -t.alpha * ((e + h) / (h * h) - 0.5);
                 (t.sigma / s.sigma, [-t.alpha * e, d1, d2], 0.0)
             }
             Algorithm::Dpm => {
-                let e = h.exp_m1();
-                let d1 = if heun { -t.sigma * (e / h - 1.0) } else { -0.5 * t.sigma * e };
+                let e = exp(h) - 1.0;
+                let d1 = if heun { -t.sigma * (e / h - 1.0) } else { -0.5 * (t.sigma * e) };
                 let d2 = -t.sigma * ((e - h) / (h * h) - 0.5);
                 (t.alpha / s.alpha, [-t.sigma * e, d1, d2], 0.0)
             }
             Algorithm::SdeDpmPlusPlus => {
-                let e = -(-2.0 * h).exp_m1();
-                let d1 = t.alpha * if heun { e / (-2.0 * h) + 1.0 } else { 0.5 * e };
+                let e = 1.0 - exp(-2.0 * h);
+                let d1 = if heun { t.alpha * (e / (-2.0 * h) + 1.0) } else { 0.5 * (t.alpha * e) };
                 let d2 = t.alpha * ((e - 2.0 * h) / (4.0 * h * h) - 0.5);
-                (t.sigma / s.sigma * (-h).exp(), [t.alpha * e, d1, d2], t.sigma * e.sqrt())
+                (t.sigma / s.sigma * exp(-h), [t.alpha * e, d1, d2], t.sigma * e.sqrt())
             }
             Algorithm::SdeDpm => {
-                let e = h.exp_m1();
-                let d1 = -t.sigma * if heun { 2.0 * (e / h - 1.0) } else { e };
-                let noise = t.sigma * (2.0 * h).exp_m1().sqrt();
-                (t.alpha / s.alpha, [-2.0 * t.sigma * e, d1, 0.0], noise)
+                let e = exp(h) - 1.0;
+                let d1 = if heun { -2.0 * (t.sigma * (e / h - 1.0)) } else { -t.sigma * e };
+                let noise = t.sigma * (exp(2.0 * h) - 1.0).sqrt();
+                (t.alpha / s.alpha, [-2.0 * (t.sigma * e), d1, 0.0], noise)
             }
         };
+        let d = d.map(f64::from);
         // Derivatives by divided differences of the newest outputs.
         let before = |k: usize| self.path.nodes[i - k].lambda;
+        let r0 = |k: usize| f64::from((s.lambda - before(k)) / h);
         let outputs = match order {
             1 => [d[0], 0.0, 0.0],
-            2 => {
-                let r0 = (s.lambda - before(1)) / h;
-                [d[0] + d[1] / r0, -d[1] / r0, 0.0]
-            }
+            2 => [d[0] + d[1] / r0(1), -d[1] / r0(1), 0.0],
             _ => {
-                let (r0, r1) = ((s.lambda - before(1)) / h, (before(1) - before(2)) / h);
+                let (r0, r1) = (r0(1), f64::from((before(1) - before(2)) / h));
                 // First differences over r0 and r1; their own difference corrects the first and makes the second.
-                let first = d[1] + (d[1] * r0 + d[2]) / (r0 + r1);
                 let second = -(d[1] * r0 + d[2]) / (r0 + r1);
+                let first = d[1] - second;
                 [d[0] + first / r0, -first / r0 + second / r1, -second / r1]
             }
         };
+        let (sample, noise) = (sample as f64, noise as f64);
         Update { sample, outputs, noise }
     }
 }

@@ -10,8 +10,8 @@
 //!     sample = sampler.step(i, output, sample, noise)
 //! ```
 //!
-//! Samples are f32 of any shape, images along the first dimension. Coefficients are computed on the host in f64 from the
-//! reference's f32 tables, so that a step is one pass over memory.
+//! Samples are f32 of any shape, images along the first dimension. Coefficients are computed on the host: in f64 from
+//! the reference's f32 tables, in f32 where the reference's own rounding shows, so that a step is one pass over memory.
 
 mod config;
 mod ddim;
@@ -52,6 +52,10 @@ pub struct NoiseLevel {
 }
 
 /// A way from noise to an image in a fixed number of steps.
+///
+/// # Panics
+/// Methods that take an evaluation's index `i` panic when it is not below `timesteps().len()`; [`step`](Self::step) also
+/// when it is below where [`begin`](Self::begin) began.
 pub trait Sampler: Send {
     /// What the model is told at each evaluation.
     fn timesteps(&self) -> &[f32];

@@ -11,22 +11,27 @@ use super::spacing::{Spacing, linspace};
 /// Signal, noise and half the log-SNR at a sigma.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Node {
-    pub alpha: f64,
-    pub sigma: f64,
+    pub alpha: f32,
+    pub sigma: f32,
     /// `ln(alpha / sigma)`, infinite where no noise is left.
-    pub lambda: f64,
+    pub lambda: f32,
 }
 
 impl Node {
     fn new(sigma: f32) -> Self {
-        let sigma = sigma as f64;
         let alpha = 1.0 / (sigma * sigma + 1.0).sqrt();
-        Self { alpha, sigma: sigma * alpha, lambda: -sigma.ln() }
+        let sigma = sigma * alpha;
+        Self { alpha, sigma, lambda: ln(alpha) - ln(sigma) }
     }
 
     pub fn level(&self) -> NoiseLevel {
-        NoiseLevel { signal: self.alpha, noise: self.sigma }
+        NoiseLevel { signal: self.alpha as f64, noise: self.sigma as f64 }
     }
+}
+
+/// Natural logarithm, rounded once.
+fn ln(x: f32) -> f32 {
+    (x as f64).ln() as f32
 }
 
 /// Where a run of a multistep solver goes.

@@ -76,10 +76,13 @@ impl UniPc {
 
     fn convert(&self, node: Node, output: &Tensor, sample: &Tensor) -> Result<Tensor> {
         if self.predict_x0 {
-            let x0 = self.prediction.denoised(node.alpha, node.sigma).apply(sample, output)?;
+            let x0 = self
+                .prediction
+                .denoised(node.alpha as f64, node.sigma as f64)
+                .apply(sample, output)?;
             self.clip.apply(x0)
         } else {
-            self.prediction.noise(node.alpha, node.sigma).apply(sample, output)
+            self.prediction.noise(node.alpha as f64, node.sigma as f64).apply(sample, output)
         }
     }
 
@@ -87,12 +90,13 @@ impl UniPc {
     fn update(&self, i: usize, order: usize, corrector: bool) -> Update {
         let (t, s) = (self.path.nodes[i + 1], self.path.nodes[i]);
         let h = t.lambda - s.lambda;
+        // In f32 and in the reference's order: its differences of nearly equal numbers lose digits that would show.
         let hh = if self.predict_x0 { -h } else { h };
-        let phi = hh.exp_m1();
+        let phi = (hh as f64).exp_m1() as f32;
         let b_h = if self.bh2 { phi } else { hh };
 
         // Where the outputs lie, in steps from s: those before, and 1 for the end.
-        let mut nodes: Vec<f64> =
+        let mut nodes: Vec<f32> =
             (1..order).map(|k| (self.path.nodes[i - k].lambda - s.lambda) / h).collect();
         nodes.push(1.0);
         // Weights of the differences: those that are exact for polynomials up to the order (equation 5 of the paper).
@@ -104,7 +108,7 @@ impl UniPc {
                 let (mut phi_k, mut factorial) = (phi / hh - 1.0, 1.0);
                 for k in 1..=unknowns {
                     right.push(phi_k * factorial / b_h);
-                    factorial *= (k + 1) as f64;
+                    factorial *= (k + 1) as f32;
                     phi_k = phi_k / hh - 1.0 / factorial;
                 }
                 solve_vandermonde(&nodes[..unknowns], right)
@@ -115,10 +119,10 @@ impl UniPc {
             true => (t.alpha, t.sigma / s.sigma),
             false => (t.sigma, t.alpha / s.alpha),
         };
-        let mut outputs = vec![-scale * phi];
+        let mut outputs = vec![-(scale * phi) as f64];
         let mut end = 0.0;
         for (k, (rho, node)) in rho.into_iter().zip(nodes).enumerate() {
-            let weight = -scale * b_h * rho / node;
+            let weight = -((scale * b_h) as f64) * rho as f64 / node as f64;
             outputs[0] -= weight;
             if k + 1 < order {
                 outputs.push(weight);
@@ -126,14 +130,15 @@ impl UniPc {
                 end = weight;
             }
         }
+        let kept = kept as f64;
         Update { sample: kept, outputs, end }
     }
 }
 
 /// Solves `sum_j nodes[j]^k x[j] = right[k]` by elimination with pivoting; at most three unknowns.
-fn solve_vandermonde(nodes: &[f64], mut right: Vec<f64>) -> Vec<f64> {
+fn solve_vandermonde(nodes: &[f32], mut right: Vec<f32>) -> Vec<f32> {
     let n = nodes.len();
-    let mut rows: Vec<Vec<f64>> =
+    let mut rows: Vec<Vec<f32>> =
         (0..n).map(|k| nodes.iter().map(|x| x.powi(k as i32)).collect()).collect();
     for column in 0..n {
         let pivot = (column..n)
@@ -150,7 +155,7 @@ fn solve_vandermonde(nodes: &[f64], mut right: Vec<f64>) -> Vec<f64> {
         }
     }
     for row in (0..n).rev() {
-        let known: f64 = (row + 1..n).map(|k| rows[row][k] * right[k]).sum();
+        let known: f32 = (row + 1..n).map(|k| rows[row][k] * right[k]).sum();
         right[row] = (right[row] - known) / rows[row][row];
     }
     right
