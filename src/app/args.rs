@@ -84,37 +84,44 @@ pub struct Generate {
 
     /// Number of pictures, with the seeds SEED, SEED+1, ...; each equals the one made alone
     #[arg(short = 'b', long, value_name = "N", default_value_t = 1, help_heading = "Picture")]
+    #[arg(allow_negative_numbers = true)]
     #[arg(visible_alias = "num-images-per-prompt", alias = "batch-count")]
     pub num_images: usize,
 
     /// Seed of the first picture; -1 or nothing: a random one, which is printed
     #[arg(short, long, value_name = "N", help_heading = "Picture")]
-    #[arg(value_parser = parse_seed)]
+    #[arg(allow_negative_numbers = true, value_parser = parse_seed)]
     pub seed: Option<Seed>,
 
     /// Width in pixels [default: the model's, or that of the init image]
     #[arg(short = 'W', long, value_name = "PIXELS", help_heading = "Picture")]
+    #[arg(allow_negative_numbers = true)]
     pub width: Option<usize>,
 
     /// Height in pixels [default: the model's, or that of the init image]
     #[arg(short = 'H', long, value_name = "PIXELS", help_heading = "Picture")]
+    #[arg(allow_negative_numbers = true)]
     pub height: Option<usize>,
 
     /// Denoising steps [default: the model's, else 50]
     #[arg(long, value_name = "N", help_heading = "Sampling")]
+    #[arg(allow_negative_numbers = true)]
     #[arg(visible_alias = "num-inference-steps")]
     pub steps: Option<usize>,
 
     /// Classifier-free guidance: how strongly the text is followed; 1 is none [default: the model's, else 7.5]
     #[arg(long, value_name = "X", help_heading = "Sampling", visible_alias = "guidance-scale")]
+    #[arg(allow_negative_numbers = true)]
     pub cfg_scale: Option<f32>,
 
     /// Share by which guidance is rescaled against overexposure (Lin et al. 2023), 0 to 1
     #[arg(long, value_name = "X", default_value_t = 0.0, help_heading = "Sampling")]
+    #[arg(allow_negative_numbers = true)]
     pub guidance_rescale: f32,
 
     /// Noise that DDIM adds at each step: 0 none, 1 as DDPM
     #[arg(long, value_name = "X", default_value_t = 0.0, help_heading = "Sampling")]
+    #[arg(allow_negative_numbers = true)]
     pub eta: f32,
 
     /// Sampler [default: the model's]; an unknown name lists the known ones
@@ -123,6 +130,7 @@ pub struct Generate {
 
     /// Layers of the text encoder to leave out, as diffusers counts (its 1 is A1111's and sd.cpp's 2)
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Sampling")]
+    #[arg(allow_negative_numbers = true)]
     pub clip_skip: usize,
 
     /// What to do with a prompt longer than the text encoder reads (77 tokens)
@@ -143,6 +151,7 @@ pub struct Generate {
 
     /// How much of the init image is drawn anew, 0 to 1 [default: 0.8; with a mask 1]
     #[arg(long, value_name = "X", help_heading = "Image to image", requires = "init_image")]
+    #[arg(allow_negative_numbers = true)]
     pub strength: Option<f64>,
 
     /// Draw only where this picture is white, and keep the init image where it is black
@@ -191,10 +200,12 @@ pub struct Run {
 
     /// CPU threads [default: all]; the picture does not depend on them
     #[arg(short, long, value_name = "N", help_heading = "Model")]
+    #[arg(allow_negative_numbers = true)]
     pub threads: Option<usize>,
 
     /// Pictures computed at once; they do not depend on it, memory and speed do
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Model")]
+    #[arg(allow_negative_numbers = true)]
     pub batch: usize,
 
     /// Errors and warnings only
