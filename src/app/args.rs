@@ -2,10 +2,12 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::builder::styling::{AnsiColor, Style, Styles};
 use clap::{Args, Parser, Subcommand};
 
+use nadir::Error;
 use nadir::noise::NoiseSource;
 use nadir::tensor::DType;
 
@@ -143,6 +145,7 @@ pub struct Generate {
 
     /// Whose random numbers: `torch` (its CPU generator), `philox` or `philox:SMSxBLOCKS` (its CUDA generator)
     #[arg(long, value_name = "SOURCE", default_value = "torch", help_heading = "Sampling")]
+    #[arg(value_parser = typed::<NoiseSource>)]
     pub noise: NoiseSource,
 
     /// Start from this picture instead of from noise
@@ -195,7 +198,7 @@ pub struct Run {
     pub device: String,
 
     /// Numbers that weights and activations are held in: f32, bf16 or f16 [default: f32]
-    #[arg(long, value_name = "TYPE", help_heading = "Model")]
+    #[arg(long, value_name = "TYPE", help_heading = "Model", value_parser = typed::<DType>)]
     pub dtype: Option<DType>,
 
     /// CPU threads [default: all]; the picture does not depend on them
@@ -265,6 +268,14 @@ pub struct Doctor {
 pub enum Seed {
     Random,
     Number(u64),
+}
+
+/// A value of the library's, whose error names the flag once more than is needed here.
+fn typed<T: FromStr<Err = Error>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|error| match error {
+        Error::Argument { expected, .. } => expected,
+        other => other.to_string(),
+    })
 }
 
 fn parse_seed(text: &str) -> Result<Seed, String> {

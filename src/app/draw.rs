@@ -25,7 +25,6 @@ const SIZE_STEP: usize = 8;
 pub struct Job {
     pub recipe: Recipe,
     pub model: Model,
-    pub device: Device,
     pub output: Output,
     pub run: Run,
     /// Write a file for each picture.
@@ -34,35 +33,22 @@ pub struct Job {
     pub grid: bool,
 }
 
-/// The device that was asked for; says why where that was left to nadir.
-///
-/// # Errors
-/// The device cannot be used here.
-pub fn choose_device(run: &Run) -> Result<Device> {
-    let (device, why) = cuda::choose(&run.device).map_err(|error| match error {
-        Error::Cuda(reason) => Error::argument("--device", &run.device, reason),
-        other => other,
-    })?;
-    if run.device == "auto" && !run.quiet {
-        eprintln!("device: {why}");
-    }
-    Ok(device)
-}
-
 /// Draws the pictures of `job`: all of them or, after Ctrl-C, those that were finished.
 ///
 /// # Errors
 /// What is wrong with the recipe, the model or the place for the pictures; `Interrupted` after Ctrl-C.
 pub fn draw(job: Job) -> anyhow::Result<()> {
-    let Job { mut recipe, model, device, output, run, each, grid } = job;
+    let Job { mut recipe, model, output, run, each, grid } = job;
     // What needs no model is judged before one is loaded.
     recipe.request(None, run.batch)?;
     set_threads(run.threads)?;
     interrupt::listen()?;
     let progress = Progress::new(run.quiet);
-    progress.busy(&format!("loading {}", model.name));
-    let init = read_init(&mut recipe, &progress)?;
     let sampler = model.sampler_name(recipe.scheduler.as_deref())?;
+    let init = read_init(&mut recipe, &progress)?;
+    let device = choose_device(&run.device, &progress)?;
+    recipe.device = device.to_string();
+    progress.busy(&format!("loading {}", model.name));
     let hash = model.fingerprint(recipe.variant.as_deref())?;
     renew(&mut recipe.model_hash, hash, format!("the model {}", model.name), &progress);
 
@@ -152,6 +138,18 @@ impl Watch for Session {
     fn warn(&mut self, message: &str) {
         self.progress.warn(message);
     }
+}
+
+/// The device that was asked for; says why where that was left to nadir.
+fn choose_device(request: &str, progress: &Progress) -> Result<Device> {
+    let (device, why) = cuda::choose(request).map_err(|error| match error {
+        Error::Cuda(reason) => Error::argument("--device", request, reason),
+        other => other,
+    })?;
+    if request == "auto" {
+        progress.say(&format!("device: {why}"));
+    }
+    Ok(device)
 }
 
 fn set_threads(threads: Option<usize>) -> anyhow::Result<()> {

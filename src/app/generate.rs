@@ -16,7 +16,6 @@ pub fn run(args: args::Generate) -> anyhow::Result<()> {
     let output = Output::resolve(args.output.as_deref())?;
     let model = Model::find(args.model.as_deref())?;
     let suggestions = model.suggestions()?;
-    let device = draw::choose_device(&args.run)?;
     let source = |path: PathBuf| Source { path, hash: String::new() };
     let recipe = Recipe {
         nadir: env!("CARGO_PKG_VERSION").to_owned(),
@@ -24,7 +23,7 @@ pub fn run(args: args::Generate) -> anyhow::Result<()> {
         model_hash: String::new(),
         variant: args.variant,
         dtype: args.run.dtype.unwrap_or(DType::F32),
-        device: device.to_string(),
+        device: String::new(),
         prompt: args.prompt.positional.or(args.prompt.named).unwrap_or_default(),
         negative_prompt: args.negative_prompt,
         width: args.width,
@@ -48,7 +47,7 @@ pub fn run(args: args::Generate) -> anyhow::Result<()> {
         mask_image: args.mask_image.map(source),
         strength: args.strength,
     };
-    draw::draw(Job { recipe, model, device, output, run: args.run, each: true, grid: args.grid })
+    draw::draw(Job { recipe, model, output, run: args.run, each: true, grid: args.grid })
 }
 
 /// 32 bits: short enough to be typed again, and what other programs draw from.

@@ -2,8 +2,6 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Context;
-
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
 /// Exit code of a program that Ctrl-C ended: 128 + SIGINT.
@@ -17,7 +15,7 @@ pub fn listen() -> anyhow::Result<()> {
         }
         eprintln!("\nstopping after this step; Ctrl-C again stops at once");
     })
-    .context("cannot listen for Ctrl-C")
+    .map_err(|e| anyhow::anyhow!("cannot listen for Ctrl-C: {e}"))
 }
 
 /// Whether Ctrl-C was pressed.

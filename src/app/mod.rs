@@ -35,7 +35,7 @@ pub fn main() -> ExitCode {
             let code = exit_code(&error);
             match code {
                 interrupt::EXIT_CODE => eprintln!("interrupted: {error}"),
-                _ => eprintln!("error: {error:#}"),
+                _ => eprintln!("error: {error}"),
             }
             ExitCode::from(code)
         }
@@ -61,7 +61,11 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<Error>() {
         Some(Error::Interrupted) => interrupt::EXIT_CODE,
         Some(
-            Error::Argument { .. } | Error::File { .. } | Error::Io { .. } | Error::Weights(_),
+            Error::Argument { .. }
+            | Error::File { .. }
+            | Error::Io { .. }
+            | Error::NoKernel { .. }
+            | Error::Weights(_),
         ) => USAGE,
         _ => 1,
     }

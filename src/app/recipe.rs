@@ -33,7 +33,7 @@ pub struct Recipe {
     pub variant: Option<String>,
     #[serde(with = "text")]
     pub dtype: DType,
-    /// Where it ran: the last bits of a result depend on it.
+    /// Where it ran: the last bits of a result depend on it. Empty before that is decided.
     pub device: String,
     pub prompt: String,
     pub negative_prompt: String,

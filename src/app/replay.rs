@@ -22,9 +22,7 @@ pub fn run(args: args::Replay) -> anyhow::Result<()> {
             source.path = path;
         }
     }
-    let device = draw::choose_device(&args.run)?;
-    recipe.device = device.to_string();
     let model = Model::find(Some(&recipe.model))?;
     let grid = recipe.num_images > 1;
-    draw::draw(Job { recipe, model, device, output, run: args.run, each: !grid, grid })
+    draw::draw(Job { recipe, model, output, run: args.run, each: !grid, grid })
 }
