@@ -26,7 +26,7 @@ pub(super) use kernel::LDA;
 pub use kernel::{KC, Kernel, bf16_dot_kernel, bf16_kernel, f16_kernel, f32_kernel, f64_kernel};
 
 /// Most rows of a block of A: 144 x 336 f32 are 190 KiB of an L2 that the block shares with C's.
-const MC: usize = 144;
+pub(super) const MC: usize = 144;
 
 /// Most bytes of a block of C.
 const C_BYTES: usize = 192 << 10;
@@ -130,13 +130,15 @@ pub fn gemm<T: Float, A: Float, B: Float, C: Float>(
     }
     let product = Product { kernel, k, x, rows, b };
     let out = Shared::new(out);
-    Grid::new(m, n, kernel.mr, kernel.nr, size_of::<C>()).for_each(|row, height, column, width| {
-        product.block(row, height, column, width, |r, sums| {
-            // SAFETY: these columns of this row belong to this block alone.
-            let out = unsafe { out.part((row + r) * n + column, width) };
-            finish(row + r, column, sums, out);
-        });
-    });
+    Grid::new((m, n), MC, kernel.mr, kernel.nr, size_of::<C>()).for_each(
+        |row, height, column, width| {
+            product.block(row, height, column, width, |r, sums| {
+                // SAFETY: these columns of this row belong to this block alone.
+                let out = unsafe { out.part((row + r) * n + column, width) };
+                finish(row + r, column, sums, out);
+            });
+        },
+    );
 }
 
 /// An output that threads write disjoint parts of.
@@ -173,8 +175,15 @@ pub(super) struct Grid {
 }
 
 impl Grid {
-    pub(super) fn new(m: usize, n: usize, mr: usize, nr: usize, size: usize) -> Self {
-        let mc = m.div_ceil(m.div_ceil(MC)).next_multiple_of(mr);
+    /// Cuts [m, n] into blocks of at most `rows` rows (and of whole tiles), for sums of `size` bytes.
+    pub(super) fn new(
+        (m, n): (usize, usize),
+        rows: usize,
+        mr: usize,
+        nr: usize,
+        size: usize,
+    ) -> Self {
+        let mc = m.div_ceil(m.div_ceil(rows)).next_multiple_of(mr);
         let m_blocks = m.div_ceil(mc);
         let panels = n.div_ceil(nr);
         let most = (C_BYTES / size / mc / nr).max(1);

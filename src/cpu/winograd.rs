@@ -20,7 +20,7 @@
 
 use rayon::prelude::*;
 
-use super::gemm::{self, Finish, Grid, KC, Kernel, LDA, SCRATCH, Shared};
+use super::gemm::{self, Finish, Grid, KC, Kernel, LDA, MC, SCRATCH, Shared};
 use super::simd::simd;
 use crate::tensor::{Float, Real};
 
@@ -29,6 +29,10 @@ const POINTS: usize = 16;
 
 /// Channels are transformed this many at a time: a register of the widest instruction set.
 pub const CHANNELS: usize = 16;
+
+/// Most bytes of transformed inputs that a thread holds. They stream through the L3 once per block of outputs;
+/// more of them would only take memory.
+const V_BYTES: usize = 16 << 20;
 
 /// Elements of packed weights [O, I, 3, 3].
 pub fn packed_len(kernel: Kernel<f32, f32, f32>, i: usize, o: usize) -> usize {
@@ -126,69 +130,75 @@ pub fn convolve(
     }
     let out = Shared::new(out);
     let k_blocks = channels.div_ceil(KC);
-    Grid::new(tiles, n, kernel.mr, nr, size_of::<f32>()).for_each(|first, count, column, wide| {
-        let panels = column / nr..(column + wide).div_ceil(nr);
-        let ldc = gemm::row_len::<f32>(panels.len() * nr);
-        SCRATCH.with_borrow_mut(|[v, m, y]| {
-            // 1. Bᵀ d B of every tile
-            let v: &mut [f32] = gemm::scratch(v, POINTS * k_blocks * count * LDA); // [point, block of k, tile, LDA]
-            for t in 0..count {
-                let (image, ty, tx) = images.tile(first + t);
-                for block in 0..k_blocks {
-                    let channels = block * KC..channels.min((block + 1) * KC);
-                    let pixels = std::array::from_fn(|i| {
-                        images.pixel(x, image, 2 * ty + i / 4, 2 * tx + i % 4, channels.clone())
-                    });
-                    transform_input(
-                        &pixels,
-                        &mut v[(block * count + t) * LDA..],
-                        k_blocks * count * LDA,
-                    );
-                }
-            }
-            // 2. a matrix product for every point
-            let m: &mut [f32] = gemm::scratch(m, POINTS * count * ldc); // [point, tile, ldc]
-            for point in 0..POINTS {
-                for block in 0..k_blocks {
-                    let kc = KC.min(channels - block * KC);
-                    let a = &v[(point * k_blocks + block) * count * LDA..][..count * LDA];
-                    let panel = |i: usize| {
-                        // After the last panel comes the next block of k, or the next point.
-                        let (i, at) =
-                            if i < panels.len() { (i, block * KC) } else { (0, block * KC + kc) };
-                        let start = ((panels.start + i) * POINTS + point) * channels + at;
-                        &b[(start * nr).min(b.len() - kc * nr)..][..kc * nr]
-                    };
-                    let m = &mut m[point * count * ldc..][..count * ldc];
-                    gemm::multiply_block(
-                        kernel,
-                        (count, kc),
-                        a,
-                        panels.len(),
-                        panel,
-                        m,
-                        ldc,
-                        block > 0,
-                    );
-                }
-            }
-            // 3. Aᵀ m A of every tile, and out
-            let y: &mut [f32] = gemm::scratch(y, 4 * ldc); // [pixel of the tile, ldc]
-            for t in 0..count {
-                let (image, ty, tx) = images.tile(first + t);
-                transform_output(&m[t * ldc..], count * ldc, y, ldc);
-                for (i, sums) in y.chunks_exact_mut(ldc).enumerate() {
-                    let (oy, ox) = (2 * ty + i / 2, 2 * tx + i % 2);
-                    if oy < out_height && ox < out_width {
-                        let row = (image * out_height + oy) * out_width + ox;
-                        // SAFETY: a pixel belongs to one tile, and these columns of it to this block alone.
-                        let out = unsafe { out.part(row * n + column, wide) };
-                        finish(row, column, &mut sums[..wide], out);
+    let most = (V_BYTES / (POINTS * k_blocks * LDA * size_of::<f32>())).clamp(kernel.mr, MC);
+    Grid::new((tiles, n), most, kernel.mr, nr, size_of::<f32>()).for_each(
+        |first, count, column, wide| {
+            let panels = column / nr..(column + wide).div_ceil(nr);
+            let ldc = gemm::row_len::<f32>(panels.len() * nr);
+            SCRATCH.with_borrow_mut(|[v, m, y]| {
+                // 1. Bᵀ d B of every tile
+                let v: &mut [f32] = gemm::scratch(v, POINTS * k_blocks * count * LDA); // [point, block of k, tile, LDA]
+                for t in 0..count {
+                    let (image, ty, tx) = images.tile(first + t);
+                    for block in 0..k_blocks {
+                        let channels = block * KC..channels.min((block + 1) * KC);
+                        let pixels = std::array::from_fn(|i| {
+                            images.pixel(x, image, 2 * ty + i / 4, 2 * tx + i % 4, channels.clone())
+                        });
+                        transform_input(
+                            &pixels,
+                            &mut v[(block * count + t) * LDA..],
+                            k_blocks * count * LDA,
+                        );
                     }
                 }
-            }
-        });
-    });
+                // 2. a matrix product for every point
+                let m: &mut [f32] = gemm::scratch(m, POINTS * count * ldc); // [point, tile, ldc]
+                for point in 0..POINTS {
+                    for block in 0..k_blocks {
+                        let kc = KC.min(channels - block * KC);
+                        let a = &v[(point * k_blocks + block) * count * LDA..][..count * LDA];
+                        let panel = |i: usize| {
+                            // After the last panel comes the next block of k, or the next point.
+                            let (i, at) = if i < panels.len() {
+                                (i, block * KC)
+                            } else {
+                                (0, block * KC + kc)
+                            };
+                            let start = ((panels.start + i) * POINTS + point) * channels + at;
+                            &b[(start * nr).min(b.len() - kc * nr)..][..kc * nr]
+                        };
+                        let m = &mut m[point * count * ldc..][..count * ldc];
+                        gemm::multiply_block(
+                            kernel,
+                            (count, kc),
+                            a,
+                            panels.len(),
+                            panel,
+                            m,
+                            ldc,
+                            block > 0,
+                        );
+                    }
+                }
+                // 3. Aᵀ m A of every tile, and out
+                let y: &mut [f32] = gemm::scratch(y, 4 * ldc); // [pixel of the tile, ldc]
+                for t in 0..count {
+                    let (image, ty, tx) = images.tile(first + t);
+                    transform_output(&m[t * ldc..], count * ldc, y, ldc);
+                    for (i, sums) in y.chunks_exact_mut(ldc).enumerate() {
+                        let (oy, ox) = (2 * ty + i / 2, 2 * tx + i % 2);
+                        if oy < out_height && ox < out_width {
+                            let row = (image * out_height + oy) * out_width + ox;
+                            // SAFETY: a pixel belongs to one tile, and these columns of it to this block alone.
+                            let out = unsafe { out.part(row * n + column, wide) };
+                            finish(row, column, &mut sums[..wide], out);
+                        }
+                    }
+                }
+            });
+        },
+    );
 }
 
 impl Images {

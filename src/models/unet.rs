@@ -325,7 +325,7 @@ impl DownBlock {
         let width = config.block_out_channels[level];
         let mut block = Self { resnets: Vec::new(), attentions: Vec::new(), downsample: None };
         for i in 0..config.layers_per_block[level] {
-            block.resnets.push(load_resnet(config, &p.pp("resnets").pp(i), input, width)?);
+            block.resnets.push(load_resnet(config, &p.pp("resnets").pp(i), level, input)?);
             if config.down_attention[level] {
                 block.attentions.push(Transformer::load(config, &p.pp("attentions").pp(i), level)?);
             }
@@ -376,9 +376,9 @@ impl MidBlock {
         let level = config.block_out_channels.len() - 1;
         let width = config.block_out_channels[level];
         Ok(Self {
-            resnet1: load_resnet(config, &p.pp("resnets.0"), width, width)?,
+            resnet1: load_resnet(config, &p.pp("resnets.0"), level, width)?,
             attention: Transformer::load(config, &p.pp("attentions.0"), level)?,
-            resnet2: load_resnet(config, &p.pp("resnets.1"), width, width)?,
+            resnet2: load_resnet(config, &p.pp("resnets.1"), level, width)?,
         })
     }
 
@@ -412,7 +412,7 @@ impl UpBlock {
             let Some(skip) = skips.pop() else {
                 unreachable!("as many blocks up as results on the way down")
             };
-            block.resnets.push(load_resnet(config, &p.pp("resnets").pp(i), input + skip, width)?);
+            block.resnets.push(load_resnet(config, &p.pp("resnets").pp(i), level, input + skip)?);
             if attention {
                 block.attentions.push(Transformer::load(config, &p.pp("attentions").pp(i), level)?);
             }
@@ -448,13 +448,10 @@ impl UpBlock {
     }
 }
 
-fn load_resnet(
-    config: &UnetConfig,
-    p: &Params,
-    input: usize,
-    output: usize,
-) -> Result<ResnetBlock> {
-    let temb = 4 * config.block_out_channels[0];
+fn load_resnet(config: &UnetConfig, p: &Params, level: usize, input: usize) -> Result<ResnetBlock> {
+    let (output, temb) = (config.block_out_channels[level], 4 * config.block_out_channels[0]);
+    // In SD 1.5 the 3x3 convolutions of the smallest images are a twelfth of the products and half of the weights.
+    let p = if level + 1 == config.block_out_channels.len() { &p.compact() } else { p };
     ResnetBlock::load(p, input, output, Some(temb), config.norm_num_groups, config.norm_eps)
 }
 

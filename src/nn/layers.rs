@@ -54,8 +54,12 @@ impl Conv2d {
         kernel: usize,
         config: Conv2dConfig,
     ) -> Result<Self> {
-        let weight =
-            PackedConv::new(&p.raw("weight", &[outputs, inputs, kernel, kernel])?, p.dtype())?;
+        let weight = p.raw("weight", &[outputs, inputs, kernel, kernel])?;
+        let weight = if p.is_compact() {
+            PackedConv::new(&weight, p.dtype())?
+        } else {
+            PackedConv::with_stride(&weight, config.stride, p.dtype())?
+        };
         Ok(Self { weight, bias: p.vector("bias", outputs)?, config })
     }
 

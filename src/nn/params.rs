@@ -18,6 +18,7 @@ pub struct Params {
     shared: Arc<Shared>,
     prefix: String,
     dtype: DType,
+    compact: bool,
 }
 
 struct Shared {
@@ -37,7 +38,7 @@ impl Params {
     /// The root of the tree. Layers hold their matrices in `dtype`, on `device`.
     pub fn new(source: impl TensorSource + 'static, dtype: DType, device: Device) -> Self {
         let shared = Arc::new(Shared { source: Box::new(source), device, log: Mutex::default() });
-        Self { shared, prefix: String::new(), dtype }
+        Self { shared, prefix: String::new(), dtype, compact: false }
     }
 
     /// The subtree `name`.
@@ -49,6 +50,16 @@ impl Params {
     /// The same weights for layers that compute in `dtype`.
     pub fn with_dtype(&self, dtype: DType) -> Self {
         Self { dtype, ..self.clone() }
+    }
+
+    /// The same weights for layers that shall take no more memory than they must, rather than be fast.
+    pub fn compact(&self) -> Self {
+        Self { compact: true, ..self.clone() }
+    }
+
+    /// Whether layers shall save memory.
+    pub fn is_compact(&self) -> bool {
+        self.compact
     }
 
     /// What layers compute in.
