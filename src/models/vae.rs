@@ -187,8 +187,8 @@ impl Vae {
         let (_, h, w, _) = latents.dims4()?;
         let factor = self.config.factor();
         // Neighbours share a quarter of a tile; each is shown up to where the next begins.
-        let tile = (self.config.sample_size / factor).max(4);
-        let step = tile - tile / 4;
+        let tile = (self.config.sample_size / factor / 4 * 4).max(4);
+        let step = tile / 4 * 3;
         let (blend, shown) = (tile / 4 * factor, step * factor);
 
         let mut rows: Vec<Tensor> = Vec::new();

@@ -90,6 +90,10 @@ def vae(name, seed, images, latents, **config):
         image = model.decode(latent).sample
         print(f"{name} decode: mean {image.mean():.3f} std {image.std():.3f}")
         tensors |= {f"decode.{index}.latent": nhwc(latent), f"decode.{index}.image": nhwc(image)}
+    # Tiles of 4 x 4 latents: four rows of three, the last of each cut short.
+    latent = torch.randn(1, 4, 10, 7, generator=generator)
+    model.enable_tiling()
+    tensors |= {"tiled.latent": nhwc(latent), "tiled.image": nhwc(model.decode(latent).sample)}
     save_tensors(MODELS / name / "golden.safetensors", tensors)
 
 
