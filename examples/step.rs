@@ -95,7 +95,7 @@ fn main() -> anyhow::Result<()> {
     let loading = start.elapsed().as_secs_f64();
 
     let inputs = SafeTensors::open(&arguments.inputs)?;
-    let latents = inputs.read("latents")?.permute(&[0, 2, 3, 1])?.contiguous()?.to_dtype(dtype)?; // [2, h, w, 4]
+    let latents = inputs.read("latents")?.permute(&[0, 2, 3, 1])?.contiguous()?; // [2, h, w, 4]
     let text = inputs.read("text")?.to_dtype(dtype)?; // [2, 77, D]
     let timestep = inputs.read("timestep")?;
     // A pipeline computes the timesteps' embeddings and the keys and values of the text once. Peers do it in every
