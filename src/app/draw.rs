@@ -1,7 +1,6 @@
 //! Carries out a recipe: loads the model, draws, and writes each picture as soon as it is ready.
 
 use std::fmt::Display;
-use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
@@ -98,8 +97,7 @@ struct Session {
 impl Session {
     fn write(&self, path: &Path, image: &RgbImage, seed: u64, num_images: usize) -> Result<()> {
         Recipe { seed, num_images, ..self.recipe.clone() }.write(path, image, &self.sampler)?;
-        // Nobody may be reading.
-        let _ = writeln!(std::io::stdout(), "{}", path.display());
+        self.progress.print(path.display());
         Ok(())
     }
 

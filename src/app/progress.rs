@@ -1,6 +1,7 @@
 //! Progress on standard error: a bar on a terminal, now and then a line elsewhere.
 
-use std::io::IsTerminal;
+use std::fmt::Display;
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -96,6 +97,18 @@ impl Progress {
             Kind::Quiet => {}
             Kind::Lines { .. } => eprintln!("{line}"),
             Kind::Bar(bar) => bar.suspend(|| eprintln!("{line}")),
+        }
+    }
+
+    /// A line of the result, on standard output.
+    pub fn print(&self, line: impl Display) {
+        let print = || {
+            // Nobody may be reading.
+            let _ = writeln!(std::io::stdout(), "{line}");
+        };
+        match &self.kind {
+            Kind::Bar(bar) => bar.suspend(print),
+            Kind::Quiet | Kind::Lines { .. } => print(),
         }
     }
 
