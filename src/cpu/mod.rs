@@ -1,4 +1,4 @@
-//! What the operations share on the CPU: the instruction set chosen at run time, and vector mathematics.
+//! What the operations share on the CPU: the instruction set chosen at run time, vector mathematics, loops over threads.
 
 pub mod gemm;
 pub mod math;

@@ -426,11 +426,23 @@ pub fn narrow<T: Float>(from: &[T::Acc], to: &mut [T]) {
     }
 }
 
+/// `x` as what it is computed in, where that is its own type.
+#[inline(always)]
+pub fn as_acc<T: Float>(x: &[T]) -> Option<&[T::Acc]> {
+    (T::DTYPE == <T::Acc as Element>::DTYPE).then(|| bytemuck::cast_slice(x))
+}
+
+/// [`as_acc`], to write to.
+#[inline(always)]
+pub fn as_acc_mut<T: Float>(x: &mut [T]) -> Option<&mut [T::Acc]> {
+    (T::DTYPE == <T::Acc as Element>::DTYPE).then(|| bytemuck::cast_slice_mut(x))
+}
+
 /// `x` in the type it is computed in: itself where that is its own type, else widened into `scratch`.
 #[inline(always)]
 pub fn widened<'a, T: Float>(x: &'a [T], scratch: &'a mut Vec<T::Acc>) -> &'a [T::Acc] {
-    if T::DTYPE == <T::Acc as Element>::DTYPE {
-        return bytemuck::cast_slice(x);
+    if let Some(x) = as_acc(x) {
+        return x;
     }
     scratch.resize(x.len(), T::Acc::ZERO);
     widen(x, scratch);

@@ -6,11 +6,10 @@
 //! one kernel: `scores = K Q^T` and `output = V^T P^T`, a broadcast element of K or V against registers of
 //! queries. Keys and values are packed once a head, so that the kernel reads each as one stream.
 
-use rayon::prelude::*;
-
 use super::elementwise::{require_dtype, require_float};
 use super::{Meta, Op, apply};
 use crate::cpu::math::exp2_of_negative;
+use crate::cpu::parallel::{for_each, for_each_chunk};
 use crate::cpu::simd::{Simd, narrow, simd, widen};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Float, Tensor};
@@ -96,8 +95,8 @@ impl Attention {
         let (_, queries, heads, channels) = q.dims4()?;
         let keys = k.dim(1);
         let [q, k, v] = [q.as_slice::<f64>()?, k.as_slice::<f64>()?, v.as_slice::<f64>()?];
-        let rows = out.as_mut_slice::<f64>()?.par_chunks_mut(channels).zip(q.par_chunks(channels));
-        rows.enumerate().for_each(|(i, (out, q))| {
+        for_each_chunk(out.as_mut_slice::<f64>()?, channels, |i, out| {
+            let q = &q[i * channels..][..channels];
             let (b, t, h) = (i / heads / queries, i / heads % queries, i % heads);
             let row = |s: usize| ((b * keys + s) * heads + h) * channels..;
             let dot = |k: &[f64]| q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>();
@@ -127,16 +126,16 @@ impl Attention {
         let factor = (f64::from(self.config.scale) * std::f64::consts::LOG2_E) as f32;
         let rows = Output(out.as_mut_slice::<T>()?.as_mut_ptr());
 
-        (0..batch * heads).into_par_iter().for_each(|head| {
+        for_each(batch * heads, &|head| {
             let (b, h) = (head / heads, head % heads);
             let (k, v) = (pack_keys(k.head(b, h), &blocking), pack_values(v.head(b, h), &blocking));
-            let tiles = (0..queries.div_ceil(tile)).into_par_iter();
-            tiles.for_each_init(Scratch::default, |scratch, i| {
+            for_each(queries.div_ceil(tile), &|i| {
+                let mut scratch = Scratch::default();
                 let (first, count) = (i * tile, tile.min(queries - i * tile));
                 let job =
                     Job { blocking, keys, channels, first, count, causal: self.config.causal };
                 scratch.start(&job, q.head(b, h), factor);
-                attend(&job, &k, &v, scratch);
+                attend(&job, &k, &v, &mut scratch);
                 scratch.finish(&job);
                 for (t, row) in scratch.rows.chunks_exact(channels).take(count).enumerate() {
                     let at = ((b * queries + first + t) * heads + h) * channels;
@@ -207,12 +206,21 @@ struct Head<'a, T> {
 }
 
 impl<T: Float<Acc = f32>> Head<'_, T> {
-    /// Calls `f` with rows `first..first + count` as f32.
-    fn rows(&self, first: usize, count: usize, mut f: impl FnMut(usize, &[f32])) {
-        let mut wide = vec![0.0; self.channels];
-        for i in 0..count {
-            widen(&self.data[(first + i) * self.stride..][..self.channels], &mut wide);
-            f(i, &wide);
+    /// Rows `first..first + count` as f32, [count, D].
+    fn rows(&self, first: usize, count: usize) -> Vec<f32> {
+        let mut wide = vec![0.0; count * self.channels];
+        for (i, to) in wide.chunks_exact_mut(self.channels).enumerate() {
+            widen(&self.data[(first + i) * self.stride..][..self.channels], to);
+        }
+        wide
+    }
+}
+
+/// `to` [D, N] is `from` [up to N, D] transposed, times `factor`; columns without a row are left alone.
+fn transpose(from: &[f32], channels: usize, factor: f32, to: &mut [f32], n: usize) {
+    for (i, row) in from.chunks_exact(channels).enumerate() {
+        for (to, x) in to.chunks_exact_mut(n).zip(row) {
+            to[i] = factor * x;
         }
     }
 }
@@ -248,10 +256,10 @@ simd! {
 fn pack_keys<T: Float<Acc = f32>>(k: Head<T>, blocking: &Blocking) -> Vec<f32> {
     let (panel, channels) = (blocking.keys, k.channels);
     let mut packed = vec![0.0; k.len.next_multiple_of(panel) * channels];
-    k.rows(0, k.len, |i, row| {
-        let to = packed[i / panel * panel * channels..].iter_mut().skip(i % panel).step_by(panel);
-        to.zip(row).for_each(|(to, x)| *to = *x);
-    });
+    for (p, to) in packed.chunks_exact_mut(panel * channels).enumerate() {
+        let rows = k.rows(p * panel, panel.min(k.len - p * panel));
+        transpose(&rows, channels, 1.0, to, panel);
+    }
     packed
 }
 
@@ -259,11 +267,13 @@ fn pack_keys<T: Float<Acc = f32>>(k: Head<T>, blocking: &Blocking) -> Vec<f32> {
 fn pack_values<T: Float<Acc = f32>>(v: Head<T>, blocking: &Blocking) -> Vec<f32> {
     let panel = blocking.channels;
     let mut packed = vec![0.0; v.len * v.channels.next_multiple_of(panel)];
-    v.rows(0, v.len, |i, row| {
+    let mut row = vec![0.0; v.channels];
+    for i in 0..v.len {
+        widen(&v.data[i * v.stride..][..v.channels], &mut row);
         for (p, row) in row.chunks(panel).enumerate() {
             packed[(p * v.len + i) * panel..][..row.len()].copy_from_slice(row);
         }
-    });
+    }
     packed
 }
 
@@ -311,10 +321,11 @@ impl Scratch {
         refill(&mut self.output, groups * padded * width, 0.0);
         self.scores.resize(KEYS * width, 0.0);
         self.rows.resize(groups * width * job.channels, 0.0);
-        q.rows(job.first, job.count, |i, row| {
-            let to = self.queries[i / width * job.channels * width..].iter_mut();
-            to.skip(i % width).step_by(width).zip(row).for_each(|(to, x)| *to = factor * x);
-        });
+        let rows = q.rows(job.first, job.count);
+        let groups = rows.chunks(width * job.channels);
+        for (rows, to) in groups.zip(self.queries.chunks_exact_mut(job.channels * width)) {
+            transpose(rows, job.channels, factor, to, width);
+        }
     }
 
     /// Divides by the sums of weights, and turns the tile into rows [D] of queries.
@@ -322,12 +333,14 @@ impl Scratch {
         let width = job.blocking.queries;
         let padded = job.channels.next_multiple_of(job.blocking.channels);
         let groups = self.output.chunks_exact_mut(padded * width).zip(self.sum.chunks_exact(width));
-        for (g, (output, sum)) in groups.enumerate() {
-            for (d, lanes) in output.chunks_exact_mut(width).take(job.channels).enumerate() {
-                let column =
-                    self.rows[g * width * job.channels..].iter_mut().skip(d).step_by(job.channels);
-                for ((to, x), sum) in column.zip(lanes).zip(sum) {
-                    *to = *x / sum;
+        let rows = self.rows.chunks_exact_mut(width * job.channels);
+        for ((output, sum), rows) in groups.zip(rows) {
+            for lanes in output.chunks_exact_mut(width) {
+                lanes.iter_mut().zip(sum).for_each(|(x, sum)| *x /= sum);
+            }
+            for (i, row) in rows.chunks_exact_mut(job.channels).enumerate() {
+                for (to, lanes) in row.iter_mut().zip(output.chunks_exact(width)) {
+                    *to = lanes[i];
                 }
             }
         }

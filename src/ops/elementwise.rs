@@ -9,7 +9,7 @@ use super::kernels::{Grid, kernels, to_u32};
 use super::{Meta, Op, apply};
 use crate::cpu::math::Math;
 use crate::cpu::parallel::{for_each_chunk, for_each_row};
-use crate::cpu::simd::{Simd, narrow, simd, widen};
+use crate::cpu::simd::{Simd, as_acc, as_acc_mut, narrow, simd, widen};
 use crate::dispatch_float;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Float, Real, Tensor};
@@ -187,7 +187,7 @@ macro_rules! maps {
 
 maps! {
     Identity = |_s, x| x;
-    Silu = |s, x| x / (A::ONE + (-x).vector_exp(s));
+    Silu = |s, x| x / (A::ONE + (-x).vector_exp_normal(s));
     Gelu = |s, x| {
         let erf = (x * A::from_f64(std::f64::consts::FRAC_1_SQRT_2)).vector_erf(s);
         A::from_f64(0.5) * x * (A::ONE + erf)
@@ -197,7 +197,7 @@ maps! {
         let inner = sqrt_2_over_pi * (x + A::from_f64(0.044715) * (x * x * x));
         A::from_f64(0.5) * x * (A::ONE + inner.vector_tanh(s))
     };
-    QuickGelu = |s, x| x / (A::ONE + (A::from_f64(-1.702) * x).vector_exp(s));
+    QuickGelu = |s, x| x / (A::ONE + (A::from_f64(-1.702) * x).vector_exp_normal(s));
 }
 
 #[derive(Clone, Copy)]
@@ -308,6 +308,12 @@ fn map<T: Float<Acc: Math>, M: Map>(m: M, x: &[T], y: &mut [T]) {
 
 simd! {
     fn map_chunk[T: Float<Acc: Math>, M: Map](s, m: M, x: &[T], y: &mut [T]) {
+        if let (Some(x), Some(y)) = (as_acc(x), as_acc_mut(y)) {
+            for (y, x) in y.iter_mut().zip(x) {
+                *y = m.apply(s, *x);
+            }
+            return;
+        }
         let mut buffer = [T::Acc::ZERO; BLOCK];
         for (x, y) in x.chunks(BLOCK).zip(y.chunks_mut(BLOCK)) {
             let v = &mut buffer[..x.len()];
@@ -426,6 +432,12 @@ zips! {
 
 simd! {
     fn zip_chunk[T: Float<Acc: Math>, Z: Zip](s, a: &[T], b: &[T], y: &mut [T], z: Z) {
+        if let (Some(a), Some(b), Some(y)) = (as_acc(a), as_acc(b), as_acc_mut(y)) {
+            for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
+                *y = z.apply(s, *a, *b);
+            }
+            return;
+        }
         let mut wide_a = [T::Acc::ZERO; BLOCK];
         let mut wide_b = [T::Acc::ZERO; BLOCK];
         for ((a, b), y) in a.chunks(BLOCK).zip(b.chunks(BLOCK)).zip(y.chunks_mut(BLOCK)) {

@@ -64,7 +64,7 @@ simd! {
             let larger = |a, b| if a > b { a } else { b };
             let max = fold(&row, T::Acc::NEG_INFINITY, larger, larger);
             for v in row.iter_mut() {
-                *v = (*v - max).vector_exp(s);
+                *v = (*v - max).vector_exp_normal(s);
             }
             let total = sum(&row, |v| v);
             for v in row.iter_mut() {
