@@ -674,9 +674,10 @@ mod tests {
         for i in 0..3 {
             for at in [0, 300, 639] {
                 check_nan("attention", &inputs[i], at, |x| {
-                    let mut all = [&inputs[0], &inputs[1], &inputs[2]];
-                    all[i] = x;
-                    attention(all[0], all[1], all[2], config(16, false))
+                    let mut all = inputs.clone();
+                    all[i] = x.clone();
+                    let all = [0, 1, 2].map(|i| all[i].to_device(x.device()).unwrap());
+                    attention(&all[0], &all[1], &all[2], config(16, false))
                 });
             }
         }

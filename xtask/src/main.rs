@@ -4,6 +4,7 @@ mod cuda;
 mod golden;
 mod process;
 mod test;
+mod vgpu;
 
 use std::process::ExitCode;
 
@@ -20,6 +21,9 @@ commands:
             are compiled and checked; --no-cuda goes without. --all adds the slow tests.
             ARGS go to the test runner (cargo-nextest when it is installed, else cargo test).
   cuda      Installs the pinned CUDA compiler from PyPI under target/cuda (300 MB; Python 3 with pip, g++).
+  vgpu [COMMAND ...]
+            Runs a command with the virtual CUDA device in place of a driver: kernels are executed on the CPU
+            and checked. Without a command it builds the device and prints the variables that select it.
   golden [--python PYTHON] [NAME ...] [-- ARGS]
             Writes the reference tensors of tests/golden anew, by running its NAME.py (default: all that
             need no ARGS) with the pinned PyTorch, diffusers and transformers. Without --python they are
@@ -30,6 +34,7 @@ examples:
   cargo xtask test
   cargo xtask test -- ops::norm
   cargo xtask test --no-cuda -- --no-fail-fast
+  cargo xtask vgpu cargo test --lib ops::norm
   cargo xtask golden models pipelines
 ";
 
@@ -50,6 +55,7 @@ fn run() -> Result<()> {
     match command {
         "test" => test::run(rest),
         "cuda" if rest.is_empty() => cuda::install().map(|nvcc| println!("{}", nvcc.display())),
+        "vgpu" => vgpu::run(rest),
         "golden" => golden::run(rest),
         "help" | "--help" | "-h" => {
             print!("{HELP}");
