@@ -26,7 +26,7 @@ pub(super) use kernel::LDA;
 pub use kernel::{KC, Kernel, bf16_dot_kernel, bf16_kernel, f16_kernel, f32_kernel, f64_kernel};
 
 /// Most rows of a block of A: 144 x 336 f32 are 190 KiB of an L2 that the block shares with C's.
-pub(super) const MC: usize = 144;
+const MC: usize = 144;
 
 /// Most bytes of a block of C.
 const C_BYTES: usize = 192 << 10;

@@ -20,8 +20,8 @@
 
 use rayon::prelude::*;
 
-use super::gemm::{self, Finish, Grid, KC, Kernel, LDA, MC, SCRATCH, Shared};
-use super::simd::simd;
+use super::gemm::{self, Finish, Grid, KC, Kernel, LDA, SCRATCH, Shared};
+use super::simd::{Simd, simd};
 use crate::tensor::{Float, Real};
 
 /// Points of the transform: products per tile and pair of channels.
@@ -30,9 +30,9 @@ const POINTS: usize = 16;
 /// Channels are transformed this many at a time: a register of the widest instruction set.
 pub const CHANNELS: usize = 16;
 
-/// Most bytes of transformed inputs that a thread holds. They stream through the L3 once per block of outputs;
-/// more of them would only take memory.
-const V_BYTES: usize = 16 << 20;
+/// Most tiles of a block. Their transforms, up to 2 MiB for 320 channels, stream through the L3 once per block of
+/// outputs, which costs less than reading the weights more often for fewer tiles.
+const TILES: usize = 96;
 
 /// Elements of packed weights [O, I, 3, 3].
 pub fn packed_len(kernel: Kernel<f32, f32, f32>, i: usize, o: usize) -> usize {
@@ -130,8 +130,7 @@ pub fn convolve(
     }
     let out = Shared::new(out);
     let k_blocks = channels.div_ceil(KC);
-    let most = (V_BYTES / (POINTS * k_blocks * LDA * size_of::<f32>())).clamp(kernel.mr, MC);
-    Grid::new((tiles, n), most, kernel.mr, nr, size_of::<f32>()).for_each(
+    Grid::new((tiles, n), TILES, kernel.mr, nr, size_of::<f32>()).for_each(
         |first, count, column, wide| {
             let panels = column / nr..(column + wide).div_ceil(nr);
             let ldc = gemm::row_len::<f32>(panels.len() * nr);
@@ -229,27 +228,45 @@ impl Images {
     }
 }
 
+// Functions rather than closures: only these are sure to be compiled with the caller's instruction set.
+
+/// a - b, with the one rounding of a subtraction.
+#[inline(always)]
+fn subtract<S: Simd>(s: S, a: S::F32, b: S::F32) -> S::F32 {
+    s.mul_add(b, s.splat(-1.0), a)
+}
+
+/// Bᵀ d
+#[inline(always)]
+fn times_b<S: Simd>(s: S, d: [S::F32; 4]) -> [S::F32; 4] {
+    [subtract(s, d[0], d[2]), s.add(d[1], d[2]), subtract(s, d[2], d[1]), subtract(s, d[1], d[3])]
+}
+
+/// Aᵀ m
+#[inline(always)]
+fn times_a<S: Simd>(s: S, m: [S::F32; 4]) -> [S::F32; 2] {
+    [s.add(s.add(m[0], m[1]), m[2]), subtract(s, subtract(s, m[1], m[2]), m[3])]
+}
+
 simd! {
     /// Bᵀ d B of 16 pixels' channels; point i goes to `to[i * plane..]`.
     fn transform_input(s, pixels: &[&[f32]; POINTS], to: &mut [f32], plane: usize) {
         let len = pixels[0].len();
         assert!(pixels.iter().all(|p| p.len() == len) && len.is_multiple_of(CHANNELS) && CHANNELS.is_multiple_of(S::LANES));
         assert!(to.len() >= (POINTS - 1) * plane + len);
-        let minus = s.splat(-1.0);
-        let subtract = |a, b| s.mul_add(b, minus, a);
-        let transform = |d: [S::F32; 4]| {
-            [subtract(d[0], d[2]), s.add(d[1], d[2]), subtract(d[2], d[1]), subtract(d[1], d[3])]
-        };
         for c in (0..len).step_by(S::LANES) {
             // SAFETY: c + LANES <= len, which all pixels have, and which fits behind the last plane's start.
             unsafe {
-                let mut w = [[minus; 4]; 4]; // [column, row]
+                let mut w = [[s.splat(0.0); 4]; 4]; // [column, row]
                 for x in 0..4 {
-                    let load = |y: usize| s.load(pixels[4 * y + x].as_ptr().add(c));
-                    w[x] = transform([load(0), load(1), load(2), load(3)]);
+                    let mut d = [s.splat(0.0); 4];
+                    for y in 0..4 {
+                        d[y] = s.load(pixels[4 * y + x].as_ptr().add(c));
+                    }
+                    w[x] = times_b(s, d);
                 }
                 for y in 0..4 {
-                    let row = transform([w[0][y], w[1][y], w[2][y], w[3][y]]);
+                    let row = times_b(s, [w[0][y], w[1][y], w[2][y], w[3][y]]);
                     for x in 0..4 {
                         s.store(to.as_mut_ptr().add((4 * y + x) * plane + c), row[x]);
                     }
@@ -264,21 +281,19 @@ simd! {
     fn transform_output(s, m: &[f32], plane: usize, to: &mut [f32], len: usize) {
         assert!(len.is_multiple_of(CHANNELS) && CHANNELS.is_multiple_of(S::LANES));
         assert!(m.len() >= (POINTS - 1) * plane + len && to.len() >= 4 * len);
-        let minus = s.splat(-1.0);
-        let subtract = |a, b| s.mul_add(b, minus, a);
-        let transform = |m: [S::F32; 4]| {
-            [s.add(s.add(m[0], m[1]), m[2]), subtract(subtract(m[1], m[2]), m[3])]
-        };
         for c in (0..len).step_by(S::LANES) {
             // SAFETY: c + LANES <= len, which fits behind the last plane's start and four times into `to`.
             unsafe {
-                let mut w = [[minus; 2]; 4]; // [column, row]
+                let mut w = [[s.splat(0.0); 2]; 4]; // [column, row]
                 for x in 0..4 {
-                    let load = |y: usize| s.load(m.as_ptr().add((4 * y + x) * plane + c));
-                    w[x] = transform([load(0), load(1), load(2), load(3)]);
+                    let mut d = [s.splat(0.0); 4];
+                    for y in 0..4 {
+                        d[y] = s.load(m.as_ptr().add((4 * y + x) * plane + c));
+                    }
+                    w[x] = times_a(s, d);
                 }
                 for y in 0..2 {
-                    let row = transform([w[0][y], w[1][y], w[2][y], w[3][y]]);
+                    let row = times_a(s, [w[0][y], w[1][y], w[2][y], w[3][y]]);
                     for x in 0..2 {
                         s.store(to.as_mut_ptr().add((2 * y + x) * len + c), row[x]);
                     }

@@ -70,7 +70,7 @@ impl<'a> Epilogue<'a> {
     /// Checks the tensors against the output's shape and dtype.
     pub(super) fn check(&self, op: &'static str, out: &Meta) -> Result<()> {
         let n = out.shape.last().copied().unwrap_or(1);
-        let images = out.shape[0];
+        let images = images(&out.shape);
         let check = |what, t: Option<&Tensor>, expected: &[usize]| match t {
             Some(t) if t.dims() != expected => {
                 Err(Error::expected_shape(op, what, &Shape::from(expected).to_string(), t.shape()))
@@ -90,6 +90,11 @@ impl<'a> Epilogue<'a> {
             _ => Ok(()),
         }
     }
+}
+
+/// The length of the batch dimension, if there is one beside the last.
+fn images(shape: &Shape) -> usize {
+    if shape.len() > 1 { shape[0] } else { 1 }
 }
 
 /// A matrix B [K, N] of weights in the layout of the CPU's product.
@@ -223,7 +228,7 @@ pub(super) fn with_epilogue<T: Float<Acc: Math>>(
     product: impl FnOnce(&mut [T], &Finish<T, T::Acc>) -> Result<()>,
 ) -> Result<()> {
     let n = out.dim(out.rank() - 1);
-    let rows_per_image = out.len() / n / out.dim(0);
+    let rows_per_image = out.len() / n / images(out.shape());
     let acc = |t: Option<&Tensor>| t.map(|t| t.to_dtype(T::Acc::DTYPE)?.contiguous()).transpose();
     let (bias, add_channel) = (acc(epilogue.bias)?, acc(epilogue.add_channel)?);
     let residual = epilogue.residual.map(Tensor::contiguous).transpose()?;
@@ -436,14 +441,20 @@ impl Op for MatMul {
     fn cpu(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
         let (a, b) = (inputs[0], inputs[1]);
         let (k, n) = (b.dim(b.rank() - 2), b.dim(b.rank() - 1));
-        let batch = b.len() / (k * n).max(1);
+        let batch = b.dims()[..b.rank() - 2].iter().product::<usize>();
         let (a, b) = (a.reshape([batch, out.len() / (batch * n), k])?, b.reshape([batch, k, n])?);
-        let parts = (0..batch).map(|i| {
+        let product = |i, out: &mut Tensor| {
             let b = Packed::new(self.name(), &b.narrow(0, i, 1)?, b.dtype(), (k, n), 1, |k| k * n)?;
             let a = a.narrow(0, i, 1)?;
-            let mut c = Tensor::uninit([a.dim(1), n], a.dtype(), Device::Cpu)?;
-            b.multiply(self.name(), &a, &Dense { stride: k }, &Epilogue::default(), &mut c)?;
-            Ok(c)
+            b.multiply(self.name(), &a, &Dense { stride: k }, &Epilogue::default(), out)
+        };
+        if batch == 1 {
+            return product(0, out);
+        }
+        let parts = (0..batch).map(|i| {
+            let mut part = Tensor::uninit([out.len() / (batch * n), n], out.dtype(), Device::Cpu)?;
+            product(i, &mut part)?;
+            Ok(part)
         });
         let parts = parts.collect::<Result<Vec<_>>>()?;
         crate::dispatch_float!(self.name(), out.dtype(), T => {
