@@ -621,6 +621,27 @@ mod tests {
         assert!(Buffer::from_host(last, &[1, 2, 3]).is_err());
     }
 
+    /// Runs on the virtual device, or a real one; without either there is nothing to hold.
+    #[test]
+    fn memory_keeps_what_it_is_given() {
+        if device_count().unwrap_or(0) == 0 {
+            return;
+        }
+        for len in [0, 1, 255, 256, 70_000] {
+            let bytes: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
+            let buffer = Buffer::from_host(0, &bytes).unwrap();
+            let zeros = Buffer::zeroed(0, len).unwrap();
+            let mut back = vec![7; len];
+            buffer.to_host(&mut back).unwrap();
+            assert_eq!(back, bytes);
+            zeros.to_host(&mut back).unwrap();
+            assert!(back.iter().all(|&b| b == 0));
+            assert!(buffer.to_host(&mut vec![0; len + 1]).is_err());
+        }
+        let error = Buffer::uninit(0, isize::MAX as usize).err().unwrap().to_string();
+        assert!(error.contains("bytes"), "{error}");
+    }
+
     #[test]
     fn arguments_keep_order_and_alignment() {
         let mut args = Args::new();
