@@ -28,7 +28,7 @@ pub fn bits(t: &Tensor) -> Vec<u64> {
 }
 
 /// The host, and the first GPU (or virtual device) where there is one.
-fn devices() -> impl Iterator<Item = Device> {
+pub fn devices() -> impl Iterator<Item = Device> {
     let gpu = cuda::compiler().is_ok() && cuda::devices().is_ok_and(|found| !found.is_empty());
     [Device::Cpu].into_iter().chain(gpu.then_some(Device::Cuda(0)))
 }
