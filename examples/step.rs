@@ -40,10 +40,11 @@ struct Arguments {
     decode: bool,
 }
 
-/// The most memory that the process held, in bytes; 0 where the system does not say.
-fn peak_rss() -> u64 {
+/// A line of the process's status in bytes: `VmRSS` is the memory held now, `VmHWM` the most so far. 0 where the
+/// system does not say.
+fn memory(name: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok()).unwrap_or(0) * 1024
 }
 
@@ -93,6 +94,7 @@ fn main() -> anyhow::Result<()> {
         ClipText::load(ClipTextConfig::read(config)?, p)
     })?;
     let loading = start.elapsed().as_secs_f64();
+    let (held, loading_peak) = (memory("VmRSS"), memory("VmHWM"));
 
     let inputs = SafeTensors::open(&arguments.inputs)?;
     let latents = inputs.read("latents")?.permute(&[0, 2, 3, 1])?.contiguous()?; // [2, h, w, 4]
@@ -127,7 +129,9 @@ fn main() -> anyhow::Result<()> {
         "load_s": loading,
         "step_s": step,
         "decode_s": decode,
-        "peak_rss_bytes": peak_rss(),
+        "loaded_rss_bytes": held,
+        "loading_peak_rss_bytes": loading_peak,
+        "peak_rss_bytes": memory("VmHWM"),
     });
     println!("{line}");
     Ok(())
