@@ -23,30 +23,34 @@ use nadir::tensor::{DType, Device, Tensor};
 /// ten times that.
 const TOLERANCE: f32 = 1e-5;
 
-/// Loads a component of `golden/models/` in f32, every weight used and none missing.
-fn load<T>(folder: &Path, build: impl FnOnce(&Config, &Params) -> Result<T>) -> Result<T> {
+/// Loads a component of `golden/models/`, every weight used and none missing.
+fn load<T>(
+    folder: &Path,
+    dtype: DType,
+    build: impl FnOnce(&Config, &Params) -> Result<T>,
+) -> Result<T> {
     let config = Config::open(folder.join("config.json"))?;
-    let params = Params::new(Weights::open(folder, None)?, DType::F32, Device::Cpu);
+    let params = Params::new(Weights::open(folder, None)?, dtype, Device::Cpu);
     let model = build(&config, &params)?;
     assert_eq!(params.finish()?, Vec::<String>::new(), "unused weights");
     Ok(model)
 }
 
-fn text_encoder(folder: &Path) -> Result<ClipText> {
-    load(folder, |config, p| ClipText::load(ClipTextConfig::read(config)?, p))
+fn text_encoder(folder: &Path, dtype: DType) -> Result<ClipText> {
+    load(folder, dtype, |config, p| ClipText::load(ClipTextConfig::read(config)?, p))
 }
 
-fn unet(folder: &Path) -> Result<Unet> {
-    load(folder, |config, p| Unet::load(UnetConfig::read(config)?, p))
+fn unet(folder: &Path, dtype: DType) -> Result<Unet> {
+    load(folder, dtype, |config, p| Unet::load(UnetConfig::read(config)?, p))
 }
 
-fn vae(folder: &Path) -> Result<Vae> {
-    load(folder, |config, p| Vae::load(VaeConfig::read(config)?, p))
+fn vae(folder: &Path, dtype: DType) -> Result<Vae> {
+    load(folder, dtype, |config, p| Vae::load(VaeConfig::read(config)?, p))
 }
 
 fn check_text_encoder(name: &str) -> Result<()> {
     let (folder, golden) = (format!("models/{name}"), golden::open(&format!("models/{name}"))?);
-    let model = text_encoder(&golden::path(&folder))?;
+    let model = text_encoder(&golden::path(&folder), DType::F32)?;
     for (clip_skip, output) in
         ["last_hidden_state", "clip_skip_1", "clip_skip_2"].into_iter().enumerate()
     {
@@ -81,7 +85,7 @@ fn predict(model: &Unet, golden: &SafeTensors, index: usize) -> Result<(Tensor, 
 
 fn check_unet(name: &str, batches: usize) -> Result<()> {
     let (folder, golden) = (format!("models/{name}"), golden::open(&format!("models/{name}"))?);
-    let model = unet(&golden::path(&folder))?;
+    let model = unet(&golden::path(&folder), DType::F32)?;
     for index in 0..batches {
         let temb =
             model.embed_timesteps(get(&golden, &format!("{index}.timesteps")).as_slice()?)?;
@@ -118,7 +122,7 @@ fn unet_that_inpaints_is_diffusers() -> Result<()> {
 
 fn check_vae(name: &str, images: usize, latents: usize) -> Result<()> {
     let (folder, golden) = (format!("models/{name}"), golden::open(&format!("models/{name}"))?);
-    let model = vae(&golden::path(&folder))?;
+    let model = vae(&golden::path(&folder), DType::F32)?;
     for i in 0..images {
         let posterior = model.encode(&get(&golden, &format!("encode.{i}.image")))?;
         assert_close(
@@ -183,8 +187,10 @@ fn names_of_transformers_4_give_the_same_text_encoder() -> Result<()> {
         (format!("text_model.{name}"), tensor)
     })?;
     let ids = get(&golden::open("models/clip_l")?, "ids");
-    let (ours, theirs) =
-        (text_encoder(old.path())?.forward(&ids, 0)?, text_encoder(&folder)?.forward(&ids, 0)?);
+    let (ours, theirs) = (
+        text_encoder(old.path(), DType::F32)?.forward(&ids, 0)?,
+        text_encoder(&folder, DType::F32)?.forward(&ids, 0)?,
+    );
     assert_same("hidden states", &ours, &theirs);
     Ok(())
 }
@@ -193,7 +199,7 @@ fn names_of_transformers_4_give_the_same_text_encoder() -> Result<()> {
 fn names_of_old_diffusers_give_the_same_autoencoder() -> Result<()> {
     let folder = golden::path("models/vae");
     let latent = get(&golden::open("models/vae")?, "decode.1.latent");
-    let theirs = vae(&folder)?.decode(&latent)?;
+    let theirs = vae(&folder, DType::F32)?.decode(&latent)?;
     // The oldest files hold the projections as 1x1 convolutions.
     for pointwise in [false, true] {
         let old = tempfile::tempdir().unwrap();
@@ -210,7 +216,31 @@ fn names_of_old_diffusers_give_the_same_autoencoder() -> Result<()> {
                 if pointwise && is_matrix { tensor.reshape(&dims).unwrap() } else { tensor };
             (if new.is_empty() { name.to_owned() } else { name.replace(new, old) }, tensor)
         })?;
-        assert_same("image", &vae(old.path())?.decode(&latent)?, &theirs);
+        assert_same("image", &vae(old.path(), DType::F32)?.decode(&latent)?, &theirs);
     }
+    Ok(())
+}
+
+/// The reference that gradients are checked against is held to the same tensors.
+#[test]
+fn the_networks_compute_in_f64_too() -> Result<()> {
+    let f64_of = |golden: &SafeTensors, name: &str| get(golden, name).to_dtype(DType::F64);
+
+    let golden = golden::open("models/clip_l")?;
+    let model = text_encoder(&golden::path("models/clip_l"), DType::F64)?;
+    let states = model.forward(&get(&golden, "ids"), 0)?;
+    assert_close("hidden states", &states, &get(&golden, "last_hidden_state"), TOLERANCE);
+
+    let golden = golden::open("models/unet_sd15")?;
+    let model = unet(&golden::path("models/unet_sd15"), DType::F64)?;
+    let temb = model.embed_timesteps(get(&golden, "0.timesteps").as_slice()?)?;
+    let context = model.context(&f64_of(&golden, "0.text")?)?;
+    let noise = model.forward(&f64_of(&golden, "0.sample")?, &temb, &context)?;
+    assert_close("noise", &noise, &get(&golden, "0.out"), TOLERANCE);
+
+    let golden = golden::open("models/vae")?;
+    let model = vae(&golden::path("models/vae"), DType::F64)?;
+    let image = model.decode(&f64_of(&golden, "decode.0.latent")?)?;
+    assert_close("image", &image, &get(&golden, "decode.0.image"), TOLERANCE);
     Ok(())
 }
