@@ -73,6 +73,11 @@ impl Function {
         &self.0.name
     }
 
+    /// Bytes of arguments that a launch takes.
+    pub fn argument_bytes(&self) -> usize {
+        self.0.param_bytes
+    }
+
     /// Static shared memory in bytes.
     pub fn static_shared(&self) -> usize {
         self.0.static_shared
@@ -95,6 +100,16 @@ impl Arguments {
         self.0.resize(self.0.len().next_multiple_of(align), 0);
         self.0.extend_from_slice(bytes);
         self
+    }
+
+    /// Bytes so far.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// Appends an address.

@@ -42,10 +42,14 @@ fn stage() -> Result<PathBuf> {
     let built = target.join("debug/libvgpu.so");
     let folder = target.join("vgpu");
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    // Renamed into place: a program that runs meanwhile keeps the library it has opened.
-    let scratch = folder.join(format!("libcuda.so.{}", std::process::id()));
-    fs::copy(&built, &scratch).with_context(|| format!("cannot copy {}", built.display()))?;
-    let staged = folder.join("libcuda.so");
-    fs::rename(&scratch, &staged).with_context(|| format!("cannot create {}", staged.display()))?;
+    // The name that loaders ask for by hand, and the one that linked programs carry.
+    for name in ["libcuda.so", "libcuda.so.1"] {
+        // Renamed into place: a program that runs meanwhile keeps the library it has opened.
+        let scratch = folder.join(format!("{name}.{}", std::process::id()));
+        fs::copy(&built, &scratch).with_context(|| format!("cannot copy {}", built.display()))?;
+        let staged = folder.join(name);
+        fs::rename(&scratch, &staged)
+            .with_context(|| format!("cannot create {}", staged.display()))?;
+    }
     Ok(folder)
 }

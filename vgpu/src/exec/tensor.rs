@@ -285,3 +285,37 @@ impl Warp {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The maps against those of another project (tests/golden/fragments.py).
+    #[test]
+    fn fragments_agree_with_an_independent_source() {
+        let mut checked = 0;
+        for line in include_str!("../../tests/golden/fragments.txt").lines() {
+            let words: Vec<&str> = line.split(' ').collect();
+            let [_, ty, matrix, rest @ ..] = &words[..] else { panic!("{line}") };
+            let numbers: Vec<usize> = rest.iter().map(|w| w.parse().unwrap()).collect();
+            let [lane, value, row, column] = numbers[..] else { panic!("{line}") };
+            let e = elements(match *ty {
+                "f16" => MmaType::F16,
+                "bf16" => MmaType::Bf16,
+                "tf32" => MmaType::Tf32,
+                _ => MmaType::S8,
+            });
+            let found = match *matrix {
+                "A" => a_at(lane, value / e, value % e, e),
+                "B" => {
+                    let (k, n) = b_at(lane, value / e, value % e, e);
+                    (n, k)
+                }
+                _ => accumulator_at(lane, value),
+            };
+            assert_eq!(found, (row, column), "{line}");
+            checked += 1;
+        }
+        assert!(checked > 3000);
+    }
+}

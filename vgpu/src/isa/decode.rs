@@ -137,6 +137,17 @@ struct FunctionInfo<'u, 'a> {
     info: Callee,
 }
 
+/// A branch whose target is not known yet.
+struct Fixup<'a> {
+    inst: usize,
+    /// Place in a table of targets.
+    entry: usize,
+    label: &'a str,
+    line: u32,
+    /// Scopes in which the label may be, innermost last.
+    scopes: Vec<u32>,
+}
+
 struct Decoder<'u, 'a> {
     unit: &'u Unit<'a>,
     symbols: &'u HashMap<&'u str, Symbol>,
@@ -156,8 +167,9 @@ struct Decoder<'u, 'a> {
     params: Vec<Param>,
     param_bytes: usize,
     locs: Vec<Loc>,
-    /// Label fix-ups of the function being decoded: instruction, label, line.
-    fixups: Vec<(usize, usize, &'a str, u32)>,
+    /// Numbers of the open scopes; labels belong to theirs.
+    scope_numbers: Vec<u32>,
+    fixups: Vec<Fixup<'a>>,
     line: u32,
     guard: PredSrc,
     /// Class of the instruction being decoded; taken by the first operation it becomes.
@@ -190,6 +202,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
             params: Vec::new(),
             param_bytes: 0,
             locs: vec![Loc { file: 0, line: 0, inlined_at: None }],
+            scope_numbers: Vec::new(),
             fixups: Vec::new(),
             line: 0,
             guard: NO_GUARD,
@@ -388,8 +401,10 @@ impl<'u, 'a> Decoder<'u, 'a> {
             names.insert(variable.name, name);
         }
         self.scopes = vec![names];
+        self.scope_numbers = vec![0];
+        let mut last_scope = 0;
         self.fixups.clear();
-        let mut labels: HashMap<&'a str, u32> = HashMap::new();
+        let mut labels: HashMap<(u32, &'a str), u32> = HashMap::new();
         let mut tables: HashMap<&'a str, &'u [&'a str]> = HashMap::new();
         let body: &'u [Statement<'a>] = function.body.as_deref().unwrap_or(&[]);
         for statement in body {
@@ -400,12 +415,18 @@ impl<'u, 'a> Decoder<'u, 'a> {
         let mut loc = 0;
         for statement in body {
             match statement {
-                Statement::Open => self.scopes.push(HashMap::new()),
+                Statement::Open => {
+                    last_scope += 1;
+                    self.scope_numbers.push(last_scope);
+                    self.scopes.push(HashMap::new());
+                }
                 Statement::Close => {
+                    self.scope_numbers.pop();
                     self.scopes.pop();
                 }
                 Statement::Label(name, line) => {
-                    if labels.insert(name, self.code.len() as u32).is_some() {
+                    let scope = self.scope_numbers.last().copied().unwrap_or(0);
+                    if labels.insert((scope, *name), self.code.len() as u32).is_some() {
                         return Err(SyntaxError::new(
                             *line,
                             format!("label '{name}' is defined twice"),
@@ -438,16 +459,16 @@ impl<'u, 'a> Decoder<'u, 'a> {
         self.guard = NO_GUARD;
         self.class = Class::None;
         self.push(if function.is_entry { Op::Exit } else { Op::Return });
-        for (inst, entry, label, line) in std::mem::take(&mut self.fixups) {
-            let Some(target) = labels.get(label) else {
-                return Err(SyntaxError::new(
-                    line,
-                    format!("label '{label}' is not defined in this function"),
-                ));
+        for fixup in std::mem::take(&mut self.fixups) {
+            let found =
+                fixup.scopes.iter().rev().find_map(|scope| labels.get(&(*scope, fixup.label)));
+            let Some(target) = found else {
+                let message = format!("label '{}' is not defined in this function", fixup.label);
+                return Err(SyntaxError::new(fixup.line, message));
             };
-            match &mut self.code[inst].op {
+            match &mut self.code[fixup.inst].op {
                 Op::Branch { target: t } => *t = *target,
-                Op::BranchIndexed { targets, .. } => targets[entry] = *target,
+                Op::BranchIndexed { targets, .. } => targets[fixup.entry] = *target,
                 _ => unreachable!("only branches have labels"),
             }
         }
@@ -2070,7 +2091,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
                 mods.take("uni");
                 self.finish(&mods)?;
                 let [Operand::Name(label)] = ops else { return self.fail("'bra' needs a label") };
-                self.fixups.push((self.code.len(), 0, label, self.line));
+                self.fix_later(0, label);
                 self.push(Op::Branch { target: 0 });
             }
             "brx" => {
@@ -2087,7 +2108,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
                     return self.fail(format!("'{table}' is not a table of branch targets"));
                 };
                 for (i, label) in targets.iter().enumerate() {
-                    self.fixups.push((self.code.len(), i, label, self.line));
+                    self.fix_later(i, label);
                 }
                 self.push(Op::BranchIndexed { index, targets: vec![0; targets.len()].into() });
             }
@@ -2114,6 +2135,12 @@ impl<'u, 'a> Decoder<'u, 'a> {
             }
         }
         Ok(())
+    }
+
+    /// Notes that the next instruction branches to a label.
+    fn fix_later(&mut self, entry: usize, label: &'a str) {
+        let (inst, line, scopes) = (self.code.len(), self.line, self.scope_numbers.clone());
+        self.fixups.push(Fixup { inst, entry, label, line, scopes });
     }
 
     /// Offset and size of a `.param` variable of the current frame.

@@ -270,7 +270,9 @@ pub(crate) fn saturate(x: f32) -> f32 {
 /// NaN results of single-precision arithmetic have one bit pattern.
 #[inline(always)]
 pub(crate) fn canonical(x: f32) -> f32 {
-    if x.is_nan() { f32::from_bits(NAN_F32) } else { x }
+    // On the bits: the compiler may take one NaN for another, since its own have no fixed pattern.
+    let bits = x.to_bits();
+    f32::from_bits(if bits & 0x7fff_ffff > 0x7f80_0000 { NAN_F32 } else { bits })
 }
 
 /// IEEE minimumNumber or maximumNumber; with `nan` a NaN operand wins.

@@ -76,6 +76,20 @@ pub fn compile_path(source: &Path, options: &[&str]) -> Option<String> {
     Some(ptx)
 }
 
+/// A folder of its own with `libcuda.so` and `libcuda.so.1`, as `cargo xtask vgpu` makes it.
+pub fn stage(name: &str) -> PathBuf {
+    let exe = std::env::current_exe().unwrap();
+    let library = exe.with_file_name("libvgpu.so");
+    assert!(library.is_file(), "{} was not built with the tests", library.display());
+    let folder =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    for name in ["libcuda.so", "libcuda.so.1"] {
+        std::fs::copy(&library, folder.join(name)).unwrap();
+    }
+    folder
+}
+
 /// A device that checks and counts.
 pub fn gpu() -> Gpu {
     Gpu::new(Config { counters: true, ..Config::default() }).unwrap()
