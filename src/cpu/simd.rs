@@ -63,6 +63,17 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn max(self, a: Self::F32, b: Self::F32) -> Self::F32;
     /// The float whose bits are those of `a` shifted left by 23: the low bits of `a` become its exponent.
     fn exponent(self, a: Self::F32) -> Self::F32;
+    /// Transposes 8 rows of 8 values: value j of row i becomes value i of row j.
+    ///
+    /// # Safety
+    /// `from` must be readable and `to` writable for 8 rows of 8 values, the strides apart.
+    unsafe fn transpose_8x8(
+        self,
+        from: *const f32,
+        from_stride: usize,
+        to: *mut f32,
+        to_stride: usize,
+    );
 }
 
 /// What every machine of the target has: SSE2 on x86-64, NEON on aarch64.
@@ -130,6 +141,22 @@ impl Simd for Portable {
     fn exponent(self, a: [f32; 4]) -> [f32; 4] {
         a.map(|a| f32::from_bits(a.to_bits() << 23))
     }
+
+    #[inline(always)]
+    unsafe fn transpose_8x8(
+        self,
+        from: *const f32,
+        from_stride: usize,
+        to: *mut f32,
+        to_stride: usize,
+    ) {
+        for i in 0..8 {
+            for j in 0..8 {
+                // SAFETY: the caller promises 8 rows of 8 values.
+                unsafe { *to.add(j * to_stride + i) = *from.add(i * from_stride + j) };
+            }
+        }
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -164,6 +191,46 @@ mod x86 {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl");
             Avx2::detect().and_then(|_| found.then_some(Avx512(())))
+        }
+    }
+
+    /// [`Simd::transpose_8x8`] in AVX: blocks of 4 x 4, then the two off the diagonal change places.
+    ///
+    /// # Safety
+    /// As there; the machine must have AVX.
+    #[inline(always)]
+    unsafe fn transpose_8x8(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let low = transpose_fours(from, from_stride);
+            let high = transpose_fours(from.add(4 * from_stride), from_stride);
+            for i in 0..4 {
+                let (first, second) = (to.add(i * to_stride), to.add((i + 4) * to_stride));
+                _mm256_storeu_ps(first, _mm256_permute2f128_ps::<0x20>(low[i], high[i]));
+                _mm256_storeu_ps(second, _mm256_permute2f128_ps::<0x31>(low[i], high[i]));
+            }
+        }
+    }
+
+    /// Four rows of 8: the 4 x 4 blocks left and right, each transposed.
+    ///
+    /// # Safety
+    /// As [`transpose_8x8`].
+    #[inline(always)]
+    unsafe fn transpose_fours(from: *const f32, stride: usize) -> [__m256; 4] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (a, b) = (_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(stride)));
+            let (c, d) =
+                (_mm256_loadu_ps(from.add(2 * stride)), _mm256_loadu_ps(from.add(3 * stride)));
+            let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
+            let (ab_high, cd_high) = (_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
+            [
+                _mm256_shuffle_ps::<0x44>(ab, cd),
+                _mm256_shuffle_ps::<0xee>(ab, cd),
+                _mm256_shuffle_ps::<0x44>(ab_high, cd_high),
+                _mm256_shuffle_ps::<0xee>(ab_high, cd_high),
+            ]
         }
     }
 
@@ -233,6 +300,18 @@ mod x86 {
                 fn exponent(self, a: $register) -> $register {
                     // SAFETY: the token exists only where `detect` found the instruction set.
                     unsafe { $cast_back($shift::<23>($cast(a))) }
+                }
+
+                #[inline(always)]
+                unsafe fn transpose_8x8(
+                    self,
+                    from: *const f32,
+                    from_stride: usize,
+                    to: *mut f32,
+                    to_stride: usize,
+                ) {
+                    // SAFETY: the token proves the instruction set, the caller the memory.
+                    unsafe { transpose_8x8(from, from_stride, to, to_stride) }
                 }
             }
         };
@@ -426,6 +505,31 @@ pub fn narrow<T: Float>(from: &[T::Acc], to: &mut [T]) {
     }
 }
 
+simd! {
+    /// `to` [columns, rows] is `from` [rows, columns] transposed.
+    ///
+    /// # Panics
+    /// If either has another length.
+    pub fn transpose(s, from: &[f32], rows: usize, columns: usize, to: &mut [f32]) {
+        assert!(from.len() == rows * columns && to.len() == rows * columns);
+        for i in (0..rows).step_by(8) {
+            for j in (0..columns).step_by(8) {
+                if i + 8 <= rows && j + 8 <= columns {
+                    let (from, to) = (from[i * columns + j..].as_ptr(), to[j * rows + i..].as_mut_ptr());
+                    // SAFETY: rows i..i + 8 and columns j..j + 8 are inside, in both.
+                    unsafe { s.transpose_8x8(from, columns, to, rows) };
+                    continue;
+                }
+                for i in i..rows.min(i + 8) {
+                    for j in j..columns.min(j + 8) {
+                        to[j * rows + i] = from[i * columns + j];
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// `x` as what it is computed in, where that is its own type.
 #[inline(always)]
 pub fn as_acc<T: Float>(x: &[T]) -> Option<&[T::Acc]> {
@@ -542,6 +646,21 @@ mod tests {
                 assert_eq!(out[i], (x * x + x) * 2.0 + 1.0, "{} lane {i}", level.name());
             }
         });
+    }
+
+    #[test]
+    fn transposing() {
+        for (rows, columns) in [(1, 1), (8, 8), (16, 40), (7, 9), (33, 8), (8, 31), (24, 65)] {
+            let x: Vec<f32> = (0..rows * columns).map(|i| i as f32).collect();
+            at_each_level(|level| {
+                let mut y = vec![-1.0; x.len()];
+                transpose(&x, rows, columns, &mut y);
+                for (k, y) in y.iter().enumerate() {
+                    let expected = x[k % rows * columns + k / rows];
+                    assert_eq!(*y, expected, "{}: {rows} x {columns}, {k}", level.name());
+                }
+            });
+        }
     }
 
     #[test]

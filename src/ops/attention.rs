@@ -10,7 +10,7 @@ use super::elementwise::{require_dtype, require_float};
 use super::{Meta, Op, apply};
 use crate::cpu::math::exp2_of_negative;
 use crate::cpu::parallel::{for_each, for_each_chunk};
-use crate::cpu::simd::{Simd, narrow, simd, widen};
+use crate::cpu::simd::{Simd, narrow, simd, transpose, widen};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Float, Tensor};
 
@@ -83,7 +83,8 @@ impl Op for Attention {
     }
 }
 
-/// Keys that are scored before their values are added: with D = 40, 30 KiB of keys and values.
+/// Keys that are scored before their values are added, whole panels of them; fewer would rescale the output
+/// more often.
 const KEYS: usize = 96;
 /// Groups of queries (two registers each) that share a block of keys while it is in the cache.
 const GROUPS: usize = 4;
@@ -206,22 +207,13 @@ struct Head<'a, T> {
 }
 
 impl<T: Float<Acc = f32>> Head<'_, T> {
-    /// Rows `first..first + count` as f32, [count, D].
-    fn rows(&self, first: usize, count: usize) -> Vec<f32> {
-        let mut wide = vec![0.0; count * self.channels];
-        for (i, to) in wide.chunks_exact_mut(self.channels).enumerate() {
+    /// Rows `first..first + count` as f32, and zeros up to `padded` rows: [padded, D].
+    fn rows(&self, first: usize, count: usize, padded: usize) -> Vec<f32> {
+        let mut wide = vec![0.0; padded * self.channels];
+        for (i, to) in wide.chunks_exact_mut(self.channels).take(count).enumerate() {
             widen(&self.data[(first + i) * self.stride..][..self.channels], to);
         }
         wide
-    }
-}
-
-/// `to` [D, N] is `from` [up to N, D] transposed, times `factor`; columns without a row are left alone.
-fn transpose(from: &[f32], channels: usize, factor: f32, to: &mut [f32], n: usize) {
-    for (i, row) in from.chunks_exact(channels).enumerate() {
-        for (to, x) in to.chunks_exact_mut(n).zip(row) {
-            to[i] = factor * x;
-        }
     }
 }
 
@@ -230,7 +222,7 @@ fn transpose(from: &[f32], channels: usize, factor: f32, to: &mut [f32], n: usiz
 struct Blocking {
     /// Queries of a group.
     queries: usize,
-    /// Keys of a panel; divides [`KEYS`].
+    /// Keys of a panel.
     keys: usize,
     /// Channels of a panel of values.
     channels: usize,
@@ -255,26 +247,55 @@ simd! {
 /// Panels of keys, [panels][D][keys of a panel], zeros where there is no key.
 fn pack_keys<T: Float<Acc = f32>>(k: Head<T>, blocking: &Blocking) -> Vec<f32> {
     let (panel, channels) = (blocking.keys, k.channels);
+    // Enough panels at a time to fill the registers that transpose them.
+    let group = 8 * panel;
+    let mut transposed = vec![0.0; group * channels];
     let mut packed = vec![0.0; k.len.next_multiple_of(panel) * channels];
-    for (p, to) in packed.chunks_exact_mut(panel * channels).enumerate() {
-        let rows = k.rows(p * panel, panel.min(k.len - p * panel));
-        transpose(&rows, channels, 1.0, to, panel);
+    for (i, to) in packed.chunks_mut(group * channels).enumerate() {
+        let rows = k.rows(i * group, group.min(k.len - i * group), group);
+        transpose(&rows, group, channels, &mut transposed); // [D, group]
+        for (p, to) in to.chunks_exact_mut(panel * channels).enumerate() {
+            let columns = transposed[p * panel..].chunks(group);
+            match panel {
+                6 => copy_columns::<6>(columns, to),
+                _ => copy_columns::<12>(columns, to),
+            }
+        }
     }
     packed
+}
+
+/// The first N elements of each of `from`, one after the other.
+fn copy_columns<'a, const N: usize>(from: impl Iterator<Item = &'a [f32]>, to: &mut [f32]) {
+    for (to, from) in to.chunks_exact_mut(N).zip(from) {
+        to.copy_from_slice(&from[..N]);
+    }
 }
 
 /// Panels of values, [panels][S][channels of a panel], zeros where there is no channel.
 fn pack_values<T: Float<Acc = f32>>(v: Head<T>, blocking: &Blocking) -> Vec<f32> {
     let panel = blocking.channels;
     let mut packed = vec![0.0; v.len * v.channels.next_multiple_of(panel)];
-    let mut row = vec![0.0; v.channels];
+    let mut row = vec![0.0; v.channels.next_multiple_of(panel)];
     for i in 0..v.len {
-        widen(&v.data[i * v.stride..][..v.channels], &mut row);
-        for (p, row) in row.chunks(panel).enumerate() {
-            packed[(p * v.len + i) * panel..][..row.len()].copy_from_slice(row);
+        widen(&v.data[i * v.stride..][..v.channels], &mut row[..v.channels]);
+        match panel {
+            4 => scatter::<4>(&row, i, v.len, &mut packed),
+            5 => scatter::<5>(&row, i, v.len, &mut packed),
+            6 => scatter::<6>(&row, i, v.len, &mut packed),
+            8 => scatter::<8>(&row, i, v.len, &mut packed),
+            10 => scatter::<10>(&row, i, v.len, &mut packed),
+            _ => scatter::<12>(&row, i, v.len, &mut packed),
         }
     }
     packed
+}
+
+/// Row `i` of `rows` of each panel [rows, N] in `to`.
+fn scatter<const N: usize>(row: &[f32], i: usize, rows: usize, to: &mut [f32]) {
+    for (panel, from) in to.chunks_exact_mut(rows * N).zip(row.chunks_exact(N)) {
+        panel[i * N..][..N].copy_from_slice(from);
+    }
 }
 
 /// A tile of queries of one head.
@@ -321,10 +342,11 @@ impl Scratch {
         refill(&mut self.output, groups * padded * width, 0.0);
         self.scores.resize(KEYS * width, 0.0);
         self.rows.resize(groups * width * job.channels, 0.0);
-        let rows = q.rows(job.first, job.count);
-        let groups = rows.chunks(width * job.channels);
-        for (rows, to) in groups.zip(self.queries.chunks_exact_mut(job.channels * width)) {
-            transpose(rows, job.channels, factor, to, width);
+        let mut rows = q.rows(job.first, job.count, groups * width);
+        rows.iter_mut().for_each(|x| *x *= factor);
+        let size = width * job.channels;
+        for (rows, to) in rows.chunks_exact(size).zip(self.queries.chunks_exact_mut(size)) {
+            transpose(rows, width, job.channels, to);
         }
     }
 
@@ -338,11 +360,7 @@ impl Scratch {
             for lanes in output.chunks_exact_mut(width) {
                 lanes.iter_mut().zip(sum).for_each(|(x, sum)| *x /= sum);
             }
-            for (i, row) in rows.chunks_exact_mut(job.channels).enumerate() {
-                for (to, lanes) in row.iter_mut().zip(output.chunks_exact(width)) {
-                    *to = lanes[i];
-                }
-            }
+            transpose(&output[..width * job.channels], job.channels, width, rows);
         }
     }
 }
@@ -396,8 +414,8 @@ fn tile<S: Simd, const K: usize, const V: usize>(
                 continue; // all of these keys come after all of these queries
             }
             // SAFETY: the lengths were checked above. A panel of keys holds K * channels elements and there
-            // are count.div_ceil(K) of them from `start`, a multiple of K, on; scores have KEYS >= count
-            // rows of `width`; a panel of values holds V * job.keys elements, of which V * count from
+            // are count.div_ceil(K) of them from `start`, a multiple of K, on; scores have
+            // count.next_multiple_of(K) rows of `width`; a panel of values holds V * job.keys elements, of which V * count from
             // V * start on are read; g < groups.
             unsafe {
                 let queries = scratch.queries.as_ptr().add(g * channels * width);
