@@ -20,7 +20,8 @@ use std::marker::PhantomData;
 use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
-use crate::tensor::Float;
+use super::simd;
+use crate::tensor::{Element, Float, Real};
 
 pub(super) use kernel::LDA;
 pub use kernel::{KC, Kernel, bf16_dot_kernel, bf16_kernel, f16_kernel, f32_kernel, f64_kernel};
@@ -61,7 +62,8 @@ pub fn packed_len<A, B, C>(kernel: Kernel<A, B, C>, k: usize, n: usize) -> usize
 }
 
 /// Packs a matrix B [k, n], whose element (k, n) is `from[n * stride + offset(k)]`, into `to`, of
-/// [`packed_len`] elements.
+/// [`packed_len`] elements. Where types differ, a column's elements stand within `stride` of each other, as they
+/// do in weights [N, K]: a panel's columns are rounded at once.
 ///
 /// # Panics
 /// When `to` has another length, or `from` does not hold an element.
@@ -81,32 +83,47 @@ pub fn pack<T: Float, A, B: Float, C>(
     }
     to.par_chunks_mut(panel_len).enumerate().for_each(|(p, panel)| {
         let columns = nr.min(n - p * nr);
+        let from = &from[p * nr * stride..];
+        let rounded;
+        let from: &[B] = if T::DTYPE == B::DTYPE {
+            bytemuck::cast_slice(from)
+        } else {
+            rounded = round(&from[..from.len().min(columns * stride)]);
+            &rounded
+        };
         for (i, group) in panel.chunks_exact_mut(nr * step).enumerate() {
             for s in 0..step {
                 let at = i * step + s;
-                if at == k {
-                    (0..nr).for_each(|j| group[j * step + s] = B::zeroed());
-                    continue;
-                }
-                let offset = offset(at);
+                let columns = if at < k { columns } else { 0 };
+                let offset = if at < k { offset(at) } else { 0 };
                 for j in 0..columns {
-                    group[j * step + s] = cast(from[(p * nr + j) * stride + offset]);
+                    group[j * step + s] = from[j * stride + offset];
                 }
-                (columns..nr).for_each(|j| group[j * step + s] = B::zeroed());
+                for j in columns..nr {
+                    group[j * step + s] = B::zeroed();
+                }
             }
         }
     });
 }
 
-/// Rounds to another floating-point type.
-#[inline(always)]
-fn cast<T: Float, B: Float>(x: T) -> B {
-    use crate::tensor::Real;
-    if T::DTYPE == B::DTYPE {
-        bytemuck::cast(x)
-    } else {
-        B::from_acc(B::Acc::from_f64(x.to_acc().to_f64()))
+/// Rounds to another floating-point type, in pieces that whole registers work on.
+fn round<T: Float, B: Float>(from: &[T]) -> Vec<B> {
+    let mut to = vec![B::zeroed(); from.len()];
+    let (mut wide, mut other) = ([T::Acc::ZERO; 256], [B::Acc::ZERO; 256]);
+    for (from, to) in from.chunks(wide.len()).zip(to.chunks_mut(other.len())) {
+        let (wide, other) = (&mut wide[..from.len()], &mut other[..from.len()]);
+        simd::widen(from, wide);
+        if T::Acc::DTYPE == B::Acc::DTYPE {
+            simd::narrow(bytemuck::cast_slice(wide), to);
+        } else {
+            for (o, w) in other.iter_mut().zip(wide) {
+                *o = B::Acc::from_f64(w.to_f64());
+            }
+            simd::narrow(other, to);
+        }
     }
+    to
 }
 
 /// Computes `m` rows of the product of A, gathered from `x`, and of packed weights [k, n], and hands them to
@@ -336,7 +353,7 @@ fn convert<T: Float, A: Float>(from: &[T], to: &mut [A]) {
     if T::DTYPE == A::DTYPE {
         to.copy_from_slice(bytemuck::cast_slice(from));
     } else {
-        crate::cpu::simd::widen(from, bytemuck::cast_slice_mut(to));
+        simd::widen(from, bytemuck::cast_slice_mut(to));
     }
 }
 
