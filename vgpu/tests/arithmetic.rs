@@ -262,7 +262,8 @@ fn single_precision() {
             }
         }
     }
-    let nearest: [(&str, fn(f32, f32, f32) -> f32); 6] = [
+    type Case = (&'static str, fn(f32, f32, f32) -> f32);
+    let nearest: [Case; 6] = [
         ("add.f32 %o, %a, %b;", |a, b, _| a + b),
         ("mul.rn.f32 %o, %a, %b;", |a, b, _| a * b),
         ("div.rn.f32 %o, %a, %b;", |a, b, _| a / b),
