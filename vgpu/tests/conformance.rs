@@ -47,6 +47,14 @@ fn opcode(text: &str) -> &str {
     text.split([' ', ';']).next().unwrap_or(text)
 }
 
+/// The first part of a pattern; of alternatives, all.
+fn instruction(pattern: &str) -> &str {
+    match pattern.strip_prefix('{') {
+        Some(rest) => rest.split('}').next().unwrap_or(rest),
+        None => pattern.split(['.', '{']).next().unwrap_or(pattern),
+    }
+}
+
 fn table(rows: &[Row]) -> String {
     let mut out = String::from("| instruction | forms | executed |\n|---|---|---|\n");
     for row in rows {
@@ -61,11 +69,7 @@ fn table(rows: &[Row]) -> String {
             (n, _) => format!("{n} of {total}"),
         };
         let pattern = opcode(&row.pattern).replace('<', "{").replace('>', "}");
-        let _ = writeln!(
-            out,
-            "| `{}` | `{pattern}` | {verdict} |",
-            pattern.split(['.', '{']).next().unwrap()
-        );
+        let _ = writeln!(out, "| `{}` | `{pattern}` | {verdict} |", instruction(&pattern));
     }
     out
 }

@@ -157,7 +157,10 @@ unsafe fn load(state: &mut State, image: *const c_void) -> Result<u64, LoadFailu
 unsafe fn load_or_say(state: &mut State, image: *const c_void) -> Result<u64, Code> {
     // SAFETY: as the caller promises.
     unsafe { load(state, image) }.map_err(|f| {
-        eprintln!("vgpu: module refused: {}", f.log);
+        // A binary is refused so that the caller tries its PTX next: nothing to complain about.
+        if f.code != error::NO_BINARY_FOR_GPU {
+            eprintln!("vgpu: module refused: {}", f.log);
+        }
         f.code
     })
 }

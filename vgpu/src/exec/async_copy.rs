@@ -178,16 +178,26 @@ impl Warp {
         core: &mut BlockCore,
         is_done: impl Fn(&Landing) -> bool,
     ) -> Checked<()> {
-        let all = std::mem::take(&mut self.landings);
-        let (done, still): (Vec<_>, Vec<_>) = all.into_iter().partition(|l| is_done(l));
-        self.landings = still;
+        let mut done = Vec::new();
+        self.landings.retain(|landing| {
+            let lands = is_done(landing);
+            if lands {
+                done.push(landing.clone());
+            }
+            !lands
+        });
         for landing in done {
             let (at, bytes) = (landing.to as usize, landing.bytes as usize);
             core.shared[at..at + bytes].copy_from_slice(&landing.data[..bytes]);
             if env.checks {
                 core.shadow.set_in_flight(at, bytes, false);
-                for i in 0..bytes {
-                    core.shared_defined[at + i] = (landing.defined >> i & 1) as u8;
+                let flags = &mut core.shared_defined[at..at + bytes];
+                if landing.defined == u16::MAX {
+                    flags.fill(1);
+                } else {
+                    for (i, flag) in flags.iter_mut().enumerate() {
+                        *flag = (landing.defined >> i & 1) as u8;
+                    }
                 }
                 if let Some(conflict) = core.shadow.touch(
                     at,

@@ -64,10 +64,45 @@ fn multiply(
     k: usize,
     sums: &mut [[f32; COLUMNS]; ROWS],
 ) {
-    for (row, sum) in a.iter().zip(sums) {
-        for (x, column) in row[..k].iter().zip(b) {
-            for n in 0..COLUMNS {
-                sum[n] = x.mul_add(column[n], sum[n]);
+    // Eight rows at a time: their sums fit the vector registers, and their chains of additions overlap.
+    for (a, sums) in a.as_chunks::<8>().0.iter().zip(sums.as_chunks_mut::<8>().0) {
+        let mut acc = *sums;
+        for (i, column) in b[..k].iter().enumerate() {
+            for r in 0..8 {
+                for n in 0..COLUMNS {
+                    acc[r][n] = a[r][i].mul_add(column[n], acc[r][n]);
+                }
+            }
+        }
+        *sums = acc;
+    }
+}
+
+/// Spreads the fragments of A and B out, `E` elements in a register.
+#[target_feature(enable = "avx2,fma")]
+fn spread<const E: usize>(
+    warp: &Warp,
+    mma: &Mma,
+    a: &mut [[f32; MAX_K]; ROWS],
+    b: &mut [[f32; COLUMNS]; MAX_K],
+    convert: impl Fn(u32, usize) -> f32,
+    convert_b: impl Fn(u32, usize) -> f32,
+) {
+    for (r, reg) in mma.a.iter().enumerate() {
+        let words = warp.narrow(*reg);
+        for lane in 0..LANES {
+            for i in 0..E {
+                let (row, column) = a_at(lane, r, i, E);
+                a[row & (ROWS - 1)][column & (MAX_K - 1)] = convert(words[lane], i);
+            }
+        }
+    }
+    for (r, reg) in mma.b.iter().enumerate() {
+        let words = warp.narrow(*reg);
+        for lane in 0..LANES {
+            for i in 0..E {
+                let (row, column) = b_at(lane, r, i, E);
+                b[row & (MAX_K - 1)][column & (COLUMNS - 1)] = convert_b(words[lane], i);
             }
         }
     }
@@ -79,22 +114,29 @@ impl Warp {
         let e = elements(mma.a_type);
         let mut a = [[0f32; MAX_K]; ROWS];
         let mut b = [[0f32; COLUMNS]; MAX_K];
-        for (r, reg) in mma.a.iter().enumerate() {
-            let words = self.narrow(*reg);
-            for lane in 0..LANES {
-                for i in 0..e {
-                    let (row, column) = a_at(lane, r, i, e);
-                    a[row][column] = element(mma.a_type, words[lane], i);
+        // SAFETY: the device refuses to start on CPUs without these features.
+        unsafe {
+            match (mma.a_type, mma.b_type) {
+                (MmaType::F16, _) => {
+                    let half = |w, i| element(MmaType::F16, w, i);
+                    spread::<2>(self, mma, &mut a, &mut b, half, half);
                 }
-            }
-        }
-        for (r, reg) in mma.b.iter().enumerate() {
-            let words = self.narrow(*reg);
-            for lane in 0..LANES {
-                for i in 0..e {
-                    let (row, column) = b_at(lane, r, i, e);
-                    b[row][column] = element(mma.b_type, words[lane], i);
+                (MmaType::Bf16, _) => {
+                    let brain = |w, i| element(MmaType::Bf16, w, i);
+                    spread::<2>(self, mma, &mut a, &mut b, brain, brain);
                 }
+                (MmaType::Tf32, _) => {
+                    let single = |w, i| element(MmaType::Tf32, w, i);
+                    spread::<1>(self, mma, &mut a, &mut b, single, single);
+                }
+                (x, y) => spread::<4>(
+                    self,
+                    mma,
+                    &mut a,
+                    &mut b,
+                    |w, i| element(x, w, i),
+                    |w, i| element(y, w, i),
+                ),
             }
         }
         let is_int = matches!(mma.a_type, MmaType::S8 | MmaType::U8);
@@ -262,18 +304,21 @@ impl Warp {
             let mut dirty = [0u64; LANES];
             let mut any = 0;
             for lane in 0..LANES {
-                for i in 0..2 {
-                    let (row, byte) = place(lane, i);
-                    let at = starts[row] as usize + byte;
-                    let value = u16::from_le_bytes([core.shared[at], core.shared[at + 1]]);
-                    out.0[lane] |= (value as u32) << (16 * i);
-                    if env.checks && core.shared_defined[at] & core.shared_defined[at + 1] == 0 {
-                        let bits = super::access::undefined_bits(
-                            [at, at + 1].into_iter().map(|b| core.shared_defined[b] != 0),
-                        );
-                        dirty[lane] |= bits << (16 * i);
-                        any |= 1 << lane;
-                    }
+                // A row's neighbours lie side by side, a column's do not.
+                let (row, byte) = place(lane, 0);
+                let first = starts[row] as usize + byte;
+                let (row, byte) = place(lane, 1);
+                let second = starts[row] as usize + byte;
+                let pair = |bytes: &[u8]| -> u32 {
+                    let half = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]) as u32;
+                    half(first) | half(second) << 16
+                };
+                out.0[lane] = pair(&core.shared);
+                if env.checks && pair(&core.shared_defined) != 0x0101_0101 {
+                    let bytes = [first, first + 1, second, second + 1];
+                    let defined = bytes.into_iter().map(|b| core.shared_defined[b] != 0);
+                    dirty[lane] = super::access::undefined_bits(defined);
+                    any |= 1 << lane;
                 }
             }
             self.put(*reg, &out.0, ALL);

@@ -186,6 +186,7 @@ impl Warp {
                 warp.regs[constant.slot as usize].0 = [constant.bits as u32; LANES];
             }
         }
+        warp.set_specials(env);
         warp
     }
 
@@ -224,6 +225,19 @@ impl Warp {
             self.pred_undef[1..].fill(ALL);
             self.local_defined.fill(0);
         }
+        let linear = block[0] + env.grid[0] * (block[1] + env.grid[1] * block[2]);
+        let changing = [Special::CtaidX, Special::CtaidY, Special::CtaidZ, Special::SmId];
+        let values = [block[0], block[1], block[2], linear % env.processors];
+        for (special, value) in changing.into_iter().zip(values) {
+            self.regs[special as usize].0 = [value; LANES];
+        }
+    }
+
+    /// Special registers that are the same in every block.
+    fn set_specials(&mut self, env: &Env) {
+        let [nx, ny, nz] = env.block;
+        let threads = (nx * ny * nz) as usize;
+        let first = self.index * LANES;
         let mut set = |special: Special, value: &dyn Fn(u32) -> u32| {
             for lane in 0..LANES {
                 self.regs[special as usize].0[lane] = value(lane as u32);
@@ -233,12 +247,11 @@ impl Warp {
         set(Special::TidX, &|l| tid(l) % nx);
         set(Special::TidY, &|l| tid(l) / nx % ny);
         set(Special::TidZ, &|l| tid(l) / (nx * ny));
-        let triples = [
+        let sizes = [
             ([Special::NtidX, Special::NtidY, Special::NtidZ], env.block),
-            ([Special::CtaidX, Special::CtaidY, Special::CtaidZ], block),
             ([Special::NctaidX, Special::NctaidY, Special::NctaidZ], env.grid),
         ];
-        for (names, values) in triples {
+        for (names, values) in sizes {
             for (name, value) in names.into_iter().zip(values) {
                 set(name, &|_| value);
             }
@@ -247,18 +260,16 @@ impl Warp {
         let (index, warps) = (self.index as u32, threads.div_ceil(LANES) as u32);
         set(Special::WarpId, &|_| index);
         set(Special::NwarpId, &|_| warps);
-        let linear = block[0] + env.grid[0] * (block[1] + env.grid[1] * block[2]);
-        set(Special::SmId, &|_| linear % env.processors);
         set(Special::NsmId, &|_| env.processors);
         set(Special::LanemaskEq, &|l| 1 << l);
         set(Special::LanemaskLt, &|l| (1 << l) - 1);
-        set(Special::LanemaskLe, &|l| (2u32.wrapping_shl(l)).wrapping_sub(1));
-        set(Special::LanemaskGt, &|l| !(2u32.wrapping_shl(l)).wrapping_sub(1));
+        // Lane 31's shift gives 0, and 0 - 1 is all ones, as it should be.
+        set(Special::LanemaskLe, &|l| (2u64 << l).wrapping_sub(1) as u32);
+        set(Special::LanemaskGt, &|l| !((2u64 << l).wrapping_sub(1) as u32));
         set(Special::LanemaskGe, &|l| !((1 << l) - 1));
         let (dynamic, total) = (env.dynamic_shared as u32, env.shared_bytes as u32);
         set(Special::DynamicSharedSize, &|_| dynamic);
         set(Special::TotalSharedSize, &|_| total);
-        // Lane 31's shifts above wrap: 2 << 31 is 0, and 0 - 1 is all ones, as it should be.
         *self.wide_mut(Special::GridId as Reg) = [env.grid_id; LANES];
     }
 
