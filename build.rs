@@ -189,9 +189,13 @@ fn write_modules(release: Result<&str, &str>, families: &[Family], compiled: &[C
     fs::write(&path, text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
 }
 
-/// The workspace's `target`: the folder above OUT_DIR that cargo has tagged.
+/// The workspace's `target`: the folder above OUT_DIR that cargo has tagged, which it does when it makes it. One that
+/// was there before (`cargo install --root target/tools` makes one) is known by the compiler in it, or by its place:
+/// target/PROFILE/build/PACKAGE/out.
 fn target_dir() -> PathBuf {
     let out = PathBuf::from(env::var("OUT_DIR").expect("cargo sets OUT_DIR"));
-    let tagged = out.ancestors().find(|folder| folder.join("CACHEDIR.TAG").exists());
-    tagged.map_or_else(|| PathBuf::from("target"), Path::to_path_buf)
+    let is_target =
+        |folder: &&Path| folder.join("CACHEDIR.TAG").exists() || folder.join("cuda").is_dir();
+    let target = out.ancestors().find(is_target).or(out.ancestors().nth(4));
+    target.expect("OUT_DIR is five folders deep").to_path_buf()
 }
