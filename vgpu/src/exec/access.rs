@@ -366,9 +366,17 @@ impl Warp {
                     self.gather(t, &pointers, lanes_here);
                     if env.checks {
                         let defined = &core.shared_defined;
-                        self.load_defined(t, lanes_here, |lane, i| {
-                            defined[addresses[lane] as usize + i] != 0
-                        });
+                        let is_clear = |lane: usize| {
+                            let at = addresses[lane] as usize;
+                            !defined[at..at + bytes].contains(&0)
+                        };
+                        if lanes(lanes_here).all(is_clear) {
+                            self.define(t, lanes_here);
+                        } else {
+                            self.load_defined(t, lanes_here, |lane, i| {
+                                defined[addresses[lane] as usize + i] != 0
+                            });
+                        }
                     }
                 }
                 MemorySpace::Local => {
@@ -400,7 +408,7 @@ impl Warp {
                     let pointers =
                         std::array::from_fn(|l| base.wrapping_add(addresses[l] as usize));
                     self.gather(t, &pointers, lanes_here);
-                    self.load_defined(t, lanes_here, |_, _| true);
+                    self.define(t, lanes_here);
                 }
                 _ => {
                     let places =
@@ -435,9 +443,7 @@ impl Warp {
                         let all_defined = places.uniform
                             && env.allocations[places.owners[first] as usize].is_all_defined();
                         if all_defined {
-                            for r in &t.regs {
-                                self.undef[*r as usize] &= !lanes_here;
-                            }
+                            self.define(t, lanes_here);
                         } else {
                             self.load_defined(t, lanes_here, |lane, i| {
                                 env.allocations[places.owners[lane] as usize]
@@ -503,6 +509,13 @@ impl Warp {
                 }
             }
             self.put(*r, &out, mask);
+        }
+    }
+
+    /// Marks loaded registers as defined.
+    fn define(&mut self, t: &Transfer, mask: u32) {
+        for r in &t.regs {
+            self.undef[*r as usize] &= !mask;
         }
     }
 
