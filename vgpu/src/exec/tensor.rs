@@ -17,7 +17,6 @@ use crate::isa::{MatrixTransfer, MemorySpace, Mma, MmaType};
 
 const ROWS: usize = 16;
 const COLUMNS: usize = 8;
-const MAX_K: usize = 32;
 
 /// Place of accumulator `c` of a lane in the 16x8 result.
 pub(crate) fn accumulator_at(lane: usize, c: usize) -> (usize, usize) {
@@ -56,18 +55,39 @@ fn element(ty: MmaType, word: u32, i: usize) -> f32 {
     }
 }
 
-/// A [16, k] times B [k, 8] in the order of k.
+/// Adds A [16, K] times B [K, 8] in the order of k; the registers hold `E` elements each.
 #[target_feature(enable = "avx2,fma")]
-fn multiply(
-    a: &[[f32; MAX_K]; ROWS],
-    b: &[[f32; COLUMNS]; MAX_K],
-    k: usize,
+fn multiply<const K: usize, const E: usize>(
+    warp: &Warp,
+    mma: &Mma,
     sums: &mut [[f32; COLUMNS]; ROWS],
+    of_a: impl Fn(u32, usize) -> f32,
+    of_b: impl Fn(u32, usize) -> f32,
 ) {
+    let mut a = [[0f32; K]; ROWS];
+    let mut b = [[0f32; COLUMNS]; K];
+    for (r, reg) in mma.a.iter().enumerate() {
+        let words = warp.narrow(*reg);
+        for lane in 0..LANES {
+            for i in 0..E {
+                let (row, column) = a_at(lane, r, i, E);
+                a[row % ROWS][column % K] = of_a(words[lane], i);
+            }
+        }
+    }
+    for (r, reg) in mma.b.iter().enumerate() {
+        let words = warp.narrow(*reg);
+        for lane in 0..LANES {
+            for i in 0..E {
+                let (row, column) = b_at(lane, r, i, E);
+                b[row % K][column % COLUMNS] = of_b(words[lane], i);
+            }
+        }
+    }
     // Eight rows at a time: their sums fit the vector registers, and their chains of additions overlap.
     for (a, sums) in a.as_chunks::<8>().0.iter().zip(sums.as_chunks_mut::<8>().0) {
         let mut acc = *sums;
-        for (i, column) in b[..k].iter().enumerate() {
+        for (i, column) in b.iter().enumerate() {
             for r in 0..8 {
                 for n in 0..COLUMNS {
                     acc[r][n] = a[r][i].mul_add(column[n], acc[r][n]);
@@ -78,67 +98,9 @@ fn multiply(
     }
 }
 
-/// Spreads the fragments of A and B out, `E` elements in a register.
-#[target_feature(enable = "avx2,fma")]
-fn spread<const E: usize>(
-    warp: &Warp,
-    mma: &Mma,
-    a: &mut [[f32; MAX_K]; ROWS],
-    b: &mut [[f32; COLUMNS]; MAX_K],
-    convert: impl Fn(u32, usize) -> f32,
-    convert_b: impl Fn(u32, usize) -> f32,
-) {
-    for (r, reg) in mma.a.iter().enumerate() {
-        let words = warp.narrow(*reg);
-        for lane in 0..LANES {
-            for i in 0..E {
-                let (row, column) = a_at(lane, r, i, E);
-                a[row & (ROWS - 1)][column & (MAX_K - 1)] = convert(words[lane], i);
-            }
-        }
-    }
-    for (r, reg) in mma.b.iter().enumerate() {
-        let words = warp.narrow(*reg);
-        for lane in 0..LANES {
-            for i in 0..E {
-                let (row, column) = b_at(lane, r, i, E);
-                b[row & (MAX_K - 1)][column & (COLUMNS - 1)] = convert_b(words[lane], i);
-            }
-        }
-    }
-}
-
 impl Warp {
     pub(crate) fn mma(&mut self, env: &Env, mma: &Mma) {
-        let k = mma.k as usize;
         let e = elements(mma.a_type);
-        let mut a = [[0f32; MAX_K]; ROWS];
-        let mut b = [[0f32; COLUMNS]; MAX_K];
-        // SAFETY: the device refuses to start on CPUs without these features.
-        unsafe {
-            match (mma.a_type, mma.b_type) {
-                (MmaType::F16, _) => {
-                    let half = |w, i| element(MmaType::F16, w, i);
-                    spread::<2>(self, mma, &mut a, &mut b, half, half);
-                }
-                (MmaType::Bf16, _) => {
-                    let brain = |w, i| element(MmaType::Bf16, w, i);
-                    spread::<2>(self, mma, &mut a, &mut b, brain, brain);
-                }
-                (MmaType::Tf32, _) => {
-                    let single = |w, i| element(MmaType::Tf32, w, i);
-                    spread::<1>(self, mma, &mut a, &mut b, single, single);
-                }
-                (x, y) => spread::<4>(
-                    self,
-                    mma,
-                    &mut a,
-                    &mut b,
-                    |w, i| element(x, w, i),
-                    |w, i| element(y, w, i),
-                ),
-            }
-        }
         let is_int = matches!(mma.a_type, MmaType::S8 | MmaType::U8);
         let mut sums = [[0f32; COLUMNS]; ROWS];
         if !is_int {
@@ -157,8 +119,24 @@ impl Warp {
                 }
             }
         }
+        let half = |w, i| element(MmaType::F16, w, i);
+        let brain = |w, i| element(MmaType::Bf16, w, i);
+        let single = |w, i| element(MmaType::Tf32, w, i);
+        let (a_type, b_type) = (mma.a_type, mma.b_type);
+        let (byte_a, byte_b) = (|w, i| element(a_type, w, i), |w, i| element(b_type, w, i));
         // SAFETY: the device refuses to start on CPUs without these features.
-        unsafe { multiply(&a, &b, k, &mut sums) };
+        unsafe {
+            match (a_type, mma.k) {
+                (MmaType::F16, 8) => multiply::<8, 2>(self, mma, &mut sums, half, half),
+                (MmaType::F16, _) => multiply::<16, 2>(self, mma, &mut sums, half, half),
+                (MmaType::Bf16, 8) => multiply::<8, 2>(self, mma, &mut sums, brain, brain),
+                (MmaType::Bf16, _) => multiply::<16, 2>(self, mma, &mut sums, brain, brain),
+                (MmaType::Tf32, 4) => multiply::<4, 1>(self, mma, &mut sums, single, single),
+                (MmaType::Tf32, _) => multiply::<8, 1>(self, mma, &mut sums, single, single),
+                (_, 16) => multiply::<16, 4>(self, mma, &mut sums, byte_a, byte_b),
+                _ => multiply::<32, 4>(self, mma, &mut sums, byte_a, byte_b),
+            }
+        }
         let undefined = if env.checks { self.undefined_results(mma, e) } else { None };
         let mut outputs = [[0u32; LANES]; 4];
         for lane in 0..LANES {
