@@ -122,6 +122,9 @@ impl Request {
                 return bad(name, format!("{prompt:?}"), "a text without NUL characters");
             }
         }
+        for (name, size) in [("--width", self.width), ("--height", self.height)] {
+            size.map_or(Ok(0), |size| check_size(name, size, SIZE_STEP))?;
+        }
         if self.steps == 0 || self.steps > 1000 {
             return bad("--steps", self.steps.to_string(), "1 to 1000");
         }
@@ -152,16 +155,22 @@ impl Request {
     /// times smaller.
     ///
     /// # Errors
-    /// `Argument` when a size is zero, not a multiple of `factor`, or beyond 8192.
+    /// `Argument` when a size is zero, beyond 8192, or not a multiple of 8, which diffusers asks for, and of
+    /// `factor`.
     pub fn size(&self, default: (usize, usize), factor: usize) -> Result<(usize, usize)> {
-        let check = |name, size: usize| {
-            let possible = (1..=8192).contains(&size) && size.is_multiple_of(factor);
-            let expected = format!("a multiple of {factor} from {factor} to 8192");
-            if possible { Ok(size) } else { Err(Error::argument(name, size, expected)) }
-        };
-        let width = check("--width", self.width.unwrap_or(default.0))?;
-        Ok((width, check("--height", self.height.unwrap_or(default.1))?))
+        let factor = factor.max(SIZE_STEP);
+        let width = check_size("--width", self.width.unwrap_or(default.0), factor)?;
+        Ok((width, check_size("--height", self.height.unwrap_or(default.1), factor)?))
     }
+}
+
+/// Sizes are multiples of this in every Stable Diffusion pipeline of diffusers, whatever the autoencoder.
+const SIZE_STEP: usize = 8;
+
+fn check_size(name: &'static str, size: usize, step: usize) -> Result<usize> {
+    let possible = (1..=8192).contains(&size) && size.is_multiple_of(step);
+    let expected = format!("a multiple of {step} from {step} to 8192");
+    if possible { Ok(size) } else { Err(Error::argument(name, size, expected)) }
 }
 
 #[cfg(test)]
@@ -179,6 +188,7 @@ mod tests {
         Request::default().check().unwrap();
         fails(|r| r.steps = 0, "--steps");
         fails(|r| r.seeds.clear(), "--num-images");
+        fails(|r| r.height = Some(60), "--height");
         fails(|r| r.prompt = "a\0b".into(), "--prompt");
         fails(|r| r.guidance_scale = f32::NAN, "--guidance-scale");
         fails(|r| r.eta = 1.5, "--eta");
@@ -191,11 +201,12 @@ mod tests {
     #[test]
     fn sizes_are_multiples_of_the_factor() {
         let size =
-            |width, height| Request { width, height, ..Request::default() }.size((64, 32), 8);
+            |width, height| Request { width, height, ..Request::default() }.size((64, 32), 4);
         assert_eq!(size(None, None).unwrap(), (64, 32));
         assert_eq!(size(Some(72), None).unwrap(), (72, 32));
         assert!(size(Some(0), None).is_err());
         assert!(size(None, Some(63)).is_err());
+        assert!(size(None, Some(60)).is_err());
         assert!(size(None, Some(80_000)).is_err());
     }
 }
