@@ -35,6 +35,7 @@ Start here:
 
 Environment:
   NADIR_WEIGHTS   folder with the models that ship, where it is not beside the program
+  NADIR_SIMD      portable, avx2 or avx512: CPU kernels for less than the machine can do
   HF_HUB_CACHE    the hub cache (then HF_HOME/hub, then ~/.cache/huggingface/hub)"
 )]
 pub struct Cli {

@@ -48,6 +48,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
+    nadir::cpu::simd::choose()?;
     match command {
         Command::Generate(args) => generate::run(args)?,
         Command::Replay(args) => replay::run(args)?,

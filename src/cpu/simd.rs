@@ -23,6 +23,7 @@ use std::sync::OnceLock;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
+use crate::error::{Error, Result};
 use crate::tensor::{DType, Element, Float, Real};
 
 /// A proof that the machine has an instruction set, and that set's operations.
@@ -393,14 +394,36 @@ impl Level {
     }
 }
 
-/// The level that kernels run at: the machine's best, detected once.
+/// The level that kernels run at: the machine's best, or the one that `NADIR_SIMD` names; decided once.
 pub fn level() -> Level {
     #[cfg(test)]
     if let Some(level) = FORCED.get() {
         return level;
     }
-    static BEST: OnceLock<Level> = OnceLock::new();
-    *BEST.get_or_init(|| *Level::available().last().expect("the portable level always exists"))
+    static LEVEL: OnceLock<Level> = OnceLock::new();
+    *LEVEL.get_or_init(|| {
+        let best = *Level::available().last().expect("the portable level always exists");
+        choose().ok().flatten().unwrap_or(best)
+    })
+}
+
+/// The level that `NADIR_SIMD` names (`portable`, `avx2` or `avx512`): to compare levels, or to tell a fault in one
+/// from a fault elsewhere. `None` when it is not set.
+///
+/// # Errors
+/// `Argument` when the machine has no such level. Kernels then run at the machine's best.
+pub fn choose() -> Result<Option<Level>> {
+    let Ok(name) = std::env::var("NADIR_SIMD") else { return Ok(None) };
+    let available = Level::available();
+    let Some(&level) = available.iter().find(|level| level.name() == name) else {
+        let names: Vec<_> = available.iter().map(|level| level.name()).collect();
+        return Err(Error::argument(
+            "NADIR_SIMD",
+            name,
+            format!("this machine has {}", names.join(", ")),
+        ));
+    };
+    Ok(Some(level))
 }
 
 #[cfg(test)]
