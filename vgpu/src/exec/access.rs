@@ -8,7 +8,7 @@ use super::memory::{Allocation, Kind, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW}
 use super::shadow::{Access, Conflict};
 use super::warp::{ALL, Checked, Warp, found, lanes};
 use crate::isa::lanes::LANES;
-use crate::isa::{Address, MemorySpace, Order, Transfer};
+use crate::isa::{Address, MemorySpace, Order, Transfer, ZERO};
 
 /// Where the lanes of a warp access memory: host pointers, and the allocation behind each.
 pub(crate) struct Places {
@@ -26,6 +26,50 @@ pub(crate) fn undefined_bits(defined: impl Iterator<Item = bool>) -> u64 {
         .fold(0, |bits, (i, is_defined)| if is_defined { bits } else { bits | 0xff << (8 * i) })
 }
 
+/// Reads an element of 1, 2, 4 or 8 bytes and extends it.
+///
+/// # Safety
+/// The bytes must lie in memory that is alive.
+#[inline(always)]
+unsafe fn read(p: *const u8, size: usize, signed: bool) -> u64 {
+    // SAFETY: as the caller promises.
+    unsafe {
+        match (size, signed) {
+            (8, _) => p.cast::<u64>().read_unaligned(),
+            (4, true) => p.cast::<i32>().read_unaligned() as i64 as u64,
+            (4, false) => p.cast::<u32>().read_unaligned() as u64,
+            (2, true) => p.cast::<i16>().read_unaligned() as i64 as u64,
+            (2, false) => p.cast::<u16>().read_unaligned() as u64,
+            (_, true) => p.cast::<i8>().read() as i64 as u64,
+            (_, false) => p.read() as u64,
+        }
+    }
+}
+
+/// Marks a few bytes as defined; the usual sizes need no call.
+#[inline(always)]
+pub(crate) fn set_defined(flags: &mut [u8], at: usize, bytes: usize) {
+    let flags = &mut flags[at..at + bytes];
+    match flags.len() {
+        16 => flags[..16].fill(1),
+        8 => flags[..8].fill(1),
+        4 => flags[..4].fill(1),
+        _ => flags.iter_mut().for_each(|flag| *flag = 1),
+    }
+}
+
+/// Whether a few bytes are all defined.
+#[inline(always)]
+pub(crate) fn all_defined(flags: &[u8], at: usize, bytes: usize) -> bool {
+    let flags = &flags[at..at + bytes];
+    match flags.len() {
+        16 => flags[..16] == [1; 16],
+        8 => flags[..8] == [1; 8],
+        4 => flags[..4] == [1; 4],
+        _ => flags.iter().all(|flag| *flag != 0),
+    }
+}
+
 /// An access as messages name it.
 pub(crate) fn describe(bytes: usize, what: &str, space: &str) -> String {
     format!("{bytes}-byte {what} {space} memory")
@@ -33,6 +77,7 @@ pub(crate) fn describe(bytes: usize, what: &str, space: &str) -> String {
 
 impl Warp {
     /// Addresses of the lanes; undefined ones are reported.
+    #[inline(always)]
     pub(crate) fn addresses(&self, env: &Env, at: &Address, mask: u32) -> Checked<[u64; LANES]> {
         if env.checks {
             let dirty = self.undef[at.base as usize] & mask;
@@ -54,6 +99,7 @@ impl Warp {
     }
 
     /// Takes the lanes of one state space out of `left`; generic addresses become addresses of that space.
+    #[inline(always)]
     pub(crate) fn take_space(
         space: MemorySpace,
         addresses: &mut [u64; LANES],
@@ -80,6 +126,7 @@ impl Warp {
     }
 
     /// Resolves global addresses: alignment, bounds, lifetime.
+    #[inline(always)]
     pub(crate) fn global_places(
         &self,
         env: &Env,
@@ -90,12 +137,11 @@ impl Warp {
         what: &str,
     ) -> Checked<Places> {
         self.check_alignment(addresses, mask, bytes, what, "global")?;
-        let mut places =
-            Places { pointers: [std::ptr::null_mut(); LANES], owners: [0; LANES], uniform: true };
         let (mut low, mut high) = (u64::MAX, 0);
-        for lane in lanes(mask) {
-            low = low.min(addresses[lane]);
-            high = high.max(addresses[lane]);
+        for lane in 0..LANES {
+            let off = mask >> lane & 1 == 0;
+            low = low.min(if off { u64::MAX } else { addresses[lane] });
+            high = high.max(if off { 0 } else { addresses[lane] });
         }
         let covers =
             |a: &Allocation| low >= a.base && high < a.end() && bytes as u64 <= a.end() - high;
@@ -109,13 +155,28 @@ impl Warp {
             && allocation.live.load(std::sync::atomic::Ordering::Relaxed)
         {
             core.recent = at;
-            for lane in lanes(mask) {
-                places.pointers[lane] = allocation.pointer(addresses[lane]);
-                places.owners[lane] = at as u32;
-            }
-            return Ok(places);
+            // Nothing looks at the pointers of lanes outside the mask.
+            return Ok(Places {
+                pointers: addresses.map(|address| allocation.pointer(address)),
+                owners: [at as u32; LANES],
+                uniform: true,
+            });
         }
-        places.uniform = false;
+        self.scattered_places(env, addresses, mask, bytes, what)
+    }
+
+    /// Resolves global addresses in several allocations, or in none.
+    #[inline(never)]
+    fn scattered_places(
+        &self,
+        env: &Env,
+        addresses: &[u64; LANES],
+        mask: u32,
+        bytes: usize,
+        what: &str,
+    ) -> Checked<Places> {
+        let mut places =
+            Places { pointers: [std::ptr::null_mut(); LANES], owners: [0; LANES], uniform: false };
         for lane in lanes(mask) {
             let address = addresses[lane];
             let at = env.allocations.partition_point(|a| a.base <= address).checked_sub(1);
@@ -164,6 +225,7 @@ impl Warp {
         )
     }
 
+    #[inline(always)]
     fn check_alignment(
         &self,
         addresses: &[u64; LANES],
@@ -172,10 +234,26 @@ impl Warp {
         what: &str,
         space: &str,
     ) -> Checked<()> {
-        let low_bits = lanes(mask).fold(0, |all, lane| all | addresses[lane]);
+        let mut low_bits = 0;
+        for lane in 0..LANES {
+            low_bits |= if mask >> lane & 1 != 0 { addresses[lane] } else { 0 };
+        }
         if low_bits & (bytes as u64 - 1) == 0 {
             return Ok(());
         }
+        self.misaligned(addresses, mask, bytes, what, space)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn misaligned(
+        &self,
+        addresses: &[u64; LANES],
+        mask: u32,
+        bytes: usize,
+        what: &str,
+        space: &str,
+    ) -> Checked<()> {
         let lane = lanes(mask).find(|l| addresses[*l] & (bytes as u64 - 1) != 0).unwrap_or(0);
         let message = format!(
             "{} at 0x{:x}, which is not a multiple of {bytes}",
@@ -186,6 +264,7 @@ impl Warp {
     }
 
     /// Checks addresses of a bounded space: shared, local or parameters.
+    #[inline(always)]
     pub(crate) fn check_bounds(
         &self,
         addresses: &[u64; LANES],
@@ -196,10 +275,27 @@ impl Warp {
         space: &str,
     ) -> Checked<()> {
         self.check_alignment(addresses, mask, bytes, what, space)?;
-        let high = lanes(mask).fold(0, |max, lane| addresses[lane].max(max));
+        let mut high = 0;
+        for lane in 0..LANES {
+            high = if mask >> lane & 1 != 0 { addresses[lane].max(high) } else { high };
+        }
         if limit >= bytes && high <= (limit - bytes) as u64 {
             return Ok(());
         }
+        self.outside(addresses, mask, bytes, limit, what, space)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn outside(
+        &self,
+        addresses: &[u64; LANES],
+        mask: u32,
+        bytes: usize,
+        limit: usize,
+        what: &str,
+        space: &str,
+    ) -> Checked<()> {
         let lane = lanes(mask)
             .find(|l| limit < bytes || addresses[*l] > (limit - bytes) as u64)
             .unwrap_or(0);
@@ -214,6 +310,8 @@ impl Warp {
     }
 
     /// Reports a race in shared memory.
+    #[cold]
+    #[inline(never)]
     pub(crate) fn shared_race<T>(
         &self,
         env: &Env,
@@ -251,6 +349,7 @@ impl Warp {
     }
 
     /// Checks an access of these lanes to shared memory for races.
+    #[inline(always)]
     pub(crate) fn touch_shared(
         &self,
         env: &Env,
@@ -272,6 +371,7 @@ impl Warp {
     }
 
     /// Checks an access of these lanes to global memory for races between blocks.
+    #[inline(always)]
     pub(crate) fn touch_global(
         &self,
         env: &Env,
@@ -282,30 +382,52 @@ impl Warp {
         bytes: usize,
         access: Access,
     ) -> Checked<()> {
+        let mut owner = places.owners[mask.trailing_zeros() as usize & 31];
+        let mut allocation = &env.allocations[owner as usize];
+        let mut cells = allocation.cells();
         for lane in lanes(mask) {
-            let allocation = &env.allocations[places.owners[lane] as usize];
-            if let Some(block) =
-                env.order.touch(&core.order, allocation, addresses[lane], bytes as u64, access)
-            {
-                let verb = if access == Access::Read { "read" } else { "write" };
-                let other = if block == u32::MAX {
-                    "several other blocks".into()
-                } else {
-                    let [nx, ny, _] = env.grid;
-                    format!("block ({}, {}, {})", block % nx, block / nx % ny, block / nx / ny)
-                };
-                let message = format!(
-                    "{verb} of {bytes} bytes at 0x{:x} ({} bytes into a {}-byte allocation), which {other} also accesses, with no fence and atomic between",
-                    addresses[lane],
-                    addresses[lane] - allocation.base,
-                    allocation.size
-                );
-                return found(FaultKind::GlobalRace, lane, message);
+            if places.owners[lane] != owner {
+                owner = places.owners[lane];
+                allocation = &env.allocations[owner as usize];
+                cells = allocation.cells();
+            }
+            let start = addresses[lane] - allocation.base;
+            if let Some(block) = env.order.touch(&core.order, cells, start, bytes as u64, access) {
+                return self.global_race(env, allocation, block, start, bytes, access, lane);
             }
         }
         Ok(())
     }
 
+    /// Reports a race between blocks, `start` bytes into an allocation.
+    #[cold]
+    #[inline(never)]
+    fn global_race(
+        &self,
+        env: &Env,
+        allocation: &Allocation,
+        block: u32,
+        start: u64,
+        bytes: usize,
+        access: Access,
+        lane: usize,
+    ) -> Checked<()> {
+        let verb = if access == Access::Read { "read" } else { "write" };
+        let other = if block == u32::MAX {
+            "several other blocks".into()
+        } else {
+            let [nx, ny, _] = env.grid;
+            format!("block ({}, {}, {})", block % nx, block / nx % ny, block / nx / ny)
+        };
+        let message = format!(
+            "{verb} of {bytes} bytes at 0x{:x} ({start} bytes into a {}-byte allocation), which {other} also accesses, with no fence and atomic between",
+            allocation.base + start,
+            allocation.size
+        );
+        found(FaultKind::GlobalRace, lane, message)
+    }
+
+    #[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt")]
     pub(crate) fn load(
         &mut self,
         env: &Env,
@@ -366,10 +488,8 @@ impl Warp {
                     self.gather(t, &pointers, lanes_here);
                     if env.checks {
                         let defined = &core.shared_defined;
-                        let is_clear = |lane: usize| {
-                            let at = addresses[lane] as usize;
-                            !defined[at..at + bytes].contains(&0)
-                        };
+                        let is_clear =
+                            |lane: usize| all_defined(defined, addresses[lane] as usize, bytes);
                         if lanes(lanes_here).all(is_clear) {
                             self.define(t, lanes_here);
                         } else {
@@ -405,9 +525,14 @@ impl Warp {
                         "parameter",
                     )?;
                     let base = env.params.as_ptr() as *mut u8;
-                    let pointers =
-                        std::array::from_fn(|l| base.wrapping_add(addresses[l] as usize));
-                    self.gather(t, &pointers, lanes_here);
+                    if t.at.base == ZERO {
+                        // All lanes read the same, and that was found to be inside the parameters.
+                        self.broadcast(t, base.wrapping_add(t.at.offset as usize), lanes_here);
+                    } else {
+                        let pointers =
+                            std::array::from_fn(|l| base.wrapping_add(addresses[l] as usize));
+                        self.gather(t, &pointers, lanes_here);
+                    }
                     self.define(t, lanes_here);
                 }
                 _ => {
@@ -458,6 +583,7 @@ impl Warp {
     }
 
     /// Reads each lane's elements from its pointer.
+    #[inline(always)]
     fn gather(&mut self, t: &Transfer, pointers: &[*mut u8; LANES], mask: u32) {
         let size = t.size as usize;
         for (element, r) in t.regs.iter().enumerate() {
@@ -467,17 +593,7 @@ impl Warp {
                 for lane in lanes(mask) {
                     let p = pointers[lane].wrapping_add(offset);
                     // SAFETY: the caller checked that the access is inside memory that is alive.
-                    out[lane] = unsafe {
-                        match (size, t.signed) {
-                            (8, _) => p.cast::<u64>().read_unaligned(),
-                            (4, true) => p.cast::<i32>().read_unaligned() as i64 as u64,
-                            (4, false) => p.cast::<u32>().read_unaligned() as u64,
-                            (2, true) => p.cast::<i16>().read_unaligned() as i64 as u64,
-                            (2, false) => p.cast::<u16>().read_unaligned() as u64,
-                            (_, true) => p.cast::<i8>().read() as i64 as u64,
-                            (_, false) => p.read() as u64,
-                        }
-                    };
+                    out[lane] = unsafe { read(p, size, t.signed) };
                 }
                 self.put_wide(*r, &out, mask);
                 continue;
@@ -496,19 +612,26 @@ impl Warp {
                     for lane in lanes(mask) {
                         let p = pointers[lane].wrapping_add(offset);
                         // SAFETY: as above.
-                        out[lane] = unsafe {
-                            match (size, t.signed) {
-                                (4, _) => p.cast::<u32>().read_unaligned(),
-                                (2, true) => p.cast::<i16>().read_unaligned() as i32 as u32,
-                                (2, false) => p.cast::<u16>().read_unaligned() as u32,
-                                (_, true) => p.cast::<i8>().read() as i32 as u32,
-                                (_, false) => p.read() as u32,
-                            }
-                        };
+                        out[lane] = unsafe { read(p, size, t.signed) as u32 };
                     }
                 }
             }
             self.put(*r, &out, mask);
+        }
+    }
+
+    /// Reads the elements at one pointer into all lanes of a mask.
+    #[inline(always)]
+    fn broadcast(&mut self, t: &Transfer, from: *mut u8, mask: u32) {
+        for (element, r) in t.regs.iter().enumerate() {
+            let size = t.size as usize;
+            // SAFETY: the caller checked that the access is inside memory that is alive.
+            let value = unsafe { read(from.wrapping_add(element * size), size, t.signed) };
+            if t.wide {
+                self.put_wide(*r, &[value; LANES], mask);
+            } else {
+                self.put(*r, &[value as u32; LANES], mask);
+            }
         }
     }
 
@@ -543,6 +666,7 @@ impl Warp {
         }
     }
 
+    #[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt")]
     pub(crate) fn store(
         &mut self,
         env: &Env,
@@ -599,9 +723,15 @@ impl Warp {
                     self.scatter(t, &pointers, here);
                     if env.checks {
                         let defined = &mut core.shared_defined;
-                        self.store_defined(t, here, dirty, |lane, i, on| {
-                            defined[addresses[lane] as usize + i] = on
-                        });
+                        if dirty & here == 0 {
+                            for lane in lanes(here) {
+                                set_defined(defined, addresses[lane] as usize, bytes);
+                            }
+                        } else {
+                            self.store_defined(t, here, dirty, |lane, i, on| {
+                                defined[addresses[lane] as usize + i] = on
+                            });
+                        }
                     }
                 }
                 MemorySpace::Local => {
@@ -630,9 +760,12 @@ impl Warp {
                 _ => {
                     let places =
                         self.global_places(env, core, &addresses, here, bytes, "store to")?;
-                    if let Some(lane) = lanes(here).find(|l| {
-                        env.allocations[places.owners[*l] as usize].kind == Kind::Constant
-                    }) {
+                    let is_constant = |lane: usize| {
+                        env.allocations[places.owners[lane] as usize].kind == Kind::Constant
+                    };
+                    let first = here.trailing_zeros() as usize;
+                    let suspects = if places.uniform { 1 << first } else { here };
+                    if let Some(lane) = lanes(suspects).find(|l| is_constant(*l)) {
                         return found(FaultKind::OutOfBounds, lane, "store to constant memory");
                     }
                     if env.counting {
@@ -721,6 +854,7 @@ impl Warp {
         Ok(())
     }
 
+    #[inline(always)]
     fn scatter(&self, t: &Transfer, pointers: &[*mut u8; LANES], mask: u32) {
         let size = t.size as usize;
         for (element, r) in t.regs.iter().enumerate() {
@@ -739,6 +873,14 @@ impl Warp {
                 continue;
             }
             let values = self.narrow(*r);
+            if size == 4 && mask == ALL {
+                for lane in 0..LANES {
+                    let p = pointers[lane].wrapping_add(offset);
+                    // SAFETY: as above.
+                    unsafe { p.cast::<u32>().write_unaligned(values[lane]) };
+                }
+                continue;
+            }
             for lane in lanes(mask) {
                 let p = pointers[lane].wrapping_add(offset);
                 // SAFETY: as above.

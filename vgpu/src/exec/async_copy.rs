@@ -3,6 +3,7 @@
 //! The data of a copy lands at the wait that covers it and not before, which is what a program may rely on.
 
 use super::Env;
+use super::access::set_defined;
 use super::block::{BlockCore, MbarrierState, join};
 use super::counters::Stats;
 use super::fault::FaultKind;
@@ -31,6 +32,7 @@ impl Warp {
         Ok(addresses)
     }
 
+    #[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt")]
     pub(crate) fn async_copy(
         &mut self,
         env: &Env,
@@ -94,7 +96,7 @@ impl Warp {
                         );
                         return found(FaultKind::OutOfBounds, lane, message);
                     }
-                    if from[lane] % bytes as u64 != 0 {
+                    if from[lane] & (bytes as u64 - 1) != 0 {
                         let message =
                             format!("{bytes}-byte asynchronous copy from 0x{:x}", from[lane]);
                         return found(FaultKind::Misaligned, lane, message);
@@ -102,7 +104,11 @@ impl Warp {
                     // SAFETY: the range was checked to be inside memory that is alive.
                     let source =
                         unsafe { std::slice::from_raw_parts(places.pointers[lane], count) };
-                    data[lane][..count].copy_from_slice(source);
+                    if let Ok(whole) = source.try_into() {
+                        data[lane] = whole;
+                    } else {
+                        data[lane][..count].copy_from_slice(source);
+                    }
                     if env.checks && !allocation.is_all_defined() {
                         for i in
                             (0..count).filter(|i| !allocation.is_defined(from[lane] + *i as u64))
@@ -120,6 +126,7 @@ impl Warp {
             // The write may happen any time from now on, so it must not race with what others do now.
             self.touch_shared(env, core, &to, mask, bytes, Access::Write)?;
         }
+        self.landings.reserve(LANES);
         for lane in lanes(mask) {
             if env.checks {
                 core.shadow.set_in_flight(to[lane] as usize, bytes, true);
@@ -147,6 +154,7 @@ impl Warp {
         }
     }
 
+    #[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt")]
     pub(crate) fn async_wait(
         &mut self,
         env: &Env,
@@ -172,51 +180,44 @@ impl Warp {
     }
 
     /// Writes the data of the copies that are done.
+    #[inline(always)]
     fn land(
         &mut self,
         env: &Env,
         core: &mut BlockCore,
         is_done: impl Fn(&Landing) -> bool,
     ) -> Checked<()> {
-        let mut done = Vec::new();
-        self.landings.retain(|landing| {
-            let lands = is_done(landing);
-            if lands {
-                done.push(landing.clone());
+        let mut landings = std::mem::take(&mut self.landings);
+        let mut race = None;
+        landings.retain(|landing| {
+            if !is_done(landing) {
+                return true;
             }
-            !lands
-        });
-        for landing in done {
             let (at, bytes) = (landing.to as usize, landing.bytes as usize);
-            core.shared[at..at + bytes].copy_from_slice(&landing.data[..bytes]);
+            match bytes {
+                16 => core.shared[at..at + 16].copy_from_slice(&landing.data),
+                _ => core.shared[at..at + bytes].copy_from_slice(&landing.data[..bytes]),
+            }
             if env.checks {
                 core.shadow.set_in_flight(at, bytes, false);
-                let flags = &mut core.shared_defined[at..at + bytes];
                 if landing.defined == u16::MAX {
-                    flags.fill(1);
+                    set_defined(&mut core.shared_defined, at, bytes);
                 } else {
-                    for (i, flag) in flags.iter_mut().enumerate() {
+                    for (i, flag) in core.shared_defined[at..at + bytes].iter_mut().enumerate() {
                         *flag = (landing.defined >> i & 1) as u8;
                     }
                 }
-                if let Some(conflict) = core.shadow.touch(
-                    at,
-                    bytes,
-                    Access::Write,
-                    self.index as u32,
-                    &self.clock,
-                    self.pc,
-                ) {
-                    return self.shared_race(
-                        env,
-                        conflict,
-                        at,
-                        bytes,
-                        Access::Write,
-                        landing.lane as usize,
-                    );
+                let (warp, write) = (self.index as u32, Access::Write);
+                let conflict = core.shadow.touch(at, bytes, write, warp, &self.clock, self.pc);
+                if let Some(conflict) = conflict {
+                    race.get_or_insert((conflict, at, bytes, landing.lane as usize));
                 }
             }
+            false
+        });
+        self.landings = landings;
+        if let Some((conflict, at, bytes, lane)) = race {
+            return self.shared_race(env, conflict, at, bytes, Access::Write, lane);
         }
         // Another copy to the same place may still be under way.
         if env.checks {

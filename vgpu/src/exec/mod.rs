@@ -135,6 +135,7 @@ pub(crate) fn run(
     } else {
         kernel.static_shared
     };
+    let threads = settings.threads.clamp(1, blocks.max(1) as usize);
     let env = Env {
         kernel,
         allocations: memory.snapshot(),
@@ -149,7 +150,7 @@ pub(crate) fn run(
         races: settings.checks && blocks > 1,
         fences: has_fences(kernel),
         polls: can_poll(kernel),
-        order: GridOrder::new(*stamp, blocks),
+        order: GridOrder::new(*stamp, blocks, threads == 1),
         locks: Locks::new(),
         printed: Mutex::new(Vec::new()),
         seed: settings.seed,
@@ -166,7 +167,6 @@ pub(crate) fn run(
     let stop = AtomicBool::new(false);
     let fault = Mutex::new(None);
     let total = Mutex::new(Stats::new(if env.counting { kernel.code.len() } else { 0 }));
-    let threads = settings.threads.clamp(1, blocks.max(1) as usize);
     // Blocks of a cooperative launch are resident from the start.
     let share = if launch.cooperative { (blocks as usize).div_ceil(threads) } else { 1 };
     let worker = || {

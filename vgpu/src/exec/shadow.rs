@@ -12,9 +12,7 @@
 
 use std::collections::HashMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-
-use super::memory::Allocation;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// How an access takes part in races.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,23 +43,30 @@ struct Cell {
 
 const IN_FLIGHT: u32 = 1 << 31;
 
+/// Bytes of the largest access, as a power of two.
+const COARSEST: u32 = 4;
+
 /// Shadow of a block's shared memory.
 pub(crate) struct SharedShadow {
     cells: Vec<Cell>,
-    /// Bytes of a granule as a power of two; shrinks to the smallest access seen.
+    /// Bytes of a granule as a power of two; shrinks to the smallest access seen. Accesses are aligned
+    /// to their size, so one never covers part of a granule.
     shift: u32,
     bytes: usize,
 }
 
 impl SharedShadow {
     pub(crate) fn new(bytes: usize) -> Self {
-        Self { cells: vec![Cell::default(); bytes.div_ceil(4)], shift: 2, bytes }
+        let cells = vec![Cell::default(); bytes.div_ceil(1 << COARSEST)];
+        Self { cells, shift: COARSEST, bytes }
     }
 
     pub(crate) fn reset(&mut self) {
         self.cells.fill(Cell::default());
     }
 
+    #[cold]
+    #[inline(never)]
     fn refine(&mut self, shift: u32) {
         let times = 1 << (self.shift - shift);
         let fine = self
@@ -154,6 +159,8 @@ pub(crate) struct GridOrder {
     /// Marks "several blocks read this"; the blocks' first stamps follow it.
     first: u32,
     blocks: u32,
+    /// One thread runs all blocks: nobody changes a cell between its load and its store.
+    alone: bool,
     next: AtomicU32,
     /// Block and epoch of the stamps after those of the blocks' first epochs.
     later: Mutex<Vec<(u32, u32)>>,
@@ -175,10 +182,11 @@ pub(crate) struct BlockOrder {
 
 impl GridOrder {
     /// Stamps for a launch, starting at `first`.
-    pub(crate) fn new(first: u32, blocks: u32) -> Self {
+    pub(crate) fn new(first: u32, blocks: u32, alone: bool) -> Self {
         Self {
             first,
             blocks,
+            alone,
             next: AtomicU32::new(first + 1 + blocks),
             later: Mutex::new(Vec::new()),
             published: Mutex::new(HashMap::new()),
@@ -218,17 +226,17 @@ impl GridOrder {
         (!is_ordered).then_some(block)
     }
 
-    /// Checks an access of a block and remembers it. Gives the other block of a race (`u32::MAX` for several).
+    /// Checks an access of a block to `start` bytes into an allocation with these cells and remembers it.
+    /// Gives the other block of a race (`u32::MAX` for several).
+    #[inline(always)]
     pub(crate) fn touch(
         &self,
         me: &BlockOrder,
-        allocation: &Allocation,
-        address: u64,
+        cells: &[AtomicU64],
+        start: u64,
         bytes: u64,
         access: Access,
     ) -> Option<u32> {
-        let cells = allocation.cells();
-        let start = address - allocation.base;
         let end = start + bytes;
         for word in start / 4..end.div_ceil(4) {
             let low = start.saturating_sub(word * 4).min(3) as u32;
@@ -267,6 +275,10 @@ impl GridOrder {
                     (reader as u64) << 32 | (me.stamp << 5 | atomic | kept | mask) as u64
                 };
                 if next == now {
+                    break;
+                }
+                if self.alone {
+                    cell.store(next, Relaxed);
                     break;
                 }
                 match cell.compare_exchange_weak(now, next, Relaxed, Relaxed) {

@@ -5,6 +5,7 @@
 //! of B's B[e t + i + 4e r][g], and accumulator c is C[g + 8 (c div 2)][2 t + c mod 2].
 
 use super::Env;
+use super::access::all_defined;
 use super::block::BlockCore;
 use super::counters::Stats;
 use super::fault::FaultKind;
@@ -98,9 +99,124 @@ fn multiply<const K: usize, const E: usize>(
     }
 }
 
+/// One 8x8 matrix of 16-bit elements, as `ldmatrix` deals it out; its rows begin at these offsets.
+#[inline(always)]
+fn load_matrix(shared: &[u8], starts: &[u64], transposed: bool) -> [u32; LANES] {
+    let mut rows = [[0u8; 16]; 8];
+    for (row, at) in rows.iter_mut().zip(starts) {
+        row.copy_from_slice(&shared[*at as usize..*at as usize + 16]);
+    }
+    let half = |row: usize, column: usize| {
+        u16::from_le_bytes([rows[row][2 * column], rows[row][2 * column + 1]]) as u32
+    };
+    if transposed {
+        std::array::from_fn(|l| half(l % 4 * 2, l / 4) | half(l % 4 * 2 + 1, l / 4) << 16)
+    } else {
+        std::array::from_fn(|l| half(l / 4, l % 4 * 2) | half(l / 4, l % 4 * 2 + 1) << 16)
+    }
+}
+
+/// m16n8k16 of 16-bit elements with single-precision C and D: the shape that kernels are built from.
+///
+/// In a register of A or B, four lanes in a row hold eight elements of k in their order, so whole registers
+/// convert at once. Column n of the result is kept at place n / 2 + 4 (n mod 2), which is where the two
+/// accumulators of a row lie side by side. Sums run over k in order, as in [`multiply`].
+#[inline(always)]
+fn multiply_k16(warp: &Warp, mma: &Mma, of: impl Fn(u32, usize) -> f32) -> [[u32; LANES]; 4] {
+    let mut a = [[0f32; 16]; ROWS];
+    let mut b = [[0f32; COLUMNS]; 16];
+    for r in 0..4 {
+        let words = warp.narrow(mma.a[r]);
+        for g in 0..8 {
+            for j in 0..8 {
+                a[g + 8 * (r % 2)][8 * (r / 2) + j] = of(words[4 * g + j / 2], j % 2);
+            }
+        }
+    }
+    for r in 0..2 {
+        let words = warp.narrow(mma.b[r]);
+        for t in 0..4 {
+            for place in 0..8 {
+                let n = place % 4 * 2 + place / 4;
+                let word = words[4 * n + t];
+                b[8 * r + 2 * t][place] = of(word, 0);
+                b[8 * r + 2 * t + 1][place] = of(word, 1);
+            }
+        }
+    }
+    let mut out = [[0; LANES]; 4];
+    for half in 0..2 {
+        let c = [warp.narrow(mma.c[2 * half]), warp.narrow(mma.c[2 * half + 1])];
+        let mut acc = [[0f32; COLUMNS]; 8];
+        for g in 0..8 {
+            for place in 0..8 {
+                acc[g][place] = f32::from_bits(c[place / 4][4 * g + place % 4]);
+            }
+        }
+        for (k, row) in b.iter().enumerate() {
+            for g in 0..8 {
+                for place in 0..8 {
+                    acc[g][place] = a[8 * half + g][k].mul_add(row[place], acc[g][place]);
+                }
+            }
+        }
+        for g in 0..8 {
+            for place in 0..8 {
+                out[2 * half + place / 4][4 * g + place % 4] = acc[g][place].to_bits();
+            }
+        }
+    }
+    out
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn multiply_bf16(warp: &Warp, mma: &Mma) -> [[u32; LANES]; 4] {
+    multiply_k16(warp, mma, |w, i| f32::from_bits(if i == 0 { w << 16 } else { w & 0xffff_0000 }))
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn multiply_f16(warp: &Warp, mma: &Mma) -> [[u32; LANES]; 4] {
+    multiply_k16(warp, mma, |w, i| f16_to_f32((w >> (16 * i)) as u16))
+}
+
 impl Warp {
     pub(crate) fn mma(&mut self, env: &Env, mma: &Mma) {
         let e = elements(mma.a_type);
+        let singles = !mma.half_c && !mma.half_d && mma.k == 16;
+        // SAFETY: the device refuses to start on CPUs without these features.
+        let outputs = unsafe {
+            match mma.a_type {
+                MmaType::Bf16 if singles => multiply_bf16(self, mma),
+                MmaType::F16 if singles => multiply_f16(self, mma),
+                _ => self.products(mma),
+            }
+        };
+        let undefined = if env.checks { self.undefined_results(mma, e) } else { None };
+        for (r, reg) in mma.d.iter().enumerate() {
+            self.put(*reg, &outputs[r], ALL);
+            self.undef[*reg as usize] = 0;
+        }
+        if let Some(undefined) = undefined {
+            for lane in 0..LANES {
+                for c in 0..4 {
+                    let (row, column) = accumulator_at(lane, c);
+                    if !undefined[row][column] {
+                        continue;
+                    }
+                    let (r, bits) = if mma.half_d {
+                        (c / 2, 0xffff << (16 * (c % 2)))
+                    } else {
+                        (c, u32::MAX as u64)
+                    };
+                    let old = self.shadow_get(mma.d[r], false, lane);
+                    self.shadow_set(mma.d[r], false, lane, old | bits);
+                }
+            }
+        }
+    }
+
+    /// The registers of D, for any form.
+    fn products(&self, mma: &Mma) -> [[u32; LANES]; 4] {
         let is_int = matches!(mma.a_type, MmaType::S8 | MmaType::U8);
         let mut sums = [[0f32; COLUMNS]; ROWS];
         if !is_int {
@@ -137,7 +253,6 @@ impl Warp {
                 _ => multiply::<32, 4>(self, mma, &mut sums, byte_a, byte_b),
             }
         }
-        let undefined = if env.checks { self.undefined_results(mma, e) } else { None };
         let mut outputs = [[0u32; LANES]; 4];
         for lane in 0..LANES {
             for c in 0..4 {
@@ -156,27 +271,7 @@ impl Warp {
                 }
             }
         }
-        for (r, reg) in mma.d.iter().enumerate() {
-            self.put(*reg, &outputs[r], ALL);
-            self.undef[*reg as usize] = 0;
-        }
-        if let Some(undefined) = undefined {
-            for lane in 0..LANES {
-                for c in 0..4 {
-                    let (row, column) = accumulator_at(lane, c);
-                    if !undefined[row][column] {
-                        continue;
-                    }
-                    let (r, bits) = if mma.half_d {
-                        (c / 2, 0xffff << (16 * (c % 2)))
-                    } else {
-                        (c, u32::MAX as u64)
-                    };
-                    let old = self.shadow_get(mma.d[r], false, lane);
-                    self.shadow_set(mma.d[r], false, lane, old | bits);
-                }
-            }
-        }
+        outputs
     }
 
     /// Which results come from undefined elements: those in the row of one of A, the column of one of B, or on top of one of C.
@@ -219,6 +314,7 @@ impl Warp {
     }
 
     /// `ldmatrix` and `stmatrix`: lane 8 m + i names row i of matrix m.
+    #[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt")]
     pub(crate) fn matrix(
         &mut self,
         env: &Env,
@@ -278,6 +374,14 @@ impl Warp {
                 }
                 continue;
             }
+            if !env.checks
+                || starts.iter().all(|at| all_defined(&core.shared_defined, *at as usize, 16))
+            {
+                let words = load_matrix(&core.shared, starts, m.transposed);
+                self.put(*reg, &words, ALL);
+                self.undef[*reg as usize] = 0;
+                continue;
+            }
             let mut out = Slot::ZERO;
             let mut dirty = [0u64; LANES];
             let mut any = 0;
@@ -292,7 +396,7 @@ impl Warp {
                     half(first) | half(second) << 16
                 };
                 out.0[lane] = pair(&core.shared);
-                if env.checks && pair(&core.shared_defined) != 0x0101_0101 {
+                if pair(&core.shared_defined) != 0x0101_0101 {
                     let bytes = [first, first + 1, second, second + 1];
                     let defined = bytes.into_iter().map(|b| core.shared_defined[b] != 0);
                     dirty[lane] = super::access::undefined_bits(defined);

@@ -48,6 +48,7 @@ pub(crate) enum Pause {
 }
 
 /// Lanes of a mask, lowest first.
+#[inline(always)]
 pub(crate) fn lanes(mask: u32) -> impl Iterator<Item = usize> {
     let mut left = mask;
     std::iter::from_fn(move || {
@@ -97,6 +98,8 @@ pub(crate) struct Warp {
     pub(crate) regs: Box<[Slot]>,
     /// Undefined bits of the lanes that `undef` names.
     pub(crate) shadow: Box<[Slot]>,
+    /// Whether `shadow` holds anything but ones.
+    shaded: bool,
     /// Lanes whose register has an undefined bit. A 64-bit register uses its first slot's.
     pub(crate) undef: Box<[u32]>,
     pub(crate) preds: Box<[u32]>,
@@ -149,6 +152,7 @@ impl Warp {
         let mut warp = Self {
             index,
             shadow: vec![Slot([ALL; LANES]); if env.checks { slots } else { 0 }].into_boxed_slice(),
+            shaded: false,
             undef: vec![0; slots].into_boxed_slice(),
             preds: vec![0; kernel.preds as usize].into_boxed_slice(),
             pred_undef: vec![0; kernel.preds as usize].into_boxed_slice(),
@@ -221,7 +225,9 @@ impl Warp {
             for constant in &env.kernel.constants {
                 self.undef[constant.slot as usize] = 0;
             }
-            self.shadow.fill(Slot([ALL; LANES]));
+            if std::mem::take(&mut self.shaded) {
+                self.shadow.fill(Slot([ALL; LANES]));
+            }
             self.pred_undef[1..].fill(ALL);
             self.local_defined.fill(0);
         }
@@ -316,6 +322,7 @@ impl Warp {
     }
 
     pub(crate) fn shadow_set(&mut self, r: Reg, wide: bool, lane: usize, bits: u64) {
+        self.shaded = true;
         if wide {
             let at = r as usize * LANES + lane * 2;
             self.shadow[at / LANES].0[at % LANES] = bits as u32;
@@ -966,6 +973,7 @@ impl Warp {
 
     /// Everything that is not arithmetic, a branch or a plain access.
     #[inline(never)]
+    #[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt")]
     fn rare(
         &mut self,
         env: &Env,
