@@ -15,6 +15,20 @@ use crate::isa::{Address, AsyncCopy, Mbarrier, MemorySpace};
 
 const NO_GROUP: u32 = u32::MAX;
 
+/// Copies as many bytes as `to` holds, without a call for the usual 16.
+#[inline(always)]
+fn copy_piece(to: &mut [u8], from: &[u8]) {
+    #[cold]
+    #[inline(never)]
+    fn partly(to: &mut [u8], from: &[u8]) {
+        to.copy_from_slice(&from[..to.len()]);
+    }
+    match (<&mut [u8; 16]>::try_from(&mut *to), from.first_chunk::<16>()) {
+        (Ok(to), Some(from)) => *to = u128::from_ne_bytes(*from).to_ne_bytes(),
+        _ => partly(to, from),
+    }
+}
+
 impl Warp {
     /// Addresses in shared memory, whether given as such or generically.
     fn shared_addresses(&self, env: &Env, at: &Address, mask: u32) -> Checked<[u64; LANES]> {
@@ -104,11 +118,7 @@ impl Warp {
                     // SAFETY: the range was checked to be inside memory that is alive.
                     let source =
                         unsafe { std::slice::from_raw_parts(places.pointers[lane], count) };
-                    if let Ok(whole) = source.try_into() {
-                        data[lane] = whole;
-                    } else {
-                        data[lane][..count].copy_from_slice(source);
-                    }
+                    copy_piece(&mut data[lane][..count], source);
                     if env.checks && !allocation.is_all_defined() {
                         for i in
                             (0..count).filter(|i| !allocation.is_defined(from[lane] + *i as u64))
@@ -129,7 +139,7 @@ impl Warp {
         self.landings.reserve(LANES);
         for lane in lanes(mask) {
             if env.checks {
-                core.shadow.set_in_flight(to[lane] as usize, bytes, true);
+                self.overlapping |= core.shadow.set_in_flight(to[lane] as usize, bytes, true);
             }
             self.landings.push(Landing {
                 lane: lane as u8,
@@ -194,10 +204,7 @@ impl Warp {
                 return true;
             }
             let (at, bytes) = (landing.to as usize, landing.bytes as usize);
-            match bytes {
-                16 => core.shared[at..at + 16].copy_from_slice(&landing.data),
-                _ => core.shared[at..at + bytes].copy_from_slice(&landing.data[..bytes]),
-            }
+            copy_piece(&mut core.shared[at..at + bytes], &landing.data);
             if env.checks {
                 core.shadow.set_in_flight(at, bytes, false);
                 if landing.defined == u16::MAX {
@@ -219,8 +226,9 @@ impl Warp {
         if let Some((conflict, at, bytes, lane)) = race {
             return self.shared_race(env, conflict, at, bytes, Access::Write, lane);
         }
-        // Another copy to the same place may still be under way.
-        if env.checks {
+        // Another copy to the same place may still be under way: one of another lane of the same
+        // instruction, as a later copy to a place that is in flight is an error.
+        if env.checks && self.overlapping {
             for landing in &self.landings {
                 core.shadow.set_in_flight(landing.to as usize, landing.bytes as usize, true);
             }

@@ -132,6 +132,8 @@ pub(crate) struct Warp {
     last_turn: usize,
     pub(crate) executed: u64,
     pub(crate) landings: Vec<Landing>,
+    /// Lanes of one instruction copied to the same place.
+    pub(crate) overlapping: bool,
     /// Groups that each lane has committed, and how many of them have landed.
     pub(crate) committed: [u32; LANES],
     pub(crate) landed: [u32; LANES],
@@ -178,6 +180,7 @@ impl Warp {
             last_turn: 0,
             executed: 0,
             landings: Vec::new(),
+            overlapping: false,
             committed: [0; LANES],
             landed: [0; LANES],
             clock: vec![0; warps],
@@ -214,6 +217,7 @@ impl Warp {
         self.backward = 0;
         self.executed = 0;
         self.landings.clear();
+        self.overlapping = false;
         self.committed = [0; LANES];
         self.landed = [0; LANES];
         self.clock.fill(0);
