@@ -1,15 +1,38 @@
-//! Every form of `mma.sync`, its fragments packed by another project's maps (golden/fragments.py), against
-//! products in double precision.
+//! Every form of `mma.sync`, its fragments packed by other projects' maps (golden/fragments.py, golden/cute.py),
+//! against products in double precision, and every form of `ldmatrix` and `stmatrix` against CuTe's layouts.
 
 mod common;
 
 use std::fmt::Write;
 
 use common::Rng;
+use serde_json::Value;
 use vgpu::{Arguments, Config, Gpu};
 
-/// Element of a matrix that a lane's value is: `[lane][value] -> (row, column)`.
-fn map(name: &str, matrix: &str) -> Vec<Vec<(usize, usize)>> {
+/// Elements of a matrix that a lane's values are: `[lane][value] -> (row, column)`.
+type Map = Vec<Vec<(usize, usize)>>;
+
+/// Where the maps come from: fragments.txt and cute.json were made from different projects.
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    TensorLayouts,
+    Cute,
+}
+
+fn map(source: Source, name: &str, matrix: &str) -> Map {
+    let out = match source {
+        Source::TensorLayouts => tensor_layouts_map(name, matrix),
+        Source::Cute => {
+            let rows = if matrix == "B" { 8 } else { 16 };
+            let positions = cute(["mma", name, matrix]).into_iter();
+            positions.map(|lane| lane.iter().map(|p| (p % rows, p / rows)).collect()).collect()
+        }
+    };
+    assert!(out.len() == 32 && !out[31].is_empty(), "no map for {name} {matrix}");
+    out
+}
+
+fn tensor_layouts_map(name: &str, matrix: &str) -> Map {
     let mut out = vec![Vec::new(); 32];
     for line in include_str!("golden/fragments.txt").lines() {
         if let Some(rest) = line.strip_prefix(&format!("{name} {matrix} ")) {
@@ -18,8 +41,15 @@ fn map(name: &str, matrix: &str) -> Vec<Vec<(usize, usize)>> {
             out[n[0]].push((n[2], n[3]));
         }
     }
-    assert!(!out[31].is_empty(), "no map for {name} {matrix}");
     out
+}
+
+/// A table of cute.json: `[lane][value] -> position`.
+fn cute(path: [&str; 3]) -> Vec<Vec<usize>> {
+    let golden: Value = serde_json::from_str(include_str!("golden/cute.json")).unwrap();
+    let lanes = golden[path[0]][path[1]][path[2]].as_array().unwrap();
+    let position = |v: &Value| v.as_u64().unwrap() as usize;
+    lanes.iter().map(|lane| lane.as_array().unwrap().iter().map(position).collect()).collect()
 }
 
 /// A random element: its bits and its value. Small integers, so that all sums are exact everywhere.
@@ -51,9 +81,16 @@ fn half_to_f64(h: u32) -> f64 {
 }
 
 fn check(shape: &str, a_type: &str, b_type: &str, sums: &str) {
+    for source in [Source::TensorLayouts, Source::Cute] {
+        check_maps(source, shape, a_type, b_type, sums);
+    }
+}
+
+fn check_maps(source: Source, shape: &str, a_type: &str, b_type: &str, sums: &str) {
     let k: usize = shape.split('k').nth(1).unwrap().parse().unwrap();
     let name = format!("{shape} {}", if a_type == "u8" { "s8" } else { a_type });
-    let (maps_a, maps_b, maps_c) = (map(&name, "A"), map(&name, "B"), map(&name, "C"));
+    let (maps_a, maps_b, maps_c) =
+        (map(source, &name, "A"), map(source, &name, "B"), map(source, &name, "C"));
     let bits = match a_type {
         "f16" | "bf16" => 16,
         "tf32" => 32,
@@ -129,7 +166,10 @@ fn check(shape: &str, a_type: &str, b_type: &str, sums: &str) {
             };
             let exact = c[*m][*n] + (0..k).map(|i| a[*m][i] * b[*n][i]).sum::<f64>();
             // Whole numbers: exact in single precision, and with at most 16 products up to 64 in halves, too.
-            assert_eq!(found, exact, "{shape} {a_type} {b_type} {sums}: row {m}, column {n}");
+            assert_eq!(
+                found, exact,
+                "{source:?} {shape} {a_type} {b_type} {sums}: row {m}, column {n}"
+            );
         }
     }
 }
@@ -157,6 +197,72 @@ fn bytes() {
             for b in ["s8", "u8"] {
                 check(shape, a, b, "s32");
             }
+        }
+    }
+}
+
+/// Moves matrices between shared memory and registers. Each lane stores its values after the move at
+/// `[lane * 4]` words.
+fn move_matrices(body: &str, input: &[u32]) -> Vec<u32> {
+    let ptx = format!(
+        ".version 8.0\n.target sm_90\n.address_size 64\n.visible .entry k(.param .u64 data) {{\n\
+         .reg .b32 %r<4>, %t, %o, %s, %f; .reg .b64 %p, %q; .shared .align 16 .b8 tile[512];\n\
+         ld.param.u64 %p, [data]; mov.u32 %t, %tid.x; mul.wide.u32 %q, %t, 16; add.u64 %q, %p, %q;\n\
+         mul.lo.u32 %o, %t, 16; mov.u32 %s, tile; add.u32 %f, %s, %o;\n\
+         ld.global.v4.u32 {{%r0, %r1, %r2, %r3}}, [%q];\n{body}\n\
+         st.global.v4.u32 [%q], {{%r0, %r1, %r2, %r3}};\nret;\n}}"
+    );
+    let mut gpu = Gpu::new(Config::default()).unwrap();
+    let kernel = gpu.load(&ptx).unwrap_or_else(|e| panic!("{e}\n{ptx}")).function("k").unwrap();
+    let data = gpu.upload(input).unwrap();
+    gpu.launch(&kernel, [1; 3], [32, 1, 1], 0, &Arguments::new().pointer(data))
+        .unwrap_or_else(|e| panic!("{e}"));
+    gpu.download(data, input.len()).unwrap()
+}
+
+#[test]
+fn matrices_of_shared_memory() {
+    // Element i of the matrices is the number i + 1: two elements a word.
+    let elements: Vec<u32> = (0..128).map(|i| (2 * i + 1) | (2 * i + 2) << 16).collect();
+    let fill = "st.shared.v4.u32 [%f], {%r0, %r1, %r2, %r3}; bar.warp.sync 0xffffffff;";
+    let drain = "bar.warp.sync 0xffffffff; ld.shared.v4.u32 {%r0, %r1, %r2, %r3}, [%f];";
+    for (count, registers) in [(1, "%r0"), (2, "%r0, %r1"), (4, "%r0, %r1, %r2, %r3")] {
+        for trans in ["", ".trans"] {
+            let name = format!("x{count}{trans}");
+            let (from, to) =
+                (cute(["ldmatrix", &name, "source"]), cute(["ldmatrix", &name, "destination"]));
+            // A lane's address is where its row begins; its row are the next 8 elements. Lanes that the
+            // layout gives no row of their own point at one again.
+            for (lane, row) in from.iter().enumerate() {
+                assert_eq!(row[0], lane % (8 * count) * 8, "{name}: the row of lane {lane}");
+            }
+            let address = format!("rem.u32 %o, %t, {}; mad.lo.u32 %f, %o, 16, %s;", 8 * count);
+            let form = format!("sync.aligned.m8n8.{name}.shared.b16");
+            let loaded = move_matrices(
+                &format!("{fill}\n{address}\nldmatrix.{form} {{{registers}}}, [%f];"),
+                &elements,
+            );
+            let mut packed = vec![0u32; 128];
+            for (lane, values) in to.iter().enumerate() {
+                for (v, position) in values.iter().enumerate() {
+                    let word = lane * 4 + v / 2;
+                    let found = loaded[word] >> (v % 2 * 16) & 0xffff;
+                    assert_eq!(found as usize, position + 1, "ldmatrix {name}: lane {lane}, {v}");
+                    packed[word] |= (*position as u32 + 1) << (v % 2 * 16);
+                }
+            }
+            // The store is the load's inverse.
+            let zero = "{ .reg .b32 %z; mov.u32 %z, 0; st.shared.v4.u32 [%f], {%z, %z, %z, %z}; }";
+            let stored = move_matrices(
+                &format!(
+                    "{zero} bar.warp.sync 0xffffffff;\nmov.u32 %t, %f; {{ .reg .b32 %i; mov.u32 %i, %tid.x; \
+                     rem.u32 %o, %i, {}; }} mad.lo.u32 %f, %o, 16, %s;\n\
+                     stmatrix.{form} [%f], {{{registers}}};\nmov.u32 %f, %t; {drain}",
+                    8 * count
+                ),
+                &packed,
+            );
+            assert_eq!(stored[..32 * count], elements[..32 * count], "stmatrix {name}");
         }
     }
 }
