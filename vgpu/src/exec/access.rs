@@ -527,7 +527,8 @@ impl Warp {
                     let base = env.params.as_ptr() as *mut u8;
                     if t.at.base == ZERO {
                         // All lanes read the same, and that was found to be inside the parameters.
-                        self.broadcast(t, base.wrapping_add(t.at.offset as usize), lanes_here);
+                        let at = addresses[lanes_here.trailing_zeros() as usize] as usize;
+                        self.broadcast(t, base.wrapping_add(at), lanes_here);
                     } else {
                         let pointers =
                             std::array::from_fn(|l| base.wrapping_add(addresses[l] as usize));
