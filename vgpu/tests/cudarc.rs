@@ -47,6 +47,7 @@ fn on_the_device() {
     streams(&context, &module).unwrap();
     graphs(&context, &module).unwrap();
     constants(&context, &module).unwrap();
+    threads(&context, &module).unwrap();
     // The last one: it ends the context.
     assert!(faults(&context, &module).is_err());
 }
@@ -123,6 +124,36 @@ fn constants(context: &Arc<CudaContext>, module: &Arc<CudaModule>) -> Result<(),
     assert_eq!(table.len(), 16);
     assert_eq!(stream.clone_dtoh(&table)?[8..12], 3f32.to_le_bytes());
     Ok(())
+}
+
+fn threads(context: &Arc<CudaContext>, module: &Arc<CudaModule>) -> Result<(), DriverError> {
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..8i32)
+            .map(|worker| {
+                scope.spawn(move || -> Result<Vec<f32>, DriverError> {
+                    context.bind_to_thread()?;
+                    let stream = if worker % 2 == 0 {
+                        context.default_stream()
+                    } else {
+                        context.new_stream()?
+                    };
+                    let scale = module.load_function("scale")?;
+                    let x = stream.clone_htod(&[worker as f32; 100])?;
+                    let mut y = stream.alloc_zeros::<f32>(100)?;
+                    let (factor, n) = (2f32, 100i32);
+                    let mut launch = stream.launch_builder(&scale);
+                    launch.arg(&x).arg(&mut y).arg(&factor).arg(&n);
+                    // SAFETY: as above.
+                    unsafe { launch.launch(LaunchConfig::for_num_elems(100)) }?;
+                    stream.clone_dtoh(&y)
+                })
+            })
+            .collect();
+        for (worker, result) in workers.into_iter().enumerate() {
+            assert_eq!(result.join().unwrap()?, [2.0 * worker as f32; 100]);
+        }
+        Ok(())
+    })
 }
 
 fn faults(context: &Arc<CudaContext>, module: &Arc<CudaModule>) -> Result<(), DriverError> {
