@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::cmp::Ordering;
+
 use common::Rng;
 use vgpu::{Arguments, Config, Gpu};
 
@@ -342,5 +344,239 @@ fn conversions() {
             input[0] as i32
         );
         assert_eq!(extended[i] as i64, input[0] as i8 as i64, "cvt.s64.s8 of {:#x}", input[0]);
+    }
+}
+
+/// A double's sign, whole significand and exponent: `significand * 2^exponent`. Finite.
+fn parts(x: f64) -> (bool, u64, i32) {
+    let bits = x.to_bits();
+    let (exponent, fraction) = ((bits >> 52 & 0x7ff) as i32, bits & ((1 << 52) - 1));
+    if exponent == 0 {
+        (x.is_sign_negative(), fraction, -1074)
+    } else {
+        (x.is_sign_negative(), fraction | 1 << 52, exponent - 1075)
+    }
+}
+
+/// A natural number of 4,608 bits: the exact sum of any product of two doubles and a third, in units of 2^-2148,
+/// is below 2^4300.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Wide([u64; 72]);
+
+impl Wide {
+    const ZERO: Self = Self([0; 72]);
+
+    /// `value * 2^(exponent + 2148)`.
+    fn scaled(value: u128, exponent: i32) -> Self {
+        let at = (exponent + 2148) as usize;
+        let (word, bit) = (at / 64, at % 64);
+        let mut out = Self::ZERO;
+        out.0[word] = (value as u64) << bit;
+        if bit == 0 {
+            out.0[word + 1] = (value >> 64) as u64;
+        } else {
+            out.0[word + 1] = (value >> (64 - bit)) as u64;
+            out.0[word + 2] = ((value >> 64) >> (64 - bit)) as u64;
+        }
+        out
+    }
+
+    fn order(&self, other: &Self) -> Ordering {
+        self.0.iter().rev().cmp(other.0.iter().rev())
+    }
+
+    fn plus(&self, other: &Self) -> Self {
+        let (mut out, mut carry) = (Self::ZERO, 0);
+        for i in 0..72 {
+            let sum = self.0[i] as u128 + other.0[i] as u128 + carry;
+            (out.0[i], carry) = (sum as u64, sum >> 64);
+        }
+        out
+    }
+
+    /// `self - other`, which is not greater.
+    fn minus(&self, other: &Self) -> Self {
+        let (mut out, mut borrow) = (Self::ZERO, false);
+        for i in 0..72 {
+            let (a, first) = self.0[i].overflowing_sub(other.0[i]);
+            let (b, second) = a.overflowing_sub(borrow as u64);
+            (out.0[i], borrow) = (b, first || second);
+        }
+        out
+    }
+}
+
+/// A number with its sign.
+type Signed = (bool, Wide);
+
+/// `a * b + c`.
+fn exact_fma(a: f64, b: f64, c: f64) -> Signed {
+    let ((sa, ma, ea), (sb, mb, eb), (sc, mc, ec)) = (parts(a), parts(b), parts(c));
+    let product = (sa != sb, Wide::scaled(ma as u128 * mb as u128, ea + eb));
+    let addend = (sc, Wide::scaled(mc as u128, ec));
+    if product.0 == addend.0 {
+        return (product.0, product.1.plus(&addend.1));
+    }
+    match product.1.order(&addend.1) {
+        Ordering::Less => (addend.0, addend.1.minus(&product.1)),
+        _ => (product.0, product.1.minus(&addend.1)),
+    }
+}
+
+fn compare(a: &Signed, b: &Signed) -> Ordering {
+    if a.1 == Wide::ZERO && b.1 == Wide::ZERO {
+        return Ordering::Equal;
+    }
+    match (a.0, b.0) {
+        (false, true) => Ordering::Greater,
+        (true, false) => Ordering::Less,
+        (false, false) => a.1.order(&b.1),
+        (true, true) => b.1.order(&a.1),
+    }
+}
+
+/// Sign of (`exact` - `x`); an infinity lies beyond every exact result.
+fn side_of(x: f64, exact: impl Fn(f64) -> Ordering) -> Ordering {
+    match x {
+        f64::INFINITY => Ordering::Less,
+        f64::NEG_INFINITY => Ordering::Greater,
+        _ => exact(x),
+    }
+}
+
+/// Whether `found` is the double that `mode` picks for a finite exact result; `exact(x)` compares that result
+/// with a finite `x`.
+fn is_rounded(found: f64, mode: &str, exact: impl Fn(f64) -> Ordering) -> bool {
+    if found.is_nan() {
+        return false;
+    }
+    let towards_zero = if exact(0.0) == Ordering::Less { "rp" } else { "rm" };
+    match if mode == "rz" { towards_zero } else { mode } {
+        // The greatest double that is not above.
+        "rm" => {
+            side_of(found, &exact) != Ordering::Less
+                && (found == f64::MAX || side_of(found.next_up(), &exact) == Ordering::Less)
+        }
+        _ => {
+            side_of(found, &exact) != Ordering::Greater
+                && (found == f64::MIN || side_of(found.next_down(), &exact) == Ordering::Greater)
+        }
+    }
+}
+
+const F64S: [f64; 14] = [
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    1.0 + f64::EPSILON,
+    1.0 - f64::EPSILON / 2.0,
+    f64::MIN_POSITIVE,
+    -f64::MIN_POSITIVE,
+    5e-324,
+    -5e-324,
+    2.225_073_858_507_201e-308,
+    f64::MAX,
+    f64::MIN,
+    3.0,
+];
+
+/// Edges, numbers of about the same size (so that sums cancel and products round), and random bits.
+fn doubles() -> Vec<[f64; 3]> {
+    let mut rng = Rng(5);
+    let mut number = |kind: usize| match kind {
+        0 => F64S[rng.below(F64S.len())],
+        1 => {
+            f64::from_bits(rng.bits() & 0x800f_ffff_ffff_ffff | (1018 + rng.below(10) as u64) << 52)
+        }
+        _ => Some(f64::from_bits(rng.bits())).filter(|x| x.is_finite()).unwrap_or(f64::MAX),
+    };
+    let mut out: Vec<[f64; 3]> =
+        (0..3000).map(|i| std::array::from_fn(|j| number([i, i / 3, i / 9][j] % 3))).collect();
+    // Sums that almost cancel: the rounding then decides over the last bits of a product.
+    for i in 0..500 {
+        let [a, b, _] = out[i];
+        let c = -(a * b);
+        if c.is_finite() {
+            out.push([a, b, c]);
+        }
+    }
+    out
+}
+
+#[test]
+fn double_precision() {
+    let numbers = doubles();
+    let inputs: Vec<[u64; 3]> = numbers.iter().map(|row| row.map(f64::to_bits)).collect();
+    for mode in ["rz", "rm", "rp"] {
+        type Operands = fn([f64; 3]) -> [f64; 3];
+        let forms: [(&str, &str, Operands); 4] = [
+            ("add", "%o, %a, %b;", |[a, b, _]| [a, 1.0, b]),
+            ("sub", "%o, %a, %b;", |[a, b, _]| [a, 1.0, -b]),
+            ("mul", "%o, %a, %b;", |[a, b, _]| [a, b, if a * b < 0.0 { -0.0 } else { 0.0 }]),
+            ("fma", "%o, %a, %b, %c;", |row| row),
+        ];
+        for (name, operands, factors) in forms {
+            let found = run(&format!("{name}.{mode}.f64 {operands}"), [64; 4], &inputs);
+            for (row, found) in numbers.iter().zip(found) {
+                let ([a, b, c], found) = (factors(*row), f64::from_bits(found));
+                let exact = exact_fma(a, b, c);
+                let is_right = is_rounded(found, mode, |x| {
+                    let (sign, significand, exponent) = parts(x);
+                    compare(&exact, &(sign, Wide::scaled(significand as u128, exponent)))
+                });
+                assert!(is_right, "{name}.{mode}.f64 of {row:?}: {found:e}");
+                // An exact zero of a sum is -0 downwards and +0 otherwise, unless both terms have its sign.
+                if found == 0.0 && exact.1 == Wide::ZERO && name != "mul" {
+                    let product = a.is_sign_negative() != b.is_sign_negative();
+                    let negative =
+                        if product == c.is_sign_negative() { product } else { mode == "rm" };
+                    assert_eq!(found.is_sign_negative(), negative, "{name}.{mode}.f64 of {row:?}");
+                }
+                if name == "mul" {
+                    let negative = row[0].is_sign_negative() != row[1].is_sign_negative();
+                    assert_eq!(found.is_sign_negative(), negative, "mul.{mode}.f64 of {row:?}");
+                }
+            }
+        }
+        let found = run(&format!("div.{mode}.f64 %o, %a, %b;"), [64; 4], &inputs);
+        for (row, found) in numbers.iter().zip(found) {
+            let ([a, b, _], found) = (*row, f64::from_bits(found));
+            if b == 0.0 {
+                assert!(if a == 0.0 { found.is_nan() } else { found == a / b }, "{row:?}: {found}");
+                continue;
+            }
+            // a / b against x: a against x * b, the other way round for a negative b.
+            let is_right = is_rounded(found, mode, |x| {
+                let order = compare(&exact_fma(a, 1.0, 0.0), &exact_fma(x, b, 0.0));
+                if b < 0.0 { order.reverse() } else { order }
+            });
+            assert!(is_right, "div.{mode}.f64 of {row:?}: {found:e}");
+        }
+        let found = run(&format!("sqrt.{mode}.f64 %o, %a;"), [64; 4], &inputs);
+        for (row, found) in numbers.iter().zip(found) {
+            let (a, found) = (row[0], f64::from_bits(found));
+            if a <= 0.0 {
+                let is_right =
+                    if a < 0.0 { found.is_nan() } else { found.to_bits() == a.to_bits() };
+                assert!(is_right, "sqrt.{mode}.f64 of {a:e}: {found:e}");
+                continue;
+            }
+            // The root against x: a against x * x, where x is not negative.
+            let is_right = is_rounded(found, mode, |x| {
+                if x < 0.0 {
+                    return Ordering::Greater;
+                }
+                compare(&exact_fma(a, 1.0, 0.0), &exact_fma(x, x, 0.0))
+            });
+            assert!(is_right, "sqrt.{mode}.f64 of {a:e}: {found:e}");
+        }
+    }
+    for (left, instruction) in [(f64::NAN, "add"), (f64::INFINITY, "sub")] {
+        for mode in ["rz", "rm", "rp"] {
+            let row = [left.to_bits(), left.to_bits(), 0];
+            let found = run(&format!("{instruction}.{mode}.f64 %o, %a, %b;"), [64; 4], &[row]);
+            assert!(f64::from_bits(found[0]).is_nan(), "{instruction}.{mode}.f64 of {left}");
+        }
     }
 }
