@@ -185,7 +185,12 @@ fn on_the_device() {
         return;
     }
     use CUresult::*;
-    let name = CString::new("copy_coalesced").unwrap();
+    let kernels: Vec<CString> = SAMPLE
+        .lines()
+        .filter_map(|line| line.strip_prefix(".visible .entry ")?.strip_suffix('('))
+        .map(|name| CString::new(name).unwrap())
+        .collect();
+    assert!(kernels.len() > 4 && kernels[0].as_bytes() == b"copy_coalesced");
     let parts = tokens(SAMPLE);
     let mut rng = Rng(43);
     let (mut refused, mut stopped, mut ran) = (0, 0, 0);
@@ -215,6 +220,7 @@ fn on_the_device() {
                 code => panic!("{code:?} for\n{}", String::from_utf8_lossy(&image)),
             }
             let mut kernel = std::ptr::null_mut();
+            let name = &kernels[if is_whole { 0 } else { rng.below(kernels.len()) }];
             match sys::cuModuleGetFunction(&mut kernel, module, name.as_ptr()) {
                 CUDA_SUCCESS => {}
                 // The name is among what was damaged.
