@@ -5,18 +5,30 @@
 //! declared [`neutral`](Config::neutral), or found by [`finish`](Config::finish).
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use super::read_bounded;
 use crate::error::{Error, Result};
 
 /// No configuration comes near this size.
 const MAX_BYTES: u64 = 4 << 20;
+
+/// The text of a configuration file.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
+    String::from_utf8(read_bounded(path, MAX_BYTES)?).map_err(|e| {
+        Error::file(path, "content", "UTF-8 text", e.to_string(), "Is this the right file?")
+    })
+}
+
+/// The value of a configuration file's text.
+pub(crate) fn parse(path: &Path, text: &str) -> Result<Value> {
+    serde_json::from_str(text)
+        .map_err(|e| Error::file(path, "content", "JSON", e.to_string(), "Is the file complete?"))
+}
 
 /// The fields of one JSON object, and which of them have been asked for.
 pub struct Config {
@@ -32,14 +44,7 @@ impl Config {
     /// The file cannot be read, or holds no JSON object.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let mut text = String::new();
-        File::open(path)
-            .and_then(|file| file.take(MAX_BYTES).read_to_string(&mut text))
-            .map_err(|e| Error::io(path, e))?;
-        let value = serde_json::from_str(&text).map_err(|e| {
-            Error::file(path, "content", "JSON", e.to_string(), "Is the file complete?")
-        })?;
-        Self::from_value(path, value)
+        Self::from_value(path, parse(path, &read_text(path)?)?)
     }
 
     /// The object `value`; errors will say that it came from `path`.

@@ -24,7 +24,7 @@ use crate::pipeline::prompt;
 use crate::pipeline::request::{Request, Watch};
 use crate::pipeline::sampler::{Sampler, SamplerConfig};
 use crate::pipeline::start::{Noise, Start, check_painting};
-use crate::tensor::{DType, Device, Tensor};
+use crate::tensor::{DType, Device, Tensor, release_unused_memory};
 use crate::text::tokenizer::ClipTokenizer;
 
 /// How to hold a model.
@@ -87,6 +87,8 @@ impl TextToImage {
         let device = options.device;
         let model = Self { tokenizer, text_encoder, unet, vae, scheduler, device, notes };
         model.check_fit(&folder)?;
+        // What the weights were read into, of sizes that no step asks for.
+        release_unused_memory();
         Ok(model)
     }
 

@@ -529,17 +529,6 @@ fn slice_to_f16(from: &[f32], to: &mut [f16]) {
     to.convert_from_f32_slice(from);
 }
 
-/// The least and largest element and whether all are finite, as f32; for messages and checks.
-///
-/// # Errors
-/// `DType` for integer tensors.
-pub fn range(t: &Tensor) -> Result<(f32, f32, bool)> {
-    let v = t.to_dtype(DType::F32)?.to_vec::<f32>()?;
-    let low = v.iter().copied().fold(f32::INFINITY, f32::min);
-    let high = v.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    Ok((low, high, v.iter().all(|x| x.is_finite())))
-}
-
 impl fmt::Debug for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Tensor({} {} on {})", self.shape, self.dtype, self.device())

@@ -1,13 +1,11 @@
 //! Which sampler, with which settings: `scheduler_config.json` and the names of the command line.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::io::config::Config;
+use crate::io::config::{Config, parse, read_text};
 
 use super::Sampler;
 use super::ddim::Ddim;
@@ -19,9 +17,6 @@ use super::lcm::Lcm;
 use super::lms::Lms;
 use super::pndm::Pndm;
 use super::unipc::UniPc;
-
-/// No configuration comes near this size.
-const MAX_BYTES: u64 = 4 << 20;
 
 /// A class of samplers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,14 +141,8 @@ impl SamplerConfig {
     /// The file cannot be read, is no JSON object, or names no class that nadir knows.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let mut text = String::new();
-        File::open(path)
-            .and_then(|file| file.take(MAX_BYTES).read_to_string(&mut text))
-            .map_err(|e| Error::io(path, e))?;
-        let value = serde_json::from_str(&without_infinity(&text)).map_err(|e| {
-            Error::file(path, "content", "JSON", e.to_string(), "Is the file complete?")
-        })?;
-        Self::from_value(path, value)
+        let text = without_infinity(&read_text(path)?);
+        Self::from_value(path, parse(path, &text)?)
     }
 
     /// The same from a parsed file; errors will say that it came from `path`.
