@@ -147,6 +147,7 @@ impl State {
         if bytes == 0 || out.is_null() {
             return Err(error::INVALID_VALUE);
         }
+        self.failures.allocation()?;
         let address =
             self.memory.allocate(bytes as u64, Kind::Device).ok_or(error::OUT_OF_MEMORY)?;
         // SAFETY: the program's pointer.
@@ -178,6 +179,7 @@ impl State {
             return Err(error::INVALID_VALUE);
         }
         let layout = Layout::from_size_align(bytes, PAGE).map_err(|_| error::INVALID_VALUE)?;
+        self.failures.allocation()?;
         // SAFETY: the size is not zero.
         let pointer = unsafe { std::alloc::alloc_zeroed(layout) };
         if pointer.is_null() {

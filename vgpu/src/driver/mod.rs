@@ -3,6 +3,7 @@
 mod card;
 mod device;
 mod error;
+mod failure;
 mod graph;
 mod launch;
 mod memory;

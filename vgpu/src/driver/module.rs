@@ -104,6 +104,7 @@ unsafe fn load(state: &mut State, image: *const c_void) -> Result<u64, LoadFailu
             "the image has no .version directive, so it is not PTX",
         ));
     }
+    state.failures.allocation().map_err(|code| failure(code, "no memory for the module"))?;
     let module = match Module::load(text, &mut state.memory) {
         Ok(module) => module,
         Err(LoadError::OutOfMemory) => {

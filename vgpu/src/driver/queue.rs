@@ -408,6 +408,9 @@ impl State {
 
     fn run_kernel(&mut self, launch: &KernelLaunch) -> Result<(), Code> {
         self.launches += 1;
+        if let Err(code) = self.failures.launch(&launch.kernel.name) {
+            return Err(self.end_context(code));
+        }
         let ready = Launch {
             kernel: &launch.kernel,
             grid: launch.grid,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::Handle;
 use super::card::Card;
 use super::error::{self, Code};
+use super::failure::FailurePlan;
 use super::graph::{Graph, GraphExec};
 use super::queue::{Event, Stream};
 use crate::exec::{Memory, Random, Settings};
@@ -65,6 +66,7 @@ pub(crate) struct State {
     pub(crate) memory: Memory,
     pub(crate) stamp: u32,
     pub(crate) launches: u64,
+    pub(crate) failures: FailurePlan,
     /// The error that ended the context.
     pub(crate) sticky: Option<Code>,
     next_handle: u64,
@@ -143,6 +145,10 @@ impl State {
             ptxas: variable("VGPU_PTXAS").map(Into::into),
             stamp: 1,
             launches: 0,
+            failures: FailurePlan::new(
+                variable("VGPU_FAIL_ALLOC").as_deref(),
+                variable("VGPU_FAIL_LAUNCH").as_deref(),
+            ),
             sticky: None,
             next_handle: 0x10_0000,
             contexts: HashMap::new(),
@@ -261,7 +267,11 @@ impl State {
     /// Says what a check found and ends the context.
     pub(crate) fn fail(&mut self, fault: &crate::exec::Fault) -> Code {
         eprintln!("{fault}");
-        let code = fault.kind.code();
+        self.end_context(fault.kind.code())
+    }
+
+    /// Ends the context with an error that every later call reports.
+    pub(crate) fn end_context(&mut self, code: Code) -> Code {
         self.sticky.get_or_insert(code);
         for stream in self.streams.values_mut() {
             stream.clear();

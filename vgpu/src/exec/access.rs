@@ -504,7 +504,7 @@ impl Warp {
                     self.check_bounds(&addresses, lanes_here, bytes, limit, "load from", "local")?;
                     let base = self.local.as_mut_ptr();
                     let pointers = std::array::from_fn(|l| {
-                        base.wrapping_add(l * limit + addresses[l] as usize)
+                        base.wrapping_add((l * limit).wrapping_add(addresses[l] as usize))
                     });
                     self.gather(t, &pointers, lanes_here);
                     if env.checks {
@@ -740,7 +740,7 @@ impl Warp {
                     self.check_bounds(&addresses, here, bytes, limit, "store to", "local")?;
                     let base = self.local.as_mut_ptr();
                     let pointers = std::array::from_fn(|l| {
-                        base.wrapping_add(l * limit + addresses[l] as usize)
+                        base.wrapping_add((l * limit).wrapping_add(addresses[l] as usize))
                     });
                     self.scatter(t, &pointers, here);
                     if env.checks {

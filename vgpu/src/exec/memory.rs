@@ -62,10 +62,11 @@ impl Allocation {
         self.base + self.size
     }
 
-    /// Host pointer to a device address inside the allocation.
+    /// Host pointer to a device address inside the allocation. Lanes that a mask turns off may ask for any
+    /// address; nobody follows their pointers.
     #[inline(always)]
     pub(crate) fn pointer(&self, address: u64) -> *mut u8 {
-        self.data.wrapping_add((address - self.base) as usize)
+        self.data.wrapping_add(address.wrapping_sub(self.base) as usize)
     }
 
     pub(crate) fn is_all_defined(&self) -> bool {
