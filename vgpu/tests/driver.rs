@@ -99,7 +99,7 @@ assert cuda.cuStreamSynchronize(stream) == 0 and set(view) == {9}
 assert cuda.cuMemFree_v2(address) == 0 and cuda.cuMemFree_v2(address) == 1
 ";
     if let Some(said) = python(script, &[("VGPU_CARD", "h100")]) {
-        assert!(said.is_empty(), "{said}");
+        assert!(said.contains("where no allocation starts"), "{said}");
     }
 }
 
