@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::tensor::{DType, Device, Shape};
+use crate::types::{DType, Device, Shape};
 
 /// Result with nadir's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -68,6 +68,29 @@ pub enum Error {
     /// The CUDA driver or a kernel failed.
     #[error("CUDA: {0}")]
     Cuda(String),
+
+    /// A device cannot give the memory that a tensor needs.
+    #[error("{device}: out of memory: {}. A smaller batch, width or height takes less, as does dtype bf16",
+        describe_memory(*asked, *free, *total))]
+    OutOfMemory {
+        /// The device.
+        device: Device,
+        /// Bytes that were asked for at once.
+        asked: u64,
+        /// Bytes that were free, where the system says so.
+        free: Option<u64>,
+        /// Bytes that the device, or this process's limit, has in all, where the system says so.
+        total: Option<u64>,
+    },
+
+    /// A device that does not answer any more: what was on it is gone, and this process cannot use it again.
+    #[error("{device}: lost: {message}. What was on it is gone; a new process can use it again")]
+    DeviceLost {
+        /// The device.
+        device: Device,
+        /// What the driver said, and in which call.
+        message: String,
+    },
 
     /// A file could not be read or written.
     #[error("{path}: {source}")]
@@ -168,5 +191,40 @@ impl Error {
     /// An argument that cannot be served.
     pub fn argument(name: &'static str, found: impl ToString, expected: impl Into<String>) -> Self {
         Self::Argument { name, found: found.to_string(), expected: expected.into() }
+    }
+}
+
+/// "3.2 GB asked for, 1.1 GB of 16.0 GB free".
+fn describe_memory(asked: u64, free: Option<u64>, total: Option<u64>) -> String {
+    let size = |bytes: u64| match bytes {
+        0..1_000_000 => format!("{bytes} bytes"),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.1} GB", bytes as f64 / 1e9),
+    };
+    let asked = format!("{} asked for", size(asked));
+    match (free, total) {
+        (Some(free), Some(total)) => format!("{asked}, {} of {} free", size(free), size(total)),
+        (Some(free), None) => format!("{asked}, {} free", size(free)),
+        (None, Some(total)) => format!("{asked}, {} in all", size(total)),
+        (None, None) => asked,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn out_of_memory_names_the_device_the_figures_and_what_to_lower() {
+        let error = |free, total| {
+            Error::OutOfMemory { device: Device::Cuda(1), asked: 3_200_000_000, free, total }
+                .to_string()
+        };
+        assert_eq!(
+            error(Some(5_500_000), Some(16_000_000_000)),
+            "cuda:1: out of memory: 3.2 GB asked for, 5.5 MB of 16.0 GB free. \
+             A smaller batch, width or height takes less, as does dtype bf16"
+        );
+        assert!(error(None, None).contains("3.2 GB asked for. "));
     }
 }

@@ -10,5 +10,6 @@ pub mod ops;
 pub mod pipeline;
 pub mod tensor;
 pub mod text;
+mod types;
 
 pub use error::{Error, Result};

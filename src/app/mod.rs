@@ -66,6 +66,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             | Error::File { .. }
             | Error::Io { .. }
             | Error::NoKernel { .. }
+            | Error::OutOfMemory { .. }
             | Error::Weights(_),
         ) => USAGE,
         _ => 1,

@@ -21,7 +21,7 @@ use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
 use super::simd;
-use crate::tensor::{Element, Float, Real};
+use crate::types::{Element, Float, Real};
 
 pub(super) use kernel::LDA;
 pub use kernel::{KC, Kernel, bf16_dot_kernel, bf16_kernel, f16_kernel, f32_kernel, f64_kernel};

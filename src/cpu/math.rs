@@ -18,7 +18,7 @@
 //! stay within twice their figure. A NaN gives a NaN everywhere.
 
 use super::simd::Simd;
-use crate::tensor::Real;
+use crate::types::Real;
 
 /// Largest |n| survives adding and subtracting this: it leaves `x` rounded to an integer, and that
 /// integer in the low bits.

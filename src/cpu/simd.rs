@@ -24,7 +24,7 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use crate::error::{Error, Result};
-use crate::tensor::{DType, Element, Float, Real};
+use crate::types::{DType, Element, Float, Real};
 
 /// A proof that the machine has an instruction set, and that set's operations.
 ///

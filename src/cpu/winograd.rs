@@ -22,7 +22,7 @@ use rayon::prelude::*;
 
 use super::gemm::{self, Finish, Grid, KC, Kernel, LDA, SCRATCH, Shared};
 use super::simd::{Simd, simd};
-use crate::tensor::{Float, Real};
+use crate::types::{Float, Real};
 
 /// Points of the transform: products per tile and pair of channels.
 const POINTS: usize = 16;

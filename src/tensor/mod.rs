@@ -6,38 +6,18 @@
 mod cpu;
 pub mod cuda;
 mod dtype;
-mod shape;
 
 use std::fmt;
 use std::sync::Arc;
 
 use half::f16;
 
+pub use crate::types::{DType, Device, Element, Float, MAX_RANK, Real, Shape};
 pub use cpu::release_unused_memory;
-pub use dtype::{DType, Element, Float, Real};
-pub use shape::{MAX_RANK, Shape};
 
 use crate::cpu::parallel::{for_each_chunk, for_each_row};
 use crate::error::{Error, Result};
 use cpu::Buffer;
-
-/// Where a tensor lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Device {
-    /// The host.
-    Cpu,
-    /// An NVIDIA GPU (or the virtual device), by ordinal.
-    Cuda(usize),
-}
-
-impl fmt::Display for Device {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Cpu => f.write_str("cpu"),
-            Self::Cuda(i) => write!(f, "cuda:{i}"),
-        }
-    }
-}
 
 /// Memory on one of the devices.
 enum Storage {
