@@ -5,7 +5,7 @@
 
 use bytemuck::NoUninit;
 
-use super::kernels::{Grid, kernels, to_u32};
+use super::kernels::{LaunchConfig, kernels, to_u32};
 use super::{Meta, Op, apply};
 use crate::cpu::math::Math;
 use crate::cpu::parallel::{for_each_chunk, for_each_row};
@@ -85,9 +85,9 @@ struct GegluDims {
 
 /// 256 threads, each moving 16 bytes: at 36 registers or fewer (nvcc 13, sm_80) six such blocks share an SM.
 /// Beyond 4096 blocks (several waves on the largest card) the threads take more turns instead.
-fn spread(bytes: usize) -> Grid {
+fn spread(bytes: usize) -> LaunchConfig {
     let blocks = bytes.div_ceil(256 * 16).clamp(1, 4096);
-    Grid { blocks: [blocks as u32, 1], threads: 256, shared: 0 }
+    LaunchConfig { grid: [blocks as u32, 1], block: 256, shared: 0 }
 }
 
 /// `x * sigmoid(x)` (SiLU, also called swish; Elfwing et al. 2017).
@@ -283,17 +283,19 @@ impl Op for Unary {
 
     fn cuda(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
         let x = inputs[0].contiguous()?;
-        let grid = spread(x.len() * x.dtype().size());
+        let config = spread(x.len() * x.dtype().size());
         let len = x.len() as u64;
         match *self {
-            Self::Silu => kernel::silu(grid, out, &x, MapDims { len }),
-            Self::Gelu => kernel::gelu(grid, out, &x, MapDims { len }),
-            Self::GeluTanh => kernel::gelu_tanh(grid, out, &x, MapDims { len }),
-            Self::QuickGelu => kernel::quick_gelu(grid, out, &x, MapDims { len }),
+            Self::Silu => kernel::silu(config, out, &x, MapDims { len }),
+            Self::Gelu => kernel::gelu(config, out, &x, MapDims { len }),
+            Self::GeluTanh => kernel::gelu_tanh(config, out, &x, MapDims { len }),
+            Self::QuickGelu => kernel::quick_gelu(config, out, &x, MapDims { len }),
             Self::Scale(factor) => {
-                kernel::scale(grid, out, &x, ScaleDims { len, factor, reserved: 0 })
+                kernel::scale(config, out, &x, ScaleDims { len, factor, reserved: 0 })
             }
-            Self::Clamp { low, high } => kernel::clamp(grid, out, &x, ClampDims { len, low, high }),
+            Self::Clamp { low, high } => {
+                kernel::clamp(config, out, &x, ClampDims { len, low, high })
+            }
         }
     }
 
@@ -390,12 +392,12 @@ impl Op for Binary {
 
     fn cuda(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
         let (a, b) = (inputs[0].contiguous()?, inputs[1].contiguous()?);
-        let grid = spread(a.len() * a.dtype().size());
+        let config = spread(a.len() * a.dtype().size());
         let dims = ZipDims { len: a.len() as u64, period: b.len() as u64 };
         match self {
-            Self::Add => kernel::add(grid, out, &a, &b, dims),
-            Self::Sub => kernel::sub(grid, out, &a, &b, dims),
-            Self::Mul => kernel::mul(grid, out, &a, &b, dims),
+            Self::Add => kernel::add(config, out, &a, &b, dims),
+            Self::Sub => kernel::sub(config, out, &a, &b, dims),
+            Self::Mul => kernel::mul(config, out, &a, &b, dims),
         }
     }
 
@@ -490,8 +492,8 @@ impl Op for Geglu {
         let columns = out.dim(out.rank() - 1);
         let rows = out.len() / columns;
         let dims = GegluDims { rows: rows as u64, columns: to_u32("geglu", columns)?, reserved: 0 };
-        let grid = Grid { blocks: [rows.min(4096) as u32, 1], ..spread(0) };
-        kernel::geglu(grid, out, &x, dims)
+        let config = LaunchConfig { grid: [rows.min(4096) as u32, 1], ..spread(0) };
+        kernel::geglu(config, out, &x, dims)
     }
 
     fn backward(&self, _: &[&Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
@@ -552,8 +554,8 @@ impl Op for LinearCombination {
             terms: inputs.len() as u32,
             reserved: 0,
         };
-        let grid = spread(out.len() * out.dtype().size());
-        kernel::linear_combination(grid, out, &inputs.iter().collect::<Vec<_>>(), dims)
+        let config = spread(out.len() * out.dtype().size());
+        kernel::linear_combination(config, out, &inputs.iter().collect::<Vec<_>>(), dims)
     }
 
     fn backward(&self, _: &[&Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
@@ -618,12 +620,12 @@ impl Op for Cast {
 
     fn cuda(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
         let x = inputs[0].contiguous()?;
-        let grid = spread(x.len() * x.dtype().size());
+        let config = spread(x.len() * x.dtype().size());
         let dims = MapDims { len: x.len() as u64 };
         match self.dtype {
-            DType::F32 => kernel::cast_to_f32(grid, out, &x, dims),
-            DType::F16 => kernel::cast_to_f16(grid, out, &x, dims),
-            DType::BF16 => kernel::cast_to_bf16(grid, out, &x, dims),
+            DType::F32 => kernel::cast_to_f32(config, out, &x, dims),
+            DType::F16 => kernel::cast_to_f16(config, out, &x, dims),
+            DType::BF16 => kernel::cast_to_bf16(config, out, &x, dims),
             found => Err(Error::DType { op: "cast", expected: "f32, f16 or bf16 on CUDA", found }),
         }
     }

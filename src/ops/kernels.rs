@@ -7,7 +7,7 @@
 //! }
 //! ```
 //!
-//! in `src/ops/elementwise.rs` makes `kernel::scale(grid, y, x, dims)`, which launches `scale_f32`, `scale_f16`
+//! in `src/ops/elementwise.rs` makes `kernel::scale(config, y, x, dims)`, which launches `scale_f32`, `scale_f16`
 //! or `scale_bf16` of `kernels/elementwise.cu` by the tensors' dtype. The build script reads the same lines and
 //! holds them against the compiled kernels: names, order, types and struct layouts.
 
@@ -15,7 +15,7 @@ use std::marker::PhantomData;
 
 use bytemuck::NoUninit;
 
-pub(crate) use crate::tensor::cuda::Grid;
+pub(crate) use crate::tensor::cuda::LaunchConfig;
 
 use crate::error::{Error, Result};
 use crate::tensor::cuda::Args;
@@ -134,7 +134,7 @@ impl Call {
     }
 
     /// Launches the kernel of this dtype. `module` is the path of the module that `kernels!` made.
-    pub(crate) fn launch(self, module: &'static str, grid: Grid) -> Result<()> {
+    pub(crate) fn launch(self, module: &'static str, config: LaunchConfig) -> Result<()> {
         let family = module.strip_suffix("::kernel").unwrap_or(module);
         let family = family.rsplit("::").next().unwrap_or(family);
         let kernel = match self.dtype {
@@ -147,7 +147,7 @@ impl Call {
                 return Err(Error::DType { op: self.names.plain, expected, found });
             }
         };
-        self.args.launch(family, kernel, grid)
+        self.args.launch(family, kernel, config)
     }
 }
 
@@ -164,16 +164,16 @@ pub(crate) fn to_u32(op: &'static str, length: usize) -> Result<u32> {
 /// Declares launchers of the kernels in `kernels/STEM.cu`; see the module's description.
 macro_rules! kernels {
     ($($(#[$doc:meta])* fn $name:ident($($param:ident: $kind:ty),+ $(,)?);)+) => {
-        /// Launchers of this family's kernels. A grid, then the kernel's arguments in its order.
+        /// Launchers of this family's kernels. A launch configuration, then the kernel's arguments in its order.
         mod kernel {
             #[allow(unused_imports, reason = "types of parameters, by the declaration")]
             use {super::*, crate::ops::kernels::{Array, In, Out}, half::{bf16, f16}};
-            use crate::ops::kernels::{Call, Grid, Names, Param};
+            use crate::ops::kernels::{Call, LaunchConfig, Names, Param};
             use crate::error::Result;
 
             $(
                 $(#[$doc])*
-                pub(super) fn $name(grid: Grid, $($param: <$kind as Param>::Value<'_>),+) -> Result<()> {
+                pub(super) fn $name(config: LaunchConfig, $($param: <$kind as Param>::Value<'_>),+) -> Result<()> {
                     let mut call = Call::new(Names {
                         plain: stringify!($name),
                         f32: concat!(stringify!($name), "_f32"),
@@ -181,7 +181,7 @@ macro_rules! kernels {
                         bf16: concat!(stringify!($name), "_bf16"),
                     });
                     $(<$kind as Param>::push($param, &mut call)?;)+
-                    call.launch(module_path!(), grid)
+                    call.launch(module_path!(), config)
                 }
             )+
         }

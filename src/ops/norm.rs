@@ -4,7 +4,7 @@
 //! are corrected by the mean of what deviates from them: a mean a thousand times the deviation costs no digit.
 
 use super::elementwise::{Identity, Map, Silu, require_float};
-use super::kernels::{Grid, kernels, to_u32};
+use super::kernels::{LaunchConfig, kernels, to_u32};
 use super::{Meta, Op, apply};
 use crate::cpu::math::Math;
 use crate::cpu::parallel::for_each_chunk;
@@ -153,16 +153,16 @@ impl Op for GroupNorm {
             let message = format!("on CUDA: at most 65535 images of 6144 channels, found {found}");
             return Err(Error::shape("group_norm", message));
         }
-        let grid = |blocks: usize, rows| Grid {
-            blocks: [blocks as u32, batch as u32],
-            threads: THREADS as u32,
+        let config = |blocks: usize, rows| LaunchConfig {
+            grid: [blocks as u32, batch as u32],
+            block: THREADS as u32,
             shared: shared(rows) as u32,
         };
 
         let mut stats = Tensor::uninit([batch, slabs, self.groups, 2], DType::F32, x.device())?;
-        kernel::group_norm_stats(grid(slabs, rows), &mut stats, &x, dims)?;
+        kernel::group_norm_stats(config(slabs, rows), &mut stats, &x, dims)?;
         let blocks = (pixels * vectors).div_ceil(4 * THREADS).min(1024);
-        kernel::group_norm(grid(blocks, 1), out, &x, &gamma, &beta, &stats, dims)
+        kernel::group_norm(config(blocks, 1), out, &x, &gamma, &beta, &stats, dims)
     }
 
     fn backward(&self, _: &[&Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
@@ -383,8 +383,8 @@ impl Op for LayerNorm {
             eps: self.eps,
         };
         // Four rows a block: enough to fill an SM, and 77 tokens still spread over 20 of them.
-        let grid = Grid { blocks: [rows.div_ceil(4) as u32, 1], threads: 4 * 32, shared: 0 };
-        kernel::layer_norm(grid, out, &x, &gamma, &beta, dims)
+        let config = LaunchConfig { grid: [rows.div_ceil(4) as u32, 1], block: 4 * 32, shared: 0 };
+        kernel::layer_norm(config, out, &x, &gamma, &beta, dims)
     }
 
     fn backward(&self, _: &[&Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {

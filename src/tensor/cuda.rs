@@ -472,11 +472,11 @@ pub fn synchronize(ordinal: usize) -> Result<()> {
 
 /// How a kernel is spread over the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Grid {
+pub(crate) struct LaunchConfig {
     /// Blocks along x and y.
-    pub blocks: [u32; 2],
+    pub grid: [u32; 2],
     /// Threads of a block.
-    pub threads: u32,
+    pub block: u32,
     /// Bytes of shared memory of a block, beside what the kernel declares itself.
     pub shared: u32,
 }
@@ -560,12 +560,12 @@ impl Args {
     /// it is reported by the next call that waits.
     ///
     /// # Errors
-    /// `Cuda` when the driver refuses the kernel or the grid.
+    /// `Cuda` when the driver refuses the kernel or the configuration.
     pub(crate) fn launch(
         mut self,
         family: &'static str,
         kernel: &'static str,
-        grid: Grid,
+        config: LaunchConfig,
     ) -> Result<()> {
         let Some(gpu) = self.gpu else {
             return Err(Error::Cuda(format!("{kernel}: none of its arguments is on a device")));
@@ -583,9 +583,9 @@ impl Args {
             unsafe {
                 result::launch_kernel(
                     function,
-                    (grid.blocks[0], grid.blocks[1], 1),
-                    (grid.threads, 1, 1),
-                    grid.shared,
+                    (config.grid[0], config.grid[1], 1),
+                    (config.block, 1, 1),
+                    config.shared,
                     gpu.stream.cu_stream(),
                     &mut pointers[..self.count],
                 )
