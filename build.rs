@@ -5,6 +5,7 @@
 //! build succeeds all the same: the binary then runs on the CPU. `NADIR_CUDA` says what is wanted: `auto`
 //! (default), `require` (no compiler is an error) or `off`.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::fmt::Write as _;
 use std::fs;
@@ -35,7 +36,7 @@ fn main() -> ExitCode {
 
 type Errors = Vec<String>;
 
-/// Kernels and launchers of one stem: `kernels/norm.cu` and `src/ops/norm.rs`.
+/// Kernels and launchers of one stem: `kernels/norm.cu`, and `src/ops/norm.rs` or the files of `src/ops/norm/`.
 struct Family {
     stem: String,
     kernels: String,
@@ -83,15 +84,22 @@ fn build() -> Result<(), Errors> {
     Ok(())
 }
 
-/// Pairs `kernels/*.cu` with the files of `src/ops` that declare launchers, and fails on orphans.
+/// Pairs `kernels/NAME.cu` with `src/ops/NAME.rs` and the files of `src/ops/NAME/`, and fails on orphans.
 fn families() -> Result<Vec<Family>, Errors> {
     let mut errors = Vec::new();
     let mut families = Vec::new();
-    let kernels = stems("kernels", "cu");
-    for stem in stems("src/ops", "rs") {
-        let launchers = format!("src/ops/{stem}.rs");
-        let source = fs::read_to_string(&launchers).unwrap_or_default();
-        let declared = match Declarations::parse(&source) {
+    let kernels: BTreeSet<String> =
+        list("kernels").iter().filter(|path| has_extension(path, "cu")).map(|p| stem(p)).collect();
+    let stems: BTreeSet<String> = list("src/ops").iter().map(|path| stem(path)).collect();
+    for stem in stems {
+        let file = PathBuf::from(format!("src/ops/{stem}.rs"));
+        let folder = format!("src/ops/{stem}");
+        let launchers = if file.exists() { format!("{folder}.rs") } else { format!("{folder}/") };
+        let mut files = rust_files(&folder);
+        files.extend(Some(file).filter(|file| file.exists()));
+        let sources: Vec<String> =
+            files.iter().map(|file| fs::read_to_string(file).unwrap_or_default()).collect();
+        let declared = match Declarations::parse(&sources) {
             Ok(declared) => declared,
             Err(error) => {
                 errors.push(format!("{launchers}: {error}"));
@@ -110,22 +118,38 @@ fn families() -> Result<Vec<Family>, Errors> {
         }
     }
     for stem in kernels {
-        if !Path::new("src/ops").join(&stem).with_extension("rs").exists() {
+        let place = Path::new("src/ops").join(&stem);
+        if !place.with_extension("rs").exists() && !place.is_dir() {
             errors.push(format!("kernels/{stem}.cu: src/ops/{stem}.rs is missing"));
         }
     }
     if errors.is_empty() { Ok(families) } else { Err(errors) }
 }
 
-/// Names without extension of the files in `folder` that have this one, in order.
-fn stems(folder: &str, extension: &str) -> Vec<String> {
-    let paths = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    let mut stems: Vec<String> = paths
-        .filter(|path| path.extension().is_some_and(|e| e == extension))
-        .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()))
-        .collect();
-    stems.sort();
-    stems
+/// What is in a folder, in order; nothing where there is none.
+fn list(folder: impl AsRef<Path>) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    paths.sort();
+    paths
+}
+
+/// The Rust sources in a folder and those below it.
+fn rust_files(folder: impl AsRef<Path>) -> Vec<PathBuf> {
+    let within = |path: PathBuf| match path.is_dir() {
+        true => rust_files(path),
+        false => vec![path],
+    };
+    let files = list(folder).into_iter().flat_map(within);
+    files.filter(|path| has_extension(path, "rs")).collect()
+}
+
+fn has_extension(path: &Path, extension: &str) -> bool {
+    path.extension().is_some_and(|found| found == extension)
+}
+
+fn stem(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Compiles all families, as many at a time as cargo allows.

@@ -1,7 +1,8 @@
 //! The contract between a family's kernels and its launchers, checked while building.
 //!
-//! A launcher declares each kernel once, in `kernels! { ... }` of `src/ops/FAMILY.rs`. This module
-//! reads those declarations and the by-value structs that they name, and holds them against
+//! A launcher declares each kernel once, in `kernels! { ... }` of `src/ops/FAMILY.rs` or of a file in
+//! `src/ops/FAMILY/`. This module reads those declarations and the by-value structs that they name, and holds
+//! them against
 //!
 //! - the `.entry` lines of the PTX: every kernel has a launcher and the reverse, with as many
 //!   parameters, of the same sizes ([`check`]);
@@ -12,76 +13,51 @@
 
 use std::fmt::Write;
 
-/// The types that a kernel is instantiated for when a parameter is `In` or `Out` without a type.
-const FLOATS: [Scalar; 3] = [Scalar::F32, Scalar::F16, Scalar::BF16];
+use syn::parse::ParseStream;
+use syn::{
+    Expr, FnArg, ForeignItemFn, GenericArgument, Item, ItemStruct, Lit, Pat, PathArguments, Type,
+};
 
 /// An element type, as Rust and CUDA name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scalar {
-    F32,
-    F16,
-    BF16,
-    F64,
-    I64,
-    U64,
-    I32,
-    U32,
-    U8,
+struct Scalar {
+    rust: &'static str,
+    cuda: &'static str,
+    size: usize,
 }
 
-impl Scalar {
-    const ALL: [Scalar; 9] = {
-        use Scalar::*;
-        [F32, F16, BF16, F64, I64, U64, I32, U32, U8]
-    };
+const fn scalar(rust: &'static str, cuda: &'static str, size: usize) -> Scalar {
+    Scalar { rust, cuda, size }
+}
 
-    fn rust(self) -> &'static str {
-        match self {
-            Scalar::F32 => "f32",
-            Scalar::F16 => "f16",
-            Scalar::BF16 => "bf16",
-            Scalar::F64 => "f64",
-            Scalar::I64 => "i64",
-            Scalar::U64 => "u64",
-            Scalar::I32 => "i32",
-            Scalar::U32 => "u32",
-            Scalar::U8 => "u8",
-        }
-    }
+const SCALARS: [Scalar; 9] = [
+    scalar("f32", "float", 4),
+    scalar("f16", "__half", 2),
+    scalar("bf16", "__nv_bfloat16", 2),
+    scalar("f64", "double", 8),
+    scalar("i64", "long long", 8),
+    scalar("u64", "unsigned long long", 8),
+    scalar("i32", "int", 4),
+    scalar("u32", "unsigned int", 4),
+    scalar("u8", "unsigned char", 1),
+];
 
-    fn cuda(self) -> &'static str {
-        match self {
-            Scalar::F32 => "float",
-            Scalar::F16 => "__half",
-            Scalar::BF16 => "__nv_bfloat16",
-            Scalar::F64 => "double",
-            Scalar::I64 => "long long",
-            Scalar::U64 => "unsigned long long",
-            Scalar::I32 => "int",
-            Scalar::U32 => "unsigned int",
-            Scalar::U8 => "unsigned char",
-        }
-    }
+/// The types that `T` and `U` stand for.
+const FLOATS: &[Scalar] = SCALARS.first_chunk::<3>().expect("there are nine");
 
-    fn size(self) -> usize {
-        match self {
-            Scalar::F64 | Scalar::I64 | Scalar::U64 => 8,
-            Scalar::F32 | Scalar::I32 | Scalar::U32 => 4,
-            Scalar::F16 | Scalar::BF16 => 2,
-            Scalar::U8 => 1,
-        }
-    }
-
-    fn parse(name: &str) -> Option<Scalar> {
-        Scalar::ALL.into_iter().find(|s| s.rust() == name)
-    }
+/// The element type of a parameter: one type, or what the kernel is instantiated for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Element {
+    Fixed(Scalar),
+    T,
+    U,
 }
 
 /// What a launcher passes in one place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Kind {
-    /// `In`, `Out<T>`, `Array<In, N>`: device pointers; no element type means the instantiated one.
-    Pointers { written: bool, element: Option<Scalar>, array: Option<usize> },
+    /// `In`, `Out<U>`, `Array<In<f32>, N>`: device pointers.
+    Pointers { written: bool, element: Element, array: Option<usize> },
     /// A `#[repr(C)]` struct, by value.
     Struct(String),
 }
@@ -100,15 +76,52 @@ struct Kernel {
     params: Vec<Param>,
 }
 
+/// One instantiation of a kernel: its name in the PTX, and its parameters' types in C++.
+struct Instance {
+    name: String,
+    types: Vec<String>,
+}
+
 impl Kernel {
-    /// Names of the instantiations with their element types: `silu` gives `silu_f32`, ...
-    fn entries(&self) -> Vec<(String, Option<Scalar>)> {
-        let generic =
-            self.params.iter().any(|p| matches!(p.kind, Kind::Pointers { element: None, .. }));
-        if generic {
-            FLOATS.iter().map(|&t| (format!("{}_{}", self.name, t.rust()), Some(t))).collect()
-        } else {
-            vec![(self.name.clone(), None)]
+    fn uses(&self, wanted: Element) -> bool {
+        let of = |p: &Param| matches!(p.kind, Kind::Pointers { element, .. } if element == wanted);
+        self.params.iter().any(of)
+    }
+
+    /// `silu` gives `silu_f32`, ...; with `U` beside `T`, `adamw` gives `adamw_f32_f32`, `adamw_f32_f16`, ...
+    fn instances(&self) -> Vec<Instance> {
+        let choices = |element| -> Vec<Option<Scalar>> {
+            if self.uses(element) { FLOATS.iter().copied().map(Some).collect() } else { vec![None] }
+        };
+        let mut instances = Vec::new();
+        for t in choices(Element::T) {
+            for u in choices(Element::U) {
+                let suffixes = [t, u].into_iter().flatten().map(|s| format!("_{}", s.rust));
+                let name = format!("{}{}", self.name, suffixes.collect::<String>());
+                let types = self.params.iter().map(|p| cuda_type(&p.kind, t, u)).collect();
+                instances.push(Instance { name, types });
+            }
+        }
+        instances
+    }
+}
+
+/// The C++ type of a parameter where `T` and `U` stand for these.
+fn cuda_type(kind: &Kind, t: Option<Scalar>, u: Option<Scalar>) -> String {
+    match kind {
+        Kind::Struct(name) => name.clone(),
+        Kind::Pointers { written, element, array } => {
+            let element = match element {
+                Element::Fixed(scalar) => Some(*scalar),
+                Element::T => t,
+                Element::U => u,
+            };
+            let element = element.map_or("void", |scalar| scalar.cuda);
+            let pointee = if *written { element.to_owned() } else { format!("const {element}") };
+            match array {
+                Some(n) => format!("Pointers<{pointee}, {n}>"),
+                None => format!("{pointee}*"),
+            }
         }
     }
 }
@@ -133,7 +146,7 @@ impl Struct {
     fn layout(&self) -> (Vec<usize>, usize) {
         let (mut offsets, mut end, mut align) = (Vec::new(), 0usize, 1);
         for field in &self.fields {
-            let size = field.scalar.size();
+            let size = field.scalar.size;
             align = align.max(size);
             end = end.next_multiple_of(size);
             offsets.push(end);
@@ -143,7 +156,7 @@ impl Struct {
     }
 }
 
-/// What `src/ops/FAMILY.rs` declares.
+/// What the files of a family declare.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Declarations {
     kernels: Vec<Kernel>,
@@ -151,41 +164,32 @@ pub struct Declarations {
 }
 
 impl Declarations {
-    /// Whether the file launches any kernel.
+    /// Whether no kernel is launched.
     pub fn is_empty(&self) -> bool {
         self.kernels.is_empty()
     }
 
-    /// Reads the launchers and the structs they name out of a Rust source file.
+    /// Reads the launchers, and the structs they name, out of a family's Rust sources.
     ///
     /// # Errors
     /// One sentence that names the declaration which cannot be understood.
-    pub fn parse(source: &str) -> Result<Self, String> {
-        let tokens = tokens(source);
-        let mut kernels = Vec::new();
-        let mut at = 0;
-        while at + 2 < tokens.len() {
-            if tokens[at..at + 3] == ["kernels", "!", "{"] {
-                let mut cursor = Cursor { tokens: &tokens, at: at + 3 };
-                while cursor.peek() != "}" {
-                    kernels.push(cursor.kernel()?);
-                }
-                at = cursor.at;
-            }
-            at += 1;
+    pub fn parse(sources: &[String]) -> Result<Self, String> {
+        let (mut kernels, mut items) = (Vec::new(), Vec::new());
+        for source in sources {
+            let file = syn::parse_file(source).map_err(|e| e.to_string())?;
+            collect(file.items, &mut kernels, &mut items)?;
         }
-
         let mut structs: Vec<Struct> = Vec::new();
         for kernel in &kernels {
             for param in &kernel.params {
-                let Kind::Struct(name) = &param.kind else {
+                let Kind::Struct(name) = &param.kind else { continue };
+                if structs.iter().any(|s| s.name == *name) {
                     continue;
-                };
-                if structs.iter().all(|s| s.name != *name) {
-                    structs.push(find_struct(&tokens, name).map_err(|e| {
-                        format!("kernel `{}`, parameter `{}`: {e}", kernel.name, param.name)
-                    })?);
                 }
+                let read = by_value_struct(&items, name);
+                structs.push(read.map_err(|e| {
+                    format!("kernel `{}`, parameter `{}`: {e}", kernel.name, param.name)
+                })?);
             }
         }
         Ok(Self { kernels, structs })
@@ -201,242 +205,159 @@ impl Declarations {
     }
 }
 
-/// Finds `#[repr(C)] struct NAME { ... }` and reads its fields.
-fn find_struct(tokens: &[String], name: &str) -> Result<Struct, String> {
-    let mut repr_c = false;
-    let mut cursor = Cursor { tokens, at: 0 };
-    while cursor.at < tokens.len() {
-        match cursor.peek() {
-            "#" => repr_c |= cursor.attribute().starts_with("repr(C"),
-            "struct" if cursor.peek_at(1) == name => {
-                if !repr_c {
-                    return Err(format!(
-                        "struct `{name}` is passed to a kernel: it needs #[repr(C)]"
-                    ));
+/// Gathers the kernels of every `kernels! { ... }`, and all structs, in these items and the modules among them.
+fn collect(
+    items: Vec<Item>,
+    kernels: &mut Vec<Kernel>,
+    structs: &mut Vec<ItemStruct>,
+) -> Result<(), String> {
+    for item in items {
+        match item {
+            Item::Macro(item) if item.mac.path.is_ident("kernels") => {
+                let all = |input: ParseStream| {
+                    let mut found = Vec::new();
+                    while !input.is_empty() {
+                        found.push(input.parse::<ForeignItemFn>()?);
+                    }
+                    Ok(found)
+                };
+                let declared = item.mac.parse_body_with(all);
+                for declared in declared.map_err(|e| format!("kernels!: {e}"))? {
+                    kernels.push(kernel(&declared)?);
                 }
-                cursor.at += 2;
-                return cursor.fields(name);
             }
-            "pub" | "(" | "crate" | "super" | ")" => cursor.at += 1,
-            _ => {
-                repr_c = false;
-                cursor.at += 1;
+            Item::Struct(item) => structs.push(item),
+            Item::Mod(module) => {
+                let inner = module.content.map_or_else(Vec::new, |(_, items)| items);
+                collect(inner, kernels, structs)?;
             }
+            _ => {}
         }
     }
-    Err(format!("struct `{name}` is not defined in this file"))
+    Ok(())
 }
 
-struct Cursor<'a> {
-    tokens: &'a [String],
-    at: usize,
-}
-
-impl Cursor<'_> {
-    fn peek(&self) -> &str {
-        self.peek_at(0)
-    }
-
-    /// The token `ahead` of here; the end of the file reads as the end of every block.
-    fn peek_at(&self, ahead: usize) -> &str {
-        self.tokens.get(self.at + ahead).map_or("}", String::as_str)
-    }
-
-    fn next(&mut self) -> String {
-        let token = self.peek().to_owned();
-        self.at += 1;
-        token
-    }
-
-    fn expect(&mut self, wanted: &str, place: &str) -> Result<(), String> {
-        let found = self.next();
-        if found == wanted {
-            Ok(())
-        } else {
-            Err(format!("{place}: expected `{wanted}`, found `{found}`"))
-        }
-    }
-
-    fn number(&mut self, place: &str) -> Result<usize, String> {
-        let text = self.next();
-        text.parse()
-            .map_err(|_| format!("{place}: a length must be a literal number, found `{text}`"))
-    }
-
-    /// Skips `#[...]` and returns what stands inside.
-    fn attribute(&mut self) -> String {
-        self.at += 2;
-        let (mut depth, mut text) = (1, String::new());
-        while self.at < self.tokens.len() {
-            let token = self.next();
-            depth += (token == "[") as i32 - (token == "]") as i32;
-            if depth == 0 {
-                break;
-            }
-            text += &token;
-        }
-        text
-    }
-
-    /// `fn NAME(PARAM: KIND, ...);`
-    fn kernel(&mut self) -> Result<Kernel, String> {
-        while self.peek() == "#" {
-            self.attribute();
-        }
-        self.expect("fn", "kernels!")?;
-        let name = self.next();
-        let place = format!("kernel `{name}`");
-        self.expect("(", &place)?;
-        let mut params = Vec::new();
-        while self.peek() != ")" {
-            let param = self.next();
-            let place = format!("kernel `{name}`, parameter `{param}`");
-            self.expect(":", &place)?;
-            let kind = self.kind(&place)?;
-            params.push(Param { name: param, kind });
-            if self.peek() != ")" {
-                self.expect(",", &place)?;
-            }
-        }
-        self.expect(")", &place)?;
-        self.expect(";", &place)?;
-        Ok(Kernel { name, params })
-    }
-
-    fn kind(&mut self, place: &str) -> Result<Kind, String> {
-        let name = self.next();
-        let written = match name.as_str() {
-            "In" => false,
-            "Out" => true,
-            "Array" => return self.array(place),
-            _ => return Ok(Kind::Struct(name)),
+/// `fn NAME(PARAM: KIND, ...);`
+fn kernel(declared: &ForeignItemFn) -> Result<Kernel, String> {
+    let name = declared.sig.ident.to_string();
+    let mut params = Vec::new();
+    for input in &declared.sig.inputs {
+        let FnArg::Typed(input) = input else {
+            return Err(format!("kernel `{name}`: `self` cannot be passed"));
         };
-        let mut element = None;
-        if self.peek() == "<" {
-            self.at += 1;
-            element = Some(self.scalar(place)?);
-            self.expect(">", place)?;
-        }
-        Ok(Kind::Pointers { written, element, array: None })
+        let Pat::Ident(param) = &*input.pat else {
+            return Err(format!("kernel `{name}`: a parameter needs a name"));
+        };
+        let param = param.ident.to_string();
+        let kind =
+            kind(&input.ty).map_err(|e| format!("kernel `{name}`, parameter `{param}`: {e}"))?;
+        params.push(Param { name: param, kind });
     }
-
-    /// `<In, 8>`, of `Array<In, 8>`.
-    fn array(&mut self, place: &str) -> Result<Kind, String> {
-        self.expect("<", place)?;
-        let inner = self.kind(place)?;
-        self.expect(",", place)?;
-        let length = self.number(place)?;
-        self.expect(">", place)?;
-        match inner {
-            Kind::Pointers { written: false, element, array: None } => {
-                Ok(Kind::Pointers { written: false, element, array: Some(length) })
-            }
-            _ => Err(format!("{place}: only an array of `In` can be passed")),
-        }
+    let kernel = Kernel { name, params };
+    if kernel.uses(Element::U) && !kernel.uses(Element::T) {
+        return Err(format!("kernel `{}`: `U` without `T`: one type is `T`", kernel.name));
     }
+    Ok(kernel)
+}
 
-    fn scalar(&mut self, place: &str) -> Result<Scalar, String> {
-        let name = self.next();
-        Scalar::parse(&name).ok_or_else(|| {
-            let known = Scalar::ALL.map(Scalar::rust).join(", ");
-            format!("{place}: `{name}` is not one of {known}")
-        })
-    }
-
-    /// `{ pub a: u32, b: [f32; 8], }`
-    fn fields(&mut self, name: &str) -> Result<Struct, String> {
-        self.expect("{", &format!("struct `{name}`"))?;
-        let mut fields = Vec::new();
-        while self.peek() != "}" {
-            while self.peek() == "#" {
-                self.attribute();
-            }
-            if self.peek() == "pub" {
-                self.at += 1;
-                if self.peek() == "(" {
-                    while self.next() != ")" {}
-                }
-            }
-            let field = self.next();
-            let place = format!("struct `{name}`, field `{field}`");
-            self.expect(":", &place)?;
-            let (scalar, array) = if self.peek() == "[" {
-                self.at += 1;
-                let scalar = self.scalar(&place)?;
-                self.expect(";", &place)?;
-                let length = self.number(&place)?;
-                self.expect("]", &place)?;
-                (scalar, Some(length))
-            } else {
-                (self.scalar(&place)?, None)
+fn kind(ty: &Type) -> Result<Kind, String> {
+    let (name, arguments) = path(ty)?;
+    let written = match name.as_str() {
+        "In" => false,
+        "Out" => true,
+        "Array" => {
+            let [GenericArgument::Type(of), length] = arguments[..] else {
+                return Err("an array is `Array<In, LENGTH>` or `Array<Out, LENGTH>`".into());
             };
-            fields.push(Field { name: field, scalar, array });
-            if self.peek() != "}" {
-                self.expect(",", &place)?;
-            }
+            let length = match length {
+                GenericArgument::Const(length) => literal(length)?,
+                _ => return Err(NOT_A_LENGTH.into()),
+            };
+            return match kind(of)? {
+                Kind::Pointers { written, element, array: None } => {
+                    Ok(Kind::Pointers { written, element, array: Some(length) })
+                }
+                _ => Err("only an array of `In` or `Out` can be passed".into()),
+            };
         }
-        Ok(Struct { name: name.to_owned(), fields })
-    }
+        _ if arguments.is_empty() => return Ok(Kind::Struct(name)),
+        _ => return Err(format!("`{name}` is not one of In, Out, Array")),
+    };
+    let element = match arguments[..] {
+        [] => Element::T,
+        [GenericArgument::Type(ty)] => match path(ty)?.0.as_str() {
+            "T" => Element::T,
+            "U" => Element::U,
+            _ => Element::Fixed(element(ty)?),
+        },
+        _ => return Err(format!("`{name}` takes one element type")),
+    };
+    Ok(Kind::Pointers { written, element, array: None })
 }
 
-/// Words and punctuation of a Rust source; comments and literals of text are dropped, so that
-/// neither an example nor a message is taken for a declaration.
-fn tokens(source: &str) -> Vec<String> {
-    let bytes = source.as_bytes();
-    let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b >= 0x80;
-    let mut tokens = Vec::new();
-    let mut at = 0;
-    while at < bytes.len() {
-        let rest = &source[at..];
-        if rest.starts_with("//") {
-            at += rest.find('\n').unwrap_or(rest.len());
-        } else if rest.starts_with("/*") {
-            at += rest.find("*/").map_or(rest.len(), |end| end + 2);
-        } else if let Some(hashes) = raw_string(rest) {
-            let close = format!("\"{}", "#".repeat(hashes));
-            let body = hashes + 2;
-            at += rest[body..].find(&close).map_or(rest.len(), |end| body + end + close.len());
-        } else if bytes[at] == b'"' {
-            at += 1;
-            while at < bytes.len() && bytes[at] != b'"' {
-                at += if bytes[at] == b'\\' { 2 } else { 1 };
-            }
-            at += 1;
-        } else if let Some(length) = char_literal(rest) {
-            at += length;
-        } else if word(bytes[at]) {
-            let length = rest.bytes().position(|b| !word(b)).unwrap_or(rest.len());
-            tokens.push(rest[..length].to_owned());
-            at += length;
-        } else {
-            if !bytes[at].is_ascii_whitespace() {
-                tokens.push((bytes[at] as char).to_string());
-            }
-            at += 1;
-        }
-    }
-    tokens
-}
-
-/// The number of hashes when a raw string starts here.
-fn raw_string(rest: &str) -> Option<usize> {
-    let tail = rest.strip_prefix('r')?;
-    let hashes = tail.bytes().take_while(|&b| b == b'#').count();
-    tail[hashes..].starts_with('"').then_some(hashes)
-}
-
-/// The length of the character literal that starts here; a lifetime is none.
-fn char_literal(rest: &str) -> Option<usize> {
-    let tail = rest.strip_prefix('\'')?;
-    let mut chars = tail.char_indices();
-    let (_, first) = chars.next()?;
-    if first == '\\' {
-        return tail[2..].find('\'').map(|end| end + 4);
-    }
-    match chars.next()? {
-        (end, '\'') => Some(end + 2),
+/// A type's last name, and what stands between its angle brackets.
+fn path(ty: &Type) -> Result<(String, Vec<&GenericArgument>), String> {
+    let last = match ty {
+        Type::Path(ty) => ty.path.segments.last(),
         _ => None,
+    };
+    let last = last.ok_or("expected the name of a type")?;
+    let arguments = match &last.arguments {
+        PathArguments::AngleBracketed(list) => list.args.iter().collect(),
+        _ => Vec::new(),
+    };
+    Ok((last.ident.to_string(), arguments))
+}
+
+fn element(ty: &Type) -> Result<Scalar, String> {
+    let (name, _) = path(ty)?;
+    SCALARS
+        .into_iter()
+        .find(|s| s.rust == name)
+        .ok_or_else(|| format!("`{name}` is not one of {}", SCALARS.map(|s| s.rust).join(", ")))
+}
+
+const NOT_A_LENGTH: &str = "a length must be a literal number";
+
+fn literal(length: &Expr) -> Result<usize, String> {
+    match length {
+        Expr::Lit(literal) => match &literal.lit {
+            Lit::Int(number) => number.base10_parse().map_err(|e| e.to_string()),
+            _ => Err(NOT_A_LENGTH.into()),
+        },
+        _ => Err(NOT_A_LENGTH.into()),
     }
+}
+
+/// Finds `#[repr(C)] struct NAME { ... }` and reads its fields.
+fn by_value_struct(structs: &[ItemStruct], name: &str) -> Result<Struct, String> {
+    let mut named = structs.iter().filter(|s| s.ident == name);
+    let item = named.next().ok_or_else(|| {
+        format!("struct `{name}` is not defined beside it, nor in another file of its family")
+    })?;
+    if named.next().is_some() {
+        return Err(format!("struct `{name}` is defined twice in the family's files"));
+    }
+    let is_repr_c = |a: &syn::Attribute| {
+        a.path().is_ident("repr") && a.parse_args::<syn::Ident>().is_ok_and(|repr| repr == "C")
+    };
+    if !item.attrs.iter().any(is_repr_c) {
+        return Err(format!("struct `{name}` is passed to a kernel: it needs #[repr(C)]"));
+    }
+    let fields = item.fields.iter().map(|field| {
+        let ident = field.ident.as_ref();
+        let field_name =
+            ident.ok_or_else(|| format!("struct `{name}`: its fields need names"))?.to_string();
+        let (ty, array) = match &field.ty {
+            Type::Array(array) => (&*array.elem, Some(&array.len)),
+            ty => (ty, None),
+        };
+        let read = element(ty).and_then(|scalar| Ok((scalar, array.map(literal).transpose()?)));
+        let (scalar, array) =
+            read.map_err(|e| format!("struct `{name}`, field `{field_name}`: {e}"))?;
+        Ok(Field { name: field_name, scalar, array })
+    });
+    Ok(Struct { name: name.to_owned(), fields: fields.collect::<Result<_, String>>()? })
 }
 
 /// A kernel as the PTX lists it: name, and every parameter's type and size.
@@ -496,7 +417,7 @@ pub fn check(
     let mut errors = Vec::new();
     let mut known = Vec::new();
     for kernel in &declared.kernels {
-        for (name, _) in kernel.entries() {
+        for Instance { name, .. } in kernel.instances() {
             known.push(name.clone());
             let Some(entry) = compiled.iter().find(|e| e.name == name) else {
                 errors.push(format!(
@@ -555,7 +476,7 @@ pub fn assertions(kernels: &str, launchers: &str, declared: &Declarations) -> St
         for (field, offset) in s.fields.iter().zip(offsets) {
             let of = format!("{name}::{}", field.name);
             let array = field.array.map_or(String::new(), |n| format!("[{n}]"));
-            let ty = format!("{}{array}", field.scalar.cuda());
+            let ty = format!("{}{array}", field.scalar.cuda);
             let _ = writeln!(
                 text,
                 "static_assert(contract::same<decltype({of}), {ty}>, \
@@ -572,31 +493,16 @@ pub fn assertions(kernels: &str, launchers: &str, declared: &Declarations) -> St
         );
     }
     for kernel in &declared.kernels {
-        for (name, element) in kernel.entries() {
-            let params: Vec<String> = kernel.params.iter().map(|p| cuda_type(p, element)).collect();
-            let params = params.join(", ");
+        for Instance { name, types } in kernel.instances() {
+            let types = types.join(", ");
             let _ = writeln!(
                 text,
-                "static_assert(contract::same<decltype({name}), void({params})>, \
-                 \"{kernels}: {name}: expected ({params}), as {launchers} declares it\");"
+                "static_assert(contract::same<decltype({name}), void({types})>, \
+                 \"{kernels}: {name}: expected ({types}), as {launchers} declares it\");"
             );
         }
     }
     text
-}
-
-fn cuda_type(param: &Param, instance: Option<Scalar>) -> String {
-    match &param.kind {
-        Kind::Struct(name) => name.clone(),
-        Kind::Pointers { written, element, array } => {
-            let element = element.or(instance).map_or("void", Scalar::cuda);
-            let pointee = if *written { element.to_owned() } else { format!("const {element}") };
-            match array {
-                Some(n) => format!("Pointers<{pointee}, {n}>"),
-                None => format!("{pointee}*"),
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -620,6 +526,10 @@ mod tests {
         }
     "#;
 
+    fn parse(source: &str) -> Result<Declarations, String> {
+        Declarations::parse(&[source.to_owned()])
+    }
+
     fn ptx(entries: &[(&str, &[&str])]) -> String {
         let mut text = String::from(".version 9.0\n.target sm_80\n");
         for (name, params) in entries {
@@ -638,7 +548,7 @@ mod tests {
     const GATHER: &[&str] = &[".u64 _", ".align 8 .b8 _[32]"];
 
     fn errors(entries: &[(&str, &[&str])]) -> Vec<String> {
-        let declared = Declarations::parse(LAUNCHERS).unwrap();
+        let declared = parse(LAUNCHERS).unwrap();
         check("kernels/a.cu", "src/ops/a.rs", &ptx(entries), &declared).err().unwrap_or_default()
     }
 
@@ -707,14 +617,13 @@ mod tests {
     fn examples_and_messages_declare_nothing() {
         let text =
             "//! kernels! { fn f(x: In); }\nconst S: &str = r#\"kernels! { fn f(x: In); }\"#;";
-        assert!(Declarations::parse(text).unwrap().is_empty());
-        assert!(!Declarations::parse(LAUNCHERS).unwrap().is_empty());
+        assert!(parse(text).unwrap().is_empty());
+        assert!(!parse(LAUNCHERS).unwrap().is_empty());
     }
 
     #[test]
     fn a_kernel_is_declared_once() {
-        let declared =
-            Declarations::parse("kernels! { fn f(y: Out<u8>); fn f(y: Out<u8>); }").unwrap();
+        let declared = parse("kernels! { fn f(y: Out<u8>); fn f(y: Out<u8>); }").unwrap();
         let found = check("a.cu", "a.rs", &ptx(&[("f", &[".u64 _"])]), &declared).unwrap_err();
         assert_eq!(found, ["a.rs: kernel `f` is declared twice"]);
     }
@@ -723,7 +632,7 @@ mod tests {
     fn layout_follows_c() {
         let source =
             "#[repr(C)] struct D { a: u8, b: u64, c: [u8; 3], d: f32 } kernels! { fn f(d: D); }";
-        let declared = Declarations::parse(source).unwrap();
+        let declared = parse(source).unwrap();
         #[repr(C)]
         struct D {
             a: u8,
@@ -738,30 +647,92 @@ mod tests {
 
     #[test]
     fn unreadable_declarations_are_named() {
-        let error = |source| Declarations::parse(source).unwrap_err();
+        let error = |source| parse(source).unwrap_err();
         assert_eq!(
             error("kernels! { fn f(x: In<f8>); }"),
             "kernel `f`, parameter `x`: `f8` is not one of f32, f16, bf16, f64, i64, u64, i32, u32, u8"
         );
         assert_eq!(
             error("kernels! { fn f(d: Dims); }"),
-            "kernel `f`, parameter `d`: struct `Dims` is not defined in this file"
+            "kernel `f`, parameter `d`: struct `Dims` is not defined beside it, nor in another file of its family"
         );
         assert_eq!(
             error("struct Dims { n: u32 } kernels! { fn f(d: Dims); }"),
             "kernel `f`, parameter `d`: struct `Dims` is passed to a kernel: it needs #[repr(C)]"
         );
-        assert_eq!(error("kernels! { fn f(x: In) }"), "kernel `f`: expected `;`, found `}`");
+        assert_eq!(error("kernels! { fn f(x: In) }"), "kernels!: expected `;`");
         assert_eq!(
             error("kernels! { fn f(x: Array<In, N>); }"),
-            "kernel `f`, parameter `x`: a length must be a literal number, found `N`"
+            "kernel `f`, parameter `x`: a length must be a literal number"
         );
-        assert_eq!(error("kernels! { fn f("), "kernel `f`, parameter `}`: expected `:`, found `}`");
+        assert_eq!(
+            error("kernels! { fn f(x: Vec<In>); }"),
+            "kernel `f`, parameter `x`: `Vec` is not one of In, Out, Array"
+        );
+        assert_eq!(
+            error("kernels! { fn f(x: Array<Dims, 2>); }"),
+            "kernel `f`, parameter `x`: only an array of `In` or `Out` can be passed"
+        );
+        assert_eq!(
+            error("kernels! { fn f(x: In<U>); }"),
+            "kernel `f`: `U` without `T`: one type is `T`"
+        );
+        assert!(
+            error("kernels! { fn f(").contains("unclosed delimiter")
+                || !error("kernels! { fn f(").is_empty()
+        );
+        assert_eq!(
+            error("#[repr(C)] struct D { n: usize } kernels! { fn f(d: D); }"),
+            "kernel `f`, parameter `d`: struct `D`, field `n`: `usize` is not one of f32, f16, bf16, f64, i64, u64, i32, u32, u8"
+        );
+        assert_eq!(
+            error("#[repr(C, align(16))] struct D { n: u32 } kernels! { fn f(d: D); }"),
+            "kernel `f`, parameter `d`: struct `D` is passed to a kernel: it needs #[repr(C)]"
+        );
+    }
+
+    #[test]
+    fn a_family_is_all_files_of_its_folder() {
+        let dims = "#[repr(C)] struct Dims { n: u32 }".to_owned();
+        let kernels = "mod forward { kernels! { fn f(x: In<u8>, d: Dims); } }".to_owned();
+        let declared = Declarations::parse(&[kernels.clone(), dims.clone()]).unwrap();
+        assert_eq!(declared.param_size(&declared.kernels[0].params[1]), 4);
+        assert_eq!(
+            Declarations::parse(&[kernels, dims.clone(), dims]).unwrap_err(),
+            "kernel `f`, parameter `d`: struct `Dims` is defined twice in the family's files"
+        );
+    }
+
+    #[test]
+    fn two_types_give_every_pair() {
+        let source = "kernels! {
+            fn adamw(weights: Out<f32>, gradients: In<T>, copies: Array<Out<U>, 2>);
+        }";
+        let declared = parse(source).unwrap();
+        let kernel = &declared.kernels[0];
+        let instances = kernel.instances();
+        let names: Vec<&str> = instances.iter().map(|i| i.name.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "adamw_f32_f32",
+                "adamw_f32_f16",
+                "adamw_f32_bf16",
+                "adamw_f16_f32",
+                "adamw_f16_f16",
+                "adamw_f16_bf16",
+                "adamw_bf16_f32",
+                "adamw_bf16_f16",
+                "adamw_bf16_bf16",
+            ]
+        );
+        assert_eq!(instances[5].types, ["float*", "const __half*", "Pointers<__nv_bfloat16, 2>"]);
+        assert_eq!(declared.param_size(&kernel.params[2]), 16);
     }
 
     #[test]
     fn assertions_name_every_type() {
-        let declared = Declarations::parse(LAUNCHERS).unwrap();
+        let declared = parse(LAUNCHERS).unwrap();
         let text = assertions("kernels/a.cu", "src/ops/a.rs", &declared);
         for needed in [
             "same<decltype(scale_f16), void(__half*, const float*, ScaleDims)>",

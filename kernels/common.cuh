@@ -102,3 +102,22 @@ __device__ inline float silu(float x) { return x / (1.0f + expf(-x)); }
     extern "C" __global__ void NAME##_##SUFFIX PARAMS { NAME<T> ARGS; } \
     } \
     using of_##SUFFIX::NAME##_##SUFFIX;
+
+// NAME_f32_f32, NAME_f32_f16, ..., NAME_bf16_bf16: the same for kernels of two types, T and U in this order.
+#define FOR_EACH_PAIR(NAME, PARAMS, ARGS) \
+    FOR_EACH_SECOND(NAME, f32, float, PARAMS, ARGS) \
+    FOR_EACH_SECOND(NAME, f16, f16, PARAMS, ARGS) \
+    FOR_EACH_SECOND(NAME, bf16, bf16, PARAMS, ARGS)
+
+#define FOR_EACH_SECOND(NAME, SUFFIX, TYPE, PARAMS, ARGS) \
+    INSTANTIATE_PAIR(NAME, SUFFIX##_f32, TYPE, float, PARAMS, ARGS) \
+    INSTANTIATE_PAIR(NAME, SUFFIX##_f16, TYPE, f16, PARAMS, ARGS) \
+    INSTANTIATE_PAIR(NAME, SUFFIX##_bf16, TYPE, bf16, PARAMS, ARGS)
+
+#define INSTANTIATE_PAIR(NAME, SUFFIX, FIRST, SECOND, PARAMS, ARGS) \
+    namespace of_##SUFFIX { \
+    using T = FIRST; \
+    using U = SECOND; \
+    extern "C" __global__ void NAME##_##SUFFIX PARAMS { NAME<T, U> ARGS; } \
+    } \
+    using of_##SUFFIX::NAME##_##SUFFIX;

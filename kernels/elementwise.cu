@@ -218,20 +218,8 @@ FOR_EACH_FLOAT(geglu, (T* y, const T* x, GegluDims d), (y, x, d))
 
 // --- conversion ---
 
-template <typename T>
-__device__ void cast_to_f32(float* y, const T* x, MapDims d) {
+template <typename T, typename U>
+__device__ void cast(U* y, const T* x, MapDims d) {
     map(y, x, d.len, [](float a) { return a; });
 }
-FOR_EACH_FLOAT(cast_to_f32, (float* y, const T* x, MapDims d), (y, x, d))
-
-template <typename T>
-__device__ void cast_to_f16(f16* y, const T* x, MapDims d) {
-    map(y, x, d.len, [](float a) { return a; });
-}
-FOR_EACH_FLOAT(cast_to_f16, (f16* y, const T* x, MapDims d), (y, x, d))
-
-template <typename T>
-__device__ void cast_to_bf16(bf16* y, const T* x, MapDims d) {
-    map(y, x, d.len, [](float a) { return a; });
-}
-FOR_EACH_FLOAT(cast_to_bf16, (bf16* y, const T* x, MapDims d), (y, x, d))
+FOR_EACH_PAIR(cast, (U* y, const T* x, MapDims d), (y, x, d))

@@ -32,9 +32,7 @@ kernels! {
     fn quick_gelu(y: Out, x: In, dims: MapDims);
     /// A block takes whole rows.
     fn geglu(y: Out, x: In, dims: GegluDims);
-    fn cast_to_f32(y: Out<f32>, x: In, dims: MapDims);
-    fn cast_to_f16(y: Out<f16>, x: In, dims: MapDims);
-    fn cast_to_bf16(y: Out<bf16>, x: In, dims: MapDims);
+    fn cast(y: Out<U>, x: In<T>, dims: MapDims);
 }
 
 #[derive(Clone, Copy, NoUninit)]
@@ -622,12 +620,7 @@ impl Op for Cast {
         let x = inputs[0].contiguous()?;
         let config = spread(x.len() * x.dtype().size());
         let dims = MapDims { len: x.len() as u64 };
-        match self.dtype {
-            DType::F32 => kernel::cast_to_f32(config, out, &x, dims),
-            DType::F16 => kernel::cast_to_f16(config, out, &x, dims),
-            DType::BF16 => kernel::cast_to_bf16(config, out, &x, dims),
-            found => Err(Error::DType { op: "cast", expected: "f32, f16 or bf16 on CUDA", found }),
-        }
+        kernel::cast(config, out, &x, dims)
     }
 
     fn backward(&self, _: &[&Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
