@@ -15,16 +15,18 @@
 mod kernel;
 
 use std::cell::RefCell;
-use std::marker::PhantomData;
 
 use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
+use super::parallel::DisjointSlice;
 use super::simd;
 use crate::types::{Element, Float, Real};
 
 pub(super) use kernel::LDA;
-pub use kernel::{KC, Kernel, bf16_dot_kernel, bf16_kernel, f16_kernel, f32_kernel, f64_kernel};
+pub use kernel::{
+    KC, MicroKernel, bf16_dot_kernel, bf16_kernel, f16_kernel, f32_kernel, f64_kernel,
+};
 
 /// Most rows of a block of A: 144 x 336 f32 are 190 KiB of an L2 that the block shares with C's.
 const MC: usize = 144;
@@ -57,7 +59,7 @@ impl Rows for Dense {
 pub type Finish<'a, T, C> = dyn Fn(usize, usize, &mut [C], &mut [T]) + Sync + 'a;
 
 /// Elements of packed weights, padding included.
-pub fn packed_len<A, B, C>(kernel: Kernel<A, B, C>, k: usize, n: usize) -> usize {
+pub fn packed_len<A, B, C>(kernel: MicroKernel<A, B, C>, k: usize, n: usize) -> usize {
     n.next_multiple_of(kernel.nr) * k.next_multiple_of(kernel.step)
 }
 
@@ -68,7 +70,7 @@ pub fn packed_len<A, B, C>(kernel: Kernel<A, B, C>, k: usize, n: usize) -> usize
 /// # Panics
 /// When `to` has another length, or `from` does not hold an element.
 pub fn pack<T: Float, A, B: Float, C>(
-    kernel: Kernel<A, B, C>,
+    kernel: MicroKernel<A, B, C>,
     (k, n): (usize, usize),
     from: &[T],
     stride: usize,
@@ -76,7 +78,7 @@ pub fn pack<T: Float, A, B: Float, C>(
     to: &mut [B],
 ) {
     assert_eq!(to.len(), packed_len(kernel, k, n), "packed weights of [{k}, {n}]");
-    let Kernel { nr, step, .. } = kernel;
+    let MicroKernel { nr, step, .. } = kernel;
     let panel_len = k.next_multiple_of(step) * nr;
     if panel_len == 0 {
         return;
@@ -132,7 +134,7 @@ fn round<T: Float, B: Float>(from: &[T]) -> Vec<B> {
 /// # Panics
 /// When `b` or `out` have a length other than k, n and m give, or `rows` points outside of `x`.
 pub fn gemm<T: Float, A: Float, B: Float, C: Float>(
-    kernel: Kernel<A, B, C>,
+    kernel: MicroKernel<A, B, C>,
     (m, n, k): (usize, usize, usize),
     x: &[T],
     rows: &impl Rows,
@@ -146,8 +148,8 @@ pub fn gemm<T: Float, A: Float, B: Float, C: Float>(
         return;
     }
     let product = Product { kernel, k, x, rows, b };
-    let out = Shared::new(out);
-    Grid::new((m, n), MC, kernel.mr, kernel.nr, size_of::<C>()).for_each(
+    let out = DisjointSlice::new(out);
+    Blocks::new((m, n), MC, kernel.mr, kernel.nr, size_of::<C>()).for_each(
         |row, height, column, width| {
             product.block(row, height, column, width, |r, sums| {
                 // SAFETY: these columns of this row belong to this block alone.
@@ -158,32 +160,8 @@ pub fn gemm<T: Float, A: Float, B: Float, C: Float>(
     );
 }
 
-/// An output that threads write disjoint parts of.
-pub(super) struct Shared<'a, T>(*mut T, usize, PhantomData<&'a mut [T]>);
-// SAFETY: an exclusive borrow of a slice; whoever takes a part answers for its being his alone.
-unsafe impl<T: Send> Sync for Shared<'_, T> {}
-impl<'a, T> Shared<'a, T> {
-    pub(super) fn new(out: &'a mut [T]) -> Self {
-        Self(out.as_mut_ptr(), out.len(), PhantomData)
-    }
-
-    /// `len` elements from `start` on.
-    ///
-    /// # Safety
-    /// No two parts that live at the same time overlap.
-    ///
-    /// # Panics
-    /// When the part reaches past the end.
-    #[allow(clippy::mut_from_ref)]
-    pub(super) unsafe fn part(&self, start: usize, len: usize) -> &mut [T] {
-        assert!(start <= self.1 && len <= self.1 - start);
-        // SAFETY: inside of the slice, as just checked, and nobody else's, as the caller promises.
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
-    }
-}
-
 /// How the output is cut into blocks.
-pub(super) struct Grid {
+pub(super) struct Blocks {
     m: usize,
     n: usize,
     mc: usize,
@@ -191,7 +169,7 @@ pub(super) struct Grid {
     m_blocks: usize,
 }
 
-impl Grid {
+impl Blocks {
     /// Cuts [m, n] into blocks of at most `rows` rows (and of whole tiles), for sums of `size` bytes.
     pub(super) fn new(
         (m, n): (usize, usize),
@@ -223,7 +201,7 @@ impl Grid {
 
 /// What all blocks of one product share.
 struct Product<'a, T, A: 'static, B: 'static, C: 'static, R> {
-    kernel: Kernel<A, B, C>,
+    kernel: MicroKernel<A, B, C>,
     k: usize,
     x: &'a [T],
     rows: &'a R,
@@ -314,7 +292,7 @@ pub(super) fn row_len<C>(width: usize) -> usize {
 /// Multiplies a block `a` of A, rows [`LDA`] apart, by panels of B: `c (+)= a * [panel(0), panel(1), ..]`.
 /// `panel(panels)` is what will be read after these.
 pub(super) fn multiply_block<'b, A: Copy, B: Copy + 'b, C: Copy>(
-    kernel: Kernel<A, B, C>,
+    kernel: MicroKernel<A, B, C>,
     (height, kc): (usize, usize),
     a: &[A],
     panels: usize,
@@ -323,7 +301,7 @@ pub(super) fn multiply_block<'b, A: Copy, B: Copy + 'b, C: Copy>(
     ldc: usize,
     accumulate: bool,
 ) {
-    let Kernel { mr, nr, step, tile } = kernel;
+    let MicroKernel { mr, nr, step, tile } = kernel;
     assert!(kc <= KC && kc.is_multiple_of(step) && ldc >= panels * nr);
     assert!((c.as_ptr() as usize | (ldc * size_of::<C>())).is_multiple_of(64));
     for p in 0..panels {

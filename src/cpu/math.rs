@@ -81,6 +81,7 @@ fn power_of_two(n: i32) -> f32 {
 
 /// e^x.
 #[inline(always)]
+#[allow(dead_code, reason = "the gradients of activations are about to use it")]
 pub fn exp<S: Simd>(s: S, x: f32) -> f32 {
     // The limits lie beyond the last values that are neither 0 nor infinity. Written so that NaN passes.
     let x = if x < -104.0 { -104.0 } else { x };
@@ -153,12 +154,6 @@ pub fn erf<S: Simd>(s: S, x: f32) -> f32 {
     (if a < 1.0 { small } else { large }).copysign(x)
 }
 
-/// 1 / (1 + e^-x).
-#[inline(always)]
-pub fn sigmoid<S: Simd>(s: S, x: f32) -> f32 {
-    1.0 / (1.0 + exp_normal(s, -x))
-}
-
 /// erf(x) in f64, to a few ulp: the series `2/sqrt(pi) e^(-x^2) sum 2^n x^(2n+1) / (2n+1)!!`, whose
 /// terms all have one sign (Abramowitz & Stegun 7.1.6). A reference: not fast.
 pub fn erf_f64(x: f64) -> f64 {
@@ -178,6 +173,7 @@ pub fn erf_f64(x: f64) -> f64 {
 /// that gradients are checked with) by the standard library.
 pub trait Math: Real {
     /// e^x.
+    #[allow(dead_code, reason = "the gradients of activations are about to use it")]
     fn vector_exp<S: Simd>(self, s: S) -> Self;
     /// e^x where that is a normal number, else 0 or infinity.
     fn vector_exp_normal<S: Simd>(self, s: S) -> Self;
@@ -258,7 +254,7 @@ mod tests {
     simd! { fn exp_normal_slice(s, x: &mut [f32]) { for x in x { *x = exp_normal(s, *x); } } }
     simd! { fn tanh_slice(s, x: &mut [f32]) { for x in x { *x = tanh(s, *x); } } }
     simd! { fn erf_slice(s, x: &mut [f32]) { for x in x { *x = erf(s, *x); } } }
-    simd! { fn sigmoid_slice(s, x: &mut [f32]) { for x in x { *x = sigmoid(s, *x); } } }
+    simd! { fn sigmoid_slice(s, x: &mut [f32]) { for x in x { *x = x.vector_sigmoid(s); } } }
 
     /// Floats across [low, high]: equally spaced, and every power of two with neighbours.
     fn inputs(low: f32, high: f32) -> Vec<f32> {

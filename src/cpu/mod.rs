@@ -1,7 +1,7 @@
 //! What the operations share on the CPU: the instruction set chosen at run time, vector mathematics, loops over threads.
 
-pub mod gemm;
-pub mod math;
-pub mod parallel;
+pub(crate) mod gemm;
+pub(crate) mod math;
+pub(crate) mod parallel;
 pub mod simd;
-pub mod winograd;
+pub(crate) mod winograd;

@@ -4,6 +4,8 @@
 //! over both is most of a build. Here the closure goes behind a pointer: one loop for all, at the price of one
 //! indirect call a piece.
 
+use std::marker::PhantomData;
+
 use rayon::prelude::*;
 
 /// Elements that a piece of work has at least: below this, handing it out costs more than doing it.
@@ -27,14 +29,11 @@ pub fn for_each_chunk<T: Send>(out: &mut [T], len: usize, f: impl Fn(usize, &mut
     if total == 0 {
         return;
     }
-    let out = Shared(out.as_mut_ptr());
+    let out = DisjointSlice::new(out);
     for_each(total.div_ceil(len), &|i| {
         let start = i * len;
-        // SAFETY: start < total, the chunk ends at `total` at the latest, and chunks of different i do not overlap,
-        // so this is the only reference to its elements while `out` is borrowed.
-        let chunk =
-            unsafe { std::slice::from_raw_parts_mut(out.at(start), len.min(total - start)) };
-        f(i, chunk);
+        // SAFETY: chunks of different i do not overlap, and every i is visited once.
+        f(i, unsafe { out.part(start, len.min(total - start)) });
     });
 }
 
@@ -53,18 +52,34 @@ pub fn for_each_row<T: Send>(out: &mut [T], width: usize, f: impl Fn(usize, &mut
     });
 }
 
-/// A pointer that threads may take pieces from.
-struct Shared<T>(*mut T);
+/// A slice that threads write disjoint parts of.
+pub struct DisjointSlice<'a, T> {
+    start: *mut T,
+    len: usize,
+    borrow: PhantomData<&'a mut [T]>,
+}
 
-// SAFETY: the pointer comes from an exclusive borrow of `Send` elements, and every thread takes its own piece.
-unsafe impl<T: Send> Sync for Shared<T> {}
+// SAFETY: it stands for an exclusive borrow of `Send` elements; who takes a part answers for its being the only one.
+unsafe impl<T: Send> Sync for DisjointSlice<'_, T> {}
 
-impl<T> Shared<T> {
+impl<'a, T> DisjointSlice<'a, T> {
+    /// Borrows `slice` for as long as parts of it are written.
+    pub fn new(slice: &'a mut [T]) -> Self {
+        Self { start: slice.as_mut_ptr(), len: slice.len(), borrow: PhantomData }
+    }
+
+    /// `len` elements from `start` on.
+    ///
     /// # Safety
-    /// `i` is inside of the slice that the pointer was made of.
-    unsafe fn at(&self, i: usize) -> *mut T {
-        // SAFETY: the caller's promise.
-        unsafe { self.0.add(i) }
+    /// No two parts that live at the same time overlap.
+    ///
+    /// # Panics
+    /// When the part reaches past the end.
+    #[allow(clippy::mut_from_ref, reason = "the caller promises that parts do not overlap")]
+    pub unsafe fn part(&self, start: usize, len: usize) -> &mut [T] {
+        assert!(start <= self.len && len <= self.len - start);
+        // SAFETY: inside of the slice, as just checked, and nobody else's, as the caller promises.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
     }
 }
 
@@ -83,6 +98,22 @@ mod tests {
             let mut out = vec![0usize; rows * width];
             for_each_row(&mut out, width, |i, row| row.iter_mut().for_each(|x| *x += i + 1));
             assert!(out.iter().enumerate().all(|(k, &x)| x == k / width + 1), "{rows} of {width}");
+        }
+    }
+
+    #[test]
+    fn parts_past_the_end_are_refused() {
+        let mut out = [1, 2, 3, 4];
+        let parts = DisjointSlice::new(&mut out);
+        // SAFETY: the two do not overlap.
+        let (a, b) = unsafe { (parts.part(0, 1), parts.part(1, 3)) };
+        assert_eq!((&*a, &*b), (&[1][..], &[2, 3, 4][..]));
+        for (start, len) in [(0, 5), (4, 1), (5, 0), (2, usize::MAX)] {
+            let outside = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                // SAFETY: it panics instead.
+                unsafe { parts.part(start, len) };
+            }));
+            assert!(outside.is_err(), "{start} {len}");
         }
     }
 }

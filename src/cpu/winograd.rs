@@ -20,7 +20,8 @@
 
 use rayon::prelude::*;
 
-use super::gemm::{self, Finish, Grid, KC, Kernel, LDA, SCRATCH, Shared};
+use super::gemm::{self, Blocks, Finish, KC, LDA, MicroKernel, SCRATCH};
+use super::parallel::DisjointSlice;
 use super::simd::{Simd, simd};
 use crate::types::{Float, Real};
 
@@ -35,7 +36,7 @@ pub const CHANNELS: usize = 16;
 const TILES: usize = 96;
 
 /// Elements of packed weights [O, I, 3, 3].
-pub fn packed_len(kernel: Kernel<f32, f32, f32>, i: usize, o: usize) -> usize {
+pub fn packed_len(kernel: MicroKernel<f32, f32, f32>, i: usize, o: usize) -> usize {
     POINTS * gemm::packed_len(kernel, i, o)
 }
 
@@ -44,7 +45,7 @@ pub fn packed_len(kernel: Kernel<f32, f32, f32>, i: usize, o: usize) -> usize {
 /// # Panics
 /// When `from` or `to` have another length than the shape gives.
 pub fn pack<T: Float>(
-    kernel: Kernel<f32, f32, f32>,
+    kernel: MicroKernel<f32, f32, f32>,
     i: usize,
     o: usize,
     from: &[T],
@@ -109,7 +110,7 @@ pub struct Images {
 /// # Panics
 /// When a slice has another length than the shape gives, or channels are not a multiple of [`CHANNELS`].
 pub fn convolve(
-    kernel: Kernel<f32, f32, f32>,
+    kernel: MicroKernel<f32, f32, f32>,
     images: Images,
     n: usize,
     x: &[f32],
@@ -128,9 +129,9 @@ pub fn convolve(
     if tiles == 0 || n == 0 {
         return;
     }
-    let out = Shared::new(out);
+    let out = DisjointSlice::new(out);
     let k_blocks = channels.div_ceil(KC);
-    Grid::new((tiles, n), TILES, kernel.mr, nr, size_of::<f32>()).for_each(
+    Blocks::new((tiles, n), TILES, kernel.mr, nr, size_of::<f32>()).for_each(
         |first, count, column, wide| {
             let panels = column / nr..(column + wide).div_ceil(nr);
             let ldc = gemm::row_len::<f32>(panels.len() * nr);

@@ -9,7 +9,7 @@
 use super::elementwise::{require_dtype, require_float};
 use super::{Meta, Op, apply};
 use crate::cpu::math::exp2_of_negative;
-use crate::cpu::parallel::{for_each, for_each_chunk};
+use crate::cpu::parallel::{DisjointSlice, for_each, for_each_chunk};
 use crate::cpu::simd::{Simd, narrow, simd, transpose, widen};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Float, Tensor};
@@ -125,7 +125,7 @@ impl Attention {
         let tile = GROUPS * blocking.queries;
         // Base 2, since that is the exponential the machine is good at.
         let factor = (f64::from(self.config.scale) * std::f64::consts::LOG2_E) as f32;
-        let rows = Output(out.as_mut_slice::<T>()?.as_mut_ptr());
+        let rows = DisjointSlice::new(out.as_mut_slice::<T>()?);
 
         for_each(batch * heads, &|head| {
             let (b, h) = (head / heads, head % heads);
@@ -140,29 +140,12 @@ impl Attention {
                 scratch.finish(&job);
                 for (t, row) in scratch.rows.chunks_exact(channels).take(count).enumerate() {
                     let at = ((b * queries + first + t) * heads + h) * channels;
-                    // SAFETY: `at` is the row of (b, first + t, h), inside the output [B, T, H, D], and no
-                    // other task has the same b, h and tile.
-                    let to = unsafe { std::slice::from_raw_parts_mut(rows.at(at), channels) };
-                    narrow(row, to);
+                    // SAFETY: the row of (b, first + t, h), and no other task has the same b, h and tile.
+                    narrow(row, unsafe { rows.part(at, channels) });
                 }
             });
         });
         Ok(())
-    }
-}
-
-/// The output, whose rows are written by different threads.
-struct Output<T>(*mut T);
-
-// SAFETY: the threads write disjoint rows: see where `at` is used.
-unsafe impl<T: Send> Sync for Output<T> {}
-
-impl<T> Output<T> {
-    /// # Safety
-    /// As for [`pointer::add`].
-    unsafe fn at(&self, i: usize) -> *mut T {
-        // SAFETY: the caller's promise.
-        unsafe { self.0.add(i) }
     }
 }
 

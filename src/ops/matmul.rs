@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use super::{Meta, Op, apply};
-use crate::cpu::gemm::{self, Dense, Finish, Kernel, Rows};
+use crate::cpu::gemm::{self, Dense, Finish, MicroKernel, Rows};
 use crate::cpu::math::Math;
 use crate::cpu::simd::{self, Level, simd};
 use crate::error::{Error, Result};
@@ -118,7 +118,7 @@ impl Packed {
     ) -> Result<Self> {
         fn fill<A, B: Float, C>(
             op: &'static str,
-            kernel: Kernel<A, B, C>,
+            kernel: MicroKernel<A, B, C>,
             weight: &Tensor,
             (k, n): (usize, usize),
             stride: usize,
@@ -205,7 +205,7 @@ impl Packed {
 
     fn run<T: Float<Acc: Math>, A: Float, B: Float>(
         &self,
-        kernel: Kernel<A, B, T::Acc>,
+        kernel: MicroKernel<A, B, T::Acc>,
         x: &Tensor,
         rows: &impl Rows,
         epilogue: &Epilogue,

@@ -39,72 +39,72 @@ pub type Tile<A, B, C> = unsafe fn(
 );
 
 /// A tile function and the shape it was compiled for.
-pub struct Kernel<A: 'static, B: 'static, C: 'static> {
+pub struct MicroKernel<A: 'static, B: 'static, C: 'static> {
     /// Most rows of one tile.
-    pub mr: usize,
+    pub(in crate::cpu) mr: usize,
     /// Columns of a tile, and of a panel of packed weights.
-    pub nr: usize,
+    pub(in crate::cpu) nr: usize,
     /// Values of k that lie together in a panel.
-    pub step: usize,
+    pub(super) step: usize,
     /// The function.
-    pub tile: Tile<A, B, C>,
+    pub(super) tile: Tile<A, B, C>,
 }
 
-impl<A, B, C> Clone for Kernel<A, B, C> {
+impl<A, B, C> Clone for MicroKernel<A, B, C> {
     fn clone(&self) -> Self {
         *self
     }
 }
-impl<A, B, C> Copy for Kernel<A, B, C> {}
+impl<A, B, C> Copy for MicroKernel<A, B, C> {}
 
 /// f32 weights, f32 activations.
-pub fn f32_kernel(level: Level) -> Kernel<f32, f32, f32> {
+pub fn f32_kernel(level: Level) -> MicroKernel<f32, f32, f32> {
     match level {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512(_) => Kernel { mr: 12, nr: 32, step: 1, tile: x86::avx512_f32 },
+        Level::Avx512(_) => MicroKernel { mr: 12, nr: 32, step: 1, tile: x86::avx512_f32 },
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2(_) => Kernel { mr: 6, nr: 16, step: 1, tile: x86::avx2_f32 },
-        _ => Kernel { mr: 4, nr: 8, step: 1, tile: portable_f32 },
+        Level::Avx2(_) => MicroKernel { mr: 6, nr: 16, step: 1, tile: x86::avx2_f32 },
+        _ => MicroKernel { mr: 4, nr: 8, step: 1, tile: portable_f32 },
     }
 }
 
 /// f16 weights, widened in registers; f32 activations.
-pub fn f16_kernel(level: Level) -> Kernel<f32, f16, f32> {
+pub fn f16_kernel(level: Level) -> MicroKernel<f32, f16, f32> {
     match level {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512(_) => Kernel { mr: 12, nr: 32, step: 1, tile: x86::avx512_f16 },
+        Level::Avx512(_) => MicroKernel { mr: 12, nr: 32, step: 1, tile: x86::avx512_f16 },
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2(_) => Kernel { mr: 6, nr: 16, step: 1, tile: x86::avx2_f16 },
-        _ => Kernel { mr: 4, nr: 8, step: 1, tile: portable_f16 },
+        Level::Avx2(_) => MicroKernel { mr: 6, nr: 16, step: 1, tile: x86::avx2_f16 },
+        _ => MicroKernel { mr: 4, nr: 8, step: 1, tile: portable_f16 },
     }
 }
 
 /// bf16 weights in pairs along k, widened in registers; f32 activations.
-pub fn bf16_kernel(level: Level) -> Kernel<f32, bf16, f32> {
+pub fn bf16_kernel(level: Level) -> MicroKernel<f32, bf16, f32> {
     match level {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512(_) => Kernel { mr: 12, nr: 32, step: 2, tile: x86::avx512_bf16 },
+        Level::Avx512(_) => MicroKernel { mr: 12, nr: 32, step: 2, tile: x86::avx512_bf16 },
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2(_) => Kernel { mr: 6, nr: 16, step: 2, tile: x86::avx2_bf16 },
-        _ => Kernel { mr: 4, nr: 8, step: 2, tile: portable_bf16 },
+        Level::Avx2(_) => MicroKernel { mr: 6, nr: 16, step: 2, tile: x86::avx2_bf16 },
+        _ => MicroKernel { mr: 4, nr: 8, step: 2, tile: portable_bf16 },
     }
 }
 
 /// bf16 weights in pairs along k against bf16 activations, two products an instruction; `None`
 /// without AVX512_BF16. The layout of weights is [`bf16_kernel`]'s.
-pub fn bf16_dot_kernel(level: Level) -> Option<Kernel<bf16, bf16, f32>> {
+pub fn bf16_dot_kernel(level: Level) -> Option<MicroKernel<bf16, bf16, f32>> {
     match level {
         #[cfg(target_arch = "x86_64")]
         Level::Avx512(_) if is_x86_feature_detected!("avx512bf16") => {
-            Some(Kernel { mr: 12, nr: 32, step: 2, tile: x86::avx512_bf16_dot })
+            Some(MicroKernel { mr: 12, nr: 32, step: 2, tile: x86::avx512_bf16_dot })
         }
         _ => None,
     }
 }
 
 /// f64 throughout: the reference that gradients are checked against.
-pub fn f64_kernel(_: Level) -> Kernel<f64, f64, f64> {
-    Kernel { mr: 4, nr: 8, step: 1, tile: portable_f64 }
+pub fn f64_kernel(_: Level) -> MicroKernel<f64, f64, f64> {
+    MicroKernel { mr: 4, nr: 8, step: 1, tile: portable_f64 }
 }
 
 /// The few instructions a tile is made of. Loads are aligned ones and pointers advance by `wrapping_add`:
