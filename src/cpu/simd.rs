@@ -431,14 +431,22 @@ thread_local! {
     static FORCED: std::cell::Cell<Option<Level>> = const { std::cell::Cell::new(None) };
 }
 
-/// Runs `f` once a level of the machine; kernels called from this thread (not from a pool) use that level.
+/// Runs `f` once a level of the machine, on threads of its own that all run kernels at this level.
 #[cfg(test)]
-pub fn at_each_level(mut f: impl FnMut(Level)) {
+pub fn at_each_level(mut f: impl FnMut(Level) + Send) {
     for level in Level::available() {
         FORCED.set(Some(level));
-        f(level);
+        pool(rayon::current_num_threads().max(2)).install(|| f(level));
+        FORCED.set(None);
     }
-    FORCED.set(None);
+}
+
+/// A pool whose threads run kernels at the level that this thread runs them at.
+#[cfg(test)]
+pub fn pool(threads: usize) -> rayon::ThreadPool {
+    let level = FORCED.get();
+    let builder = rayon::ThreadPoolBuilder::new().num_threads(threads);
+    builder.start_handler(move |_| FORCED.set(level)).build().unwrap()
 }
 
 /// Compiles a function for every instruction set of the target and picks one at run time: see the module.
@@ -641,6 +649,10 @@ mod tests {
                 Level::Avx512(_) => 16,
             };
             assert_eq!(lanes(), expected, "{}", level.name());
+            let workers = rayon::broadcast(|_| lanes());
+            assert!(workers.len() > 1 && workers.iter().all(|&n| n == expected), "{workers:?}");
+            let nested = pool(3).broadcast(|_| lanes());
+            assert_eq!(nested, [expected; 3], "{}", level.name());
         });
     }
 

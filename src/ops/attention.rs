@@ -602,12 +602,8 @@ mod tests {
         let config = config(40, true);
         let expected =
             reference(&inputs.iter().map(values).collect::<Vec<_>>(), shape, 110, config);
-        // One thread, so that the level that is forced on this one holds.
-        let pool =
-            rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build().unwrap();
         at_each_level(|level| {
-            let out =
-                pool.install(|| attention(&inputs[0], &inputs[1], &inputs[2], config)).unwrap();
+            let out = attention(&inputs[0], &inputs[1], &inputs[2], config).unwrap();
             assert_close(&out, &expected, 32.0, level.name());
         });
     }

@@ -579,8 +579,8 @@ pub(super) mod tests {
     #[test]
     fn rows_do_not_depend_on_their_neighbours_or_on_threads() {
         let (k, n) = (700, 83);
-        let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
         simd::at_each_level(|level| {
+            let one_thread = simd::pool(1);
             for (x_type, w_type) in DTYPES {
                 let x = random([512, k], 3, x_type);
                 let packed = PackedLinear::new(&random([n, k], 4, w_type), w_type).unwrap();
