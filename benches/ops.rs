@@ -11,9 +11,10 @@ use criterion::{
 };
 use nadir::Result;
 use nadir::ops::attention::{AttentionConfig, attention};
-use nadir::ops::conv::{Conv2dConfig, PackedConv, conv2d};
-use nadir::ops::matmul::{Activation, Epilogue, PackedLinear, linear};
+use nadir::ops::conv::{Conv2dConfig, conv2d};
+use nadir::ops::matmul::{Activation, Epilogue, linear};
 use nadir::ops::norm::{group_norm, layer_norm};
+use nadir::ops::weight::{Layout, Weight};
 use nadir::tensor::{DType, Tensor};
 
 const DTYPES: [DType; 2] = [DType::F32, DType::BF16];
@@ -60,7 +61,7 @@ fn conv2d_shapes(criterion: &mut Criterion) -> Result<()> {
         for (side, i, o, kernel, stride) in shapes {
             let x = noise(&[2, side, side, i], dtype)?;
             let weight = noise(&[o, i, kernel, kernel], dtype)?;
-            let packed = PackedConv::with_stride(&weight, stride, dtype)?;
+            let packed = Weight::frozen(&weight, Layout::ConvolutionAt(stride), dtype)?;
             let bias = noise(&[o], DType::F32)?;
             let config = Conv2dConfig::new(stride, kernel / 2);
             let run = || conv2d(&x, &packed, config, Epilogue::bias(Some(&bias)));
@@ -88,7 +89,7 @@ fn linear_shapes(criterion: &mut Criterion) -> Result<()> {
     for dtype in DTYPES {
         for (m, k, n) in shapes {
             let x = noise(&[m, k], dtype)?;
-            let packed = PackedLinear::new(&noise(&[n, k], dtype)?, dtype)?;
+            let packed = Weight::frozen(&noise(&[n, k], dtype)?, Layout::Matrix, dtype)?;
             let bias = noise(&[n], DType::F32)?;
             for act in [Activation::Identity, Activation::QuickGelu] {
                 let epilogue = Epilogue { bias: Some(&bias), act, ..Epilogue::default() };

@@ -109,6 +109,29 @@ pub fn pack<T: Float, A, B: Float, C>(
     });
 }
 
+/// Undoes [`pack`] of weights that it did not round: writes element (k, n) to `to[n * stride + offset(k)]`.
+///
+/// # Panics
+/// When `from` has another length than [`packed_len`], or `to` has no such element.
+pub fn unpack<A, B: Copy, C>(
+    kernel: MicroKernel<A, B, C>,
+    (k, n): (usize, usize),
+    from: &[B],
+    stride: usize,
+    offset: impl Fn(usize) -> usize,
+    to: &mut [B],
+) {
+    assert_eq!(from.len(), packed_len(kernel, k, n), "packed weights of [{k}, {n}]");
+    let MicroKernel { nr, step, .. } = kernel;
+    let panel = k.next_multiple_of(step) * nr;
+    for column in 0..n {
+        for row in 0..k {
+            let group = column / nr * panel + row / step * nr * step;
+            to[column * stride + offset(row)] = from[group + column % nr * step + row % step];
+        }
+    }
+}
+
 /// Rounds to another floating-point type, in pieces that whole registers work on.
 fn round<T: Float, B: Float>(from: &[T]) -> Vec<B> {
     let mut to = vec![B::zeroed(); from.len()];

@@ -173,7 +173,6 @@ pub fn erf_f64(x: f64) -> f64 {
 /// that gradients are checked with) by the standard library.
 pub trait Math: Real {
     /// e^x.
-    #[allow(dead_code, reason = "the gradients of activations are about to use it")]
     fn vector_exp<S: Simd>(self, s: S) -> Self;
     /// e^x where that is a normal number, else 0 or infinity.
     fn vector_exp_normal<S: Simd>(self, s: S) -> Self;

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::error::{Error, Result};
 use crate::io::config::Config;
-use crate::nn::{Attention, Embedding, LayerNorm, Linear, Params};
+use crate::nn::{Attention, Embedding, LayerNorm, Linear, Params, module};
 use crate::ops::elementwise::add;
 use crate::ops::matmul::{Activation, Epilogue};
 use crate::tensor::Tensor;
@@ -87,6 +87,21 @@ struct Layer {
     fc2: Linear,
     act: Activation,
 }
+
+module!(ClipText {
+    "embeddings.token_embedding": tokens,
+    "embeddings.position_embedding": positions,
+    "encoder.layers": layers,
+    "final_layer_norm": norm,
+});
+
+module!(Layer {
+    "layer_norm1": norm1,
+    "self_attn": attention,
+    "layer_norm2": norm2,
+    "mlp.fc1": fc1,
+    "mlp.fc2": fc2,
+});
 
 impl ClipText {
     /// Builds the model from the weights at `p`.

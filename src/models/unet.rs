@@ -7,7 +7,9 @@ use serde_json::json;
 
 use crate::error::{Error, Result};
 use crate::io::config::Config;
-use crate::nn::{Attention, Conv2d, GroupNorm, KeyValue, LayerNorm, Linear, Params, ResnetBlock};
+use crate::nn::{
+    Attention, Conv2d, GroupNorm, KeyValue, LayerNorm, Linear, Params, ResnetBlock, module,
+};
 use crate::ops::conv::Conv2dConfig;
 use crate::ops::elementwise::{geglu, silu};
 use crate::ops::embedding::timestep_embedding;
@@ -192,6 +194,17 @@ pub struct Unet {
 /// What depends on the prompt alone: keys and values of every cross attention, in order of execution.
 pub struct Context(Vec<KeyValue>);
 
+module!(Unet {
+    "time_embedding.linear_1": time1,
+    "time_embedding.linear_2": time2,
+    "conv_in": conv_in,
+    "down_blocks": down,
+    "mid_block": mid,
+    "up_blocks": up,
+    "conv_norm_out": norm_out,
+    "conv_out": conv_out,
+});
+
 impl Unet {
     /// Builds the model from the weights at `p`.
     ///
@@ -320,6 +333,12 @@ struct DownBlock {
     downsample: Option<Conv2d>,
 }
 
+module!(DownBlock {
+    "resnets": resnets,
+    "attentions": attentions,
+    "downsamplers.0.conv": downsample,
+});
+
 impl DownBlock {
     fn load(config: &UnetConfig, p: &Params, level: usize, mut input: usize) -> Result<Self> {
         let width = config.block_out_channels[level];
@@ -371,6 +390,12 @@ struct MidBlock {
     resnet2: ResnetBlock,
 }
 
+module!(MidBlock {
+    "resnets.0": resnet1,
+    "attentions.0": attention,
+    "resnets.1": resnet2,
+});
+
 impl MidBlock {
     fn load(config: &UnetConfig, p: &Params) -> Result<Self> {
         let level = config.block_out_channels.len() - 1;
@@ -395,6 +420,12 @@ struct UpBlock {
     attentions: Vec<Transformer>,
     upsample: Option<Conv2d>,
 }
+
+module!(UpBlock {
+    "resnets": resnets,
+    "attentions": attentions,
+    "upsamplers.0.conv": upsample,
+});
 
 impl UpBlock {
     fn load(
@@ -463,6 +494,13 @@ struct Transformer {
     proj_out: Linear,
 }
 
+module!(Transformer {
+    "norm": norm,
+    "proj_in": proj_in,
+    "transformer_blocks": layers,
+    "proj_out": proj_out,
+});
+
 impl Transformer {
     fn load(config: &UnetConfig, p: &Params, level: usize) -> Result<Self> {
         /// diffusers fixes this one, whatever `norm_eps` says.
@@ -513,6 +551,16 @@ struct TransformerLayer {
     ff1: Linear,
     ff2: Linear,
 }
+
+module!(TransformerLayer {
+    "norm1": norm1,
+    "attn1": attn1,
+    "norm2": norm2,
+    "attn2": attn2,
+    "norm3": norm3,
+    "ff.net.0.proj": ff1,
+    "ff.net.2": ff2,
+});
 
 impl TransformerLayer {
     fn load(p: &Params, width: usize, context: usize, heads: usize) -> Result<Self> {

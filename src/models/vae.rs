@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::error::Result;
 use crate::io::config::Config;
-use crate::nn::{Attention, Conv2d, GroupNorm, Params, ResnetBlock};
+use crate::nn::{Attention, Conv2d, GroupNorm, Params, ResnetBlock, module};
 use crate::ops::conv::Conv2dConfig;
 use crate::ops::layout::concat;
 use crate::ops::resample::upsample_nearest;
@@ -117,6 +117,13 @@ pub struct Posterior {
     /// Natural logarithm of the variance, as the network gives it; [B, h, w, latent_channels].
     pub logvar: Tensor,
 }
+
+module!(Vae {
+    "encoder": encoder,
+    "quant_conv": quant_conv,
+    "post_quant_conv": post_quant_conv,
+    "decoder": decoder,
+});
 
 impl Vae {
     /// Builds the model from the weights at `p`.
@@ -265,11 +272,27 @@ fn load_resnet(config: &VaeConfig, p: &Params, input: usize, output: usize) -> R
 /// Pixels to moments: residual blocks with halvings between the levels.
 struct Encoder {
     conv_in: Conv2d,
-    down: Vec<(Vec<ResnetBlock>, Option<Conv2d>)>,
+    down: Vec<DownLevel>,
     mid: MidBlock,
     norm_out: GroupNorm,
     conv_out: Conv2d,
 }
+
+/// Residual blocks at one size, and the convolution that halves it.
+struct DownLevel {
+    resnets: Vec<ResnetBlock>,
+    halving: Option<Conv2d>,
+}
+
+module!(DownLevel { "resnets": resnets, "downsamplers.0.conv": halving });
+
+module!(Encoder {
+    "conv_in": conv_in,
+    "down_blocks": down,
+    "mid_block": mid,
+    "conv_norm_out": norm_out,
+    "conv_out": conv_out,
+});
 
 impl Encoder {
     fn load(config: &VaeConfig, p: &Params) -> Result<Self> {
@@ -289,7 +312,7 @@ impl Encoder {
             let is_last = level + 1 == widths.len();
             let halving = (!is_last)
                 .then(|| Conv2d::load(&p.pp("downsamplers.0.conv"), width, width, 3, halve));
-            down.push((resnets, halving.transpose()?));
+            down.push(DownLevel { resnets, halving: halving.transpose()? });
         }
         Ok(Self {
             conv_in: Conv2d::load_3x3(&p.pp("conv_in"), config.in_channels, first)?,
@@ -303,7 +326,7 @@ impl Encoder {
     /// `x` [B, H, W, 3] -> [B, h, w, 2 * latent]
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut x = self.conv_in.forward(x)?; // [B, H, W, width]
-        for (resnets, halving) in &self.down {
+        for DownLevel { resnets, halving } in &self.down {
             for resnet in resnets {
                 x = resnet.forward(&x, None)?;
             }
@@ -320,10 +343,26 @@ impl Encoder {
 struct Decoder {
     conv_in: Conv2d,
     mid: MidBlock,
-    up: Vec<(Vec<ResnetBlock>, Option<Conv2d>)>,
+    up: Vec<UpLevel>,
     norm_out: GroupNorm,
     conv_out: Conv2d,
 }
+
+/// Residual blocks at one size, and the convolution behind its doubling.
+struct UpLevel {
+    resnets: Vec<ResnetBlock>,
+    doubling: Option<Conv2d>,
+}
+
+module!(UpLevel { "resnets": resnets, "upsamplers.0.conv": doubling });
+
+module!(Decoder {
+    "conv_in": conv_in,
+    "mid_block": mid,
+    "up_blocks": up,
+    "conv_norm_out": norm_out,
+    "conv_out": conv_out,
+});
 
 impl Decoder {
     fn load(config: &VaeConfig, p: &Params) -> Result<Self> {
@@ -341,7 +380,7 @@ impl Decoder {
             let is_last = i + 1 == widths.len();
             let doubling =
                 (!is_last).then(|| Conv2d::load_3x3(&p.pp("upsamplers.0.conv"), width, width));
-            up.push((resnets, doubling.transpose()?));
+            up.push(UpLevel { resnets, doubling: doubling.transpose()? });
         }
         Ok(Self {
             conv_in: Conv2d::load_3x3(&p.pp("conv_in"), config.latent_channels, last)?,
@@ -355,7 +394,7 @@ impl Decoder {
     /// `x` [B, h, w, latent] -> [B, H, W, 3]
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut x = self.mid.forward(&self.conv_in.forward(x)?)?; // [B, h, w, width]
-        for (resnets, doubling) in &self.up {
+        for UpLevel { resnets, doubling } in &self.up {
             for resnet in resnets {
                 x = resnet.forward(&x, None)?;
             }
@@ -370,9 +409,23 @@ impl Decoder {
 /// Residual block, attention with one head, residual block.
 struct MidBlock {
     resnet1: ResnetBlock,
-    attention: Option<(GroupNorm, Attention)>,
+    attention: Option<MidAttention>,
     resnet2: ResnetBlock,
 }
+
+/// Attention between all pixels, one head, behind a norm.
+struct MidAttention {
+    norm: GroupNorm,
+    attention: Attention,
+}
+
+module!(MidAttention { "group_norm": norm, "": attention });
+
+module!(MidBlock {
+    "resnets.0": resnet1,
+    "attentions.0": attention,
+    "resnets.1": resnet2,
+});
 
 impl MidBlock {
     fn load(config: &VaeConfig, p: &Params) -> Result<Self> {
@@ -380,7 +433,8 @@ impl MidBlock {
         let attention = config.mid_block_add_attention.then(|| {
             let p = p.pp("attentions.0");
             let norm = GroupNorm::load(&p.pp("group_norm"), width, config.norm_num_groups, EPS)?;
-            Ok((norm, Attention::load_diffusers(&p, width, width, 1, true)?))
+            let attention = Attention::load_diffusers(&p, width, width, 1, true)?;
+            Ok(MidAttention { norm, attention })
         });
         Ok(Self {
             resnet1: load_resnet(config, &p.pp("resnets.0"), width, width)?,
@@ -391,7 +445,7 @@ impl MidBlock {
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut x = self.resnet1.forward(x, None)?; // [B, h, w, C]
-        if let Some((norm, attention)) = &self.attention {
+        if let Some(MidAttention { norm, attention }) = &self.attention {
             let (b, h, w, c) = x.dims4()?;
             let pixels = [b, h * w, c]; // [B, T, C]
             let y = attention.forward(&norm.forward(&x)?.reshape(pixels)?, &x.reshape(pixels)?)?;

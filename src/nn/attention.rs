@@ -1,7 +1,7 @@
 //! Multi-head attention as diffusers and transformers lay out its weights.
 
 use crate::error::Result;
-use crate::nn::{Linear, Params};
+use crate::nn::{Linear, Module, Parameter, Params, join};
 use crate::ops::attention::{AttentionConfig, attention};
 use crate::ops::matmul::Epilogue;
 use crate::tensor::Tensor;
@@ -12,11 +12,13 @@ pub struct Attention {
     k: Linear,
     v: Linear,
     out: Linear,
+    names: Names,
     heads: usize,
     config: AttentionConfig,
 }
 
-/// What the four projections are called, and which have a bias.
+/// What the four projections are called, and whether the first three have a bias.
+#[derive(Clone, Copy)]
 struct Names {
     q: &'static str,
     k: &'static str,
@@ -31,6 +33,15 @@ pub struct KeyValue {
     k: Tensor,
     /// [B, S, heads, d]
     v: Tensor,
+}
+
+impl Module for Attention {
+    fn visit<'a>(&'a self, prefix: &str, visit: &mut dyn FnMut(String, &'a Parameter)) {
+        let Names { q, k, v, out, .. } = self.names;
+        for (name, layer) in [(q, &self.q), (k, &self.k), (v, &self.v), (out, &self.out)] {
+            layer.visit(&join(prefix, name), visit);
+        }
+    }
 }
 
 impl Attention {
@@ -79,6 +90,7 @@ impl Attention {
             k: Linear::load(&p.pp(names.k), context, channels, names.bias)?,
             v: Linear::load(&p.pp(names.v), context, channels, names.bias)?,
             out: Linear::load(&p.pp(names.out), channels, channels, true)?,
+            names,
             heads,
             config: AttentionConfig { scale, causal },
         })

@@ -1,17 +1,20 @@
 //! The layers with weights: linear, convolution, norms, embedding.
 
 use crate::error::Result;
-use crate::nn::Params;
-use crate::ops::conv::{Conv2dConfig, PackedConv, conv2d};
-use crate::ops::matmul::{Epilogue, PackedLinear, linear};
+use crate::nn::{Parameter, Params, module};
+use crate::ops::conv::{Conv2dConfig, conv2d};
+use crate::ops::matmul::{Epilogue, linear};
+use crate::ops::weight::Layout;
 use crate::ops::{embedding, norm};
 use crate::tensor::Tensor;
 
 /// y = x Wᵀ + b
 pub struct Linear {
-    weight: PackedLinear,
-    bias: Option<Tensor>,
+    weight: Parameter,
+    bias: Option<Parameter>,
 }
+
+module!(Linear { "weight": weight, "bias": bias });
 
 impl Linear {
     /// Reads `weight` [outputs, inputs] and, if there is to be one, `bias` `[outputs]`.
@@ -19,7 +22,7 @@ impl Linear {
     /// # Errors
     /// As [`Params::raw`].
     pub fn load(p: &Params, inputs: usize, outputs: usize, bias: bool) -> Result<Self> {
-        let weight = PackedLinear::new(&p.raw("weight", &[outputs, inputs])?, p.dtype())?;
+        let weight = p.weight("weight", &[outputs, inputs], Layout::Matrix)?;
         let bias = bias.then(|| p.vector("bias", outputs)).transpose()?;
         Ok(Self { weight, bias })
     }
@@ -31,16 +34,19 @@ impl Linear {
 
     /// As [`Self::forward`], ending in `epilogue` (whose bias is the layer's).
     pub fn forward_with(&self, x: &Tensor, epilogue: Epilogue) -> Result<Tensor> {
-        linear(x, &self.weight, Epilogue { bias: self.bias.as_ref(), ..epilogue })
+        let bias = self.bias.as_ref().map(Parameter::value).transpose()?;
+        linear(x, &self.weight.weight(), Epilogue { bias: bias.as_ref(), ..epilogue })
     }
 }
 
 /// A convolution over [B, H, W, C].
 pub struct Conv2d {
-    weight: PackedConv,
-    bias: Tensor,
+    weight: Parameter,
+    bias: Parameter,
     config: Conv2dConfig,
 }
+
+module!(Conv2d { "weight": weight, "bias": bias });
 
 impl Conv2d {
     /// Reads `weight` [outputs, inputs, kernel, kernel] and `bias` `[outputs]`.
@@ -54,12 +60,11 @@ impl Conv2d {
         kernel: usize,
         config: Conv2dConfig,
     ) -> Result<Self> {
-        let weight = p.raw("weight", &[outputs, inputs, kernel, kernel])?;
-        let weight = if p.is_compact() {
-            PackedConv::new(&weight, p.dtype())?
-        } else {
-            PackedConv::with_stride(&weight, config.stride, p.dtype())?
+        let layout = match p.is_compact() {
+            true => Layout::Convolution,
+            false => Layout::ConvolutionAt(config.stride),
         };
+        let weight = p.weight("weight", &[outputs, inputs, kernel, kernel], layout)?;
         Ok(Self { weight, bias: p.vector("bias", outputs)?, config })
     }
 
@@ -86,17 +91,21 @@ impl Conv2d {
 
     /// As [`Self::forward`], ending in `epilogue` (whose bias is the layer's).
     pub fn forward_with(&self, x: &Tensor, epilogue: Epilogue) -> Result<Tensor> {
-        conv2d(x, &self.weight, self.config, Epilogue { bias: Some(&self.bias), ..epilogue })
+        let bias = self.bias.value()?;
+        let epilogue = Epilogue { bias: Some(&bias), ..epilogue };
+        conv2d(x, &self.weight.weight(), self.config, epilogue)
     }
 }
 
 /// Group normalisation of [B, H, W, C], optionally followed by SiLU.
 pub struct GroupNorm {
-    gamma: Tensor,
-    beta: Tensor,
+    gamma: Parameter,
+    beta: Parameter,
     groups: usize,
     eps: f32,
 }
+
+module!(GroupNorm { "weight": gamma, "bias": beta });
 
 impl GroupNorm {
     /// Reads `weight` and `bias` `[channels]`.
@@ -114,21 +123,28 @@ impl GroupNorm {
 
     /// `x` [B, H, W, C]
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        norm::group_norm(x, &self.gamma, &self.beta, self.groups, self.eps, false)
+        self.normalize(x, false)
     }
 
     /// `x` [B, H, W, C]; SiLU of the normalised.
     pub fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
-        norm::group_norm(x, &self.gamma, &self.beta, self.groups, self.eps, true)
+        self.normalize(x, true)
+    }
+
+    fn normalize(&self, x: &Tensor, silu: bool) -> Result<Tensor> {
+        let (gamma, beta) = (self.gamma.value()?, self.beta.value()?);
+        norm::group_norm(x, &gamma, &beta, self.groups, self.eps, silu)
     }
 }
 
 /// Layer normalisation over the last dimension.
 pub struct LayerNorm {
-    gamma: Tensor,
-    beta: Tensor,
+    gamma: Parameter,
+    beta: Parameter,
     eps: f32,
 }
+
+module!(LayerNorm { "weight": gamma, "bias": beta });
 
 impl LayerNorm {
     /// Reads `weight` and `bias` `[channels]`.
@@ -141,14 +157,16 @@ impl LayerNorm {
 
     /// `x` [.., C]
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        norm::layer_norm(x, &self.gamma, &self.beta, self.eps)
+        norm::layer_norm(x, &self.gamma.value()?, &self.beta.value()?, self.eps)
     }
 }
 
 /// A table of vectors, looked up by id.
 pub struct Embedding {
-    table: Tensor,
+    table: Parameter,
 }
+
+module!(Embedding { "weight": table });
 
 impl Embedding {
     /// Reads `weight` [count, channels].
@@ -161,11 +179,11 @@ impl Embedding {
 
     /// `ids` [..] -> [.., channels]
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        embedding::embedding(ids, &self.table)
+        embedding::embedding(ids, &self.table.value()?)
     }
 
     /// The first `n` rows [n, channels].
     pub fn first(&self, n: usize) -> Result<Tensor> {
-        self.table.narrow(0, 0, n)
+        self.table.value()?.narrow(0, 0, n)
     }
 }

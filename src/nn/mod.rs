@@ -1,11 +1,14 @@
-//! Layers: weights in the layout of their kernels, and a `forward`.
+//! Layers: named weights in the layout of their kernels, and a `forward`.
 
 mod attention;
 mod layers;
+mod parameter;
 mod params;
 mod resnet;
 
 pub use attention::{Attention, KeyValue};
 pub use layers::{Conv2d, Embedding, GroupNorm, LayerNorm, Linear};
-pub use params::Params;
+pub use parameter::{Module, Parameter, parameters};
+pub(crate) use parameter::{join, module};
+pub use params::{Keep, Params};
 pub use resnet::ResnetBlock;

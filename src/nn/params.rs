@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::io::TensorSource;
+use crate::nn::Parameter;
+use crate::ops::weight::{Layout, Weight};
 use crate::tensor::{DType, Device, Tensor};
 
 /// A node in the tree of a model's weights: `params.pp("down_blocks").pp(0)` is where the layers of the
@@ -15,13 +17,27 @@ use crate::tensor::{DType, Device, Tensor};
 /// noted, so that [`Params::finish`] names every fault at once.
 #[derive(Clone)]
 pub struct Params {
-    shared: Arc<Shared>,
+    loading: Arc<Loading>,
     prefix: String,
     dtype: DType,
     compact: bool,
+    keep: Keep,
 }
 
-struct Shared {
+/// What layers keep of the weights that they multiply by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keep {
+    /// The layout for the kernel alone: the least memory, for inference.
+    #[default]
+    Frozen,
+    /// The elements: weights can be read and changed.
+    Plain,
+    /// The elements, and gradients reach them.
+    Trainable,
+}
+
+/// What all nodes of a tree share.
+struct Loading {
     source: Box<dyn TensorSource>,
     device: Device,
     log: Mutex<Log>,
@@ -37,8 +53,9 @@ struct Log {
 impl Params {
     /// The root of the tree. Layers hold their matrices in `dtype`, on `device`.
     pub fn new(source: impl TensorSource + 'static, dtype: DType, device: Device) -> Self {
-        let shared = Arc::new(Shared { source: Box::new(source), device, log: Mutex::default() });
-        Self { shared, prefix: String::new(), dtype, compact: false }
+        let loading = Loading { source: Box::new(source), device, log: Mutex::default() };
+        let (loading, keep) = (Arc::new(loading), Keep::default());
+        Self { loading, prefix: String::new(), dtype, compact: false, keep }
     }
 
     /// The subtree `name`.
@@ -62,6 +79,11 @@ impl Params {
         self.compact
     }
 
+    /// The same weights, of which layers keep more, or less.
+    pub fn keeping(&self, keep: Keep) -> Self {
+        Self { keep, ..self.clone() }
+    }
+
     /// What layers compute in.
     pub fn dtype(&self) -> DType {
         self.dtype
@@ -69,12 +91,12 @@ impl Params {
 
     /// Where layers compute.
     pub fn device(&self) -> Device {
-        self.shared.device
+        self.loading.device
     }
 
     /// Whether there is a weight `name` in this subtree.
     pub fn contains(&self, name: &str) -> bool {
-        self.shared.source.info(&self.path(name)).is_some()
+        self.loading.source.info(&self.path(name)).is_some()
     }
 
     /// The weight `name` on the CPU as its file holds it: what layers pack into their own layout.
@@ -83,10 +105,10 @@ impl Params {
     /// The file cannot be read. A missing or misshapen weight is noted for [`Self::finish`].
     pub fn raw(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let path = self.path(name);
-        let mut log = self.shared.log.lock().unwrap_or_else(PoisonError::into_inner);
-        let fault = match self.shared.source.info(&path) {
+        let mut log = self.loading.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let fault = match self.loading.source.info(&path) {
             None => {
-                let origin = self.shared.source.origin(&path);
+                let origin = self.loading.source.origin(&path);
                 log.missing.push(format!("{path} {shape:?} (looked in {origin})"));
                 true
             }
@@ -107,24 +129,42 @@ impl Params {
         if fault {
             return Tensor::zeros(shape, DType::F16, Device::Cpu);
         }
-        self.shared.source.read(&path)?.reshape(shape)
+        self.loading.source.read(&path)?.reshape(shape)
+    }
+
+    /// The weight `name` that a layer multiplies by, in the layout of its kernel.
+    ///
+    /// # Errors
+    /// As [`Self::raw`].
+    pub fn weight(&self, name: &str, shape: &[usize], layout: Layout) -> Result<Parameter> {
+        let raw = self.raw(name, shape)?;
+        Ok(Parameter::laid_out(match self.keep {
+            Keep::Frozen => Weight::frozen(&raw, layout, self.dtype)?,
+            Keep::Plain | Keep::Trainable => Weight::plain(&self.kept(raw)?, layout, self.dtype)?,
+        }))
     }
 
     /// The weight `name` as a tensor of the layers' dtype on their device.
     ///
     /// # Errors
     /// As [`Self::raw`].
-    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.raw(name, shape)?.to_dtype(self.dtype())?.to_device(self.device())
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Parameter> {
+        Ok(Parameter::plain(self.kept(self.raw(name, shape)?)?))
     }
 
     /// The vector `name` `[n]` in the dtype that biases and norms are kept in: f32, or f64 for f64 layers.
     ///
     /// # Errors
     /// As [`Self::raw`].
-    pub fn vector(&self, name: &str, n: usize) -> Result<Tensor> {
+    pub fn vector(&self, name: &str, n: usize) -> Result<Parameter> {
         let dtype = if self.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-        self.raw(name, &[n])?.to_dtype(dtype)?.to_device(self.device())
+        self.with_dtype(dtype).tensor(name, &[n])
+    }
+
+    /// A tensor as layers hold it.
+    fn kept(&self, raw: Tensor) -> Result<Tensor> {
+        let tensor = raw.to_dtype(self.dtype)?.to_device(self.device())?;
+        Ok(if self.keep == Keep::Trainable { tensor.variable() } else { tensor })
     }
 
     /// Ends the loading; call it on any node when the model stands. Returns the names that nothing used.
@@ -132,9 +172,9 @@ impl Params {
     /// # Errors
     /// `Weights`, naming every weight that was missing or had another shape.
     pub fn finish(&self) -> Result<Vec<String>> {
-        let log = self.shared.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let log = self.loading.log.lock().unwrap_or_else(PoisonError::into_inner);
         let unused: Vec<String> = self
-            .shared
+            .loading
             .source
             .names()
             .into_iter()
@@ -208,9 +248,9 @@ mod tests {
     #[test]
     fn the_end_names_what_was_missing_misshapen_and_unused() {
         let params = Params::new(Two, DType::F32, Device::Cpu);
-        assert_eq!(params.pp("a").tensor("weight", &[2, 3]).unwrap().dims(), [2, 3]);
+        assert_eq!(*params.pp("a").tensor("weight", &[2, 3]).unwrap().shape(), [2, 3]);
         assert_eq!(params.finish().unwrap(), ["b"]);
-        assert_eq!(params.tensor("b", &[5]).unwrap().dims(), [5]);
+        assert_eq!(*params.tensor("b", &[5]).unwrap().shape(), [5]);
         params.pp("c").pp(7).vector("bias", 3).unwrap();
         let message = params.finish().unwrap_err().to_string();
         assert!(message.contains("c.7.bias [3] (looked in two.safetensors)"), "{message}");

@@ -1,7 +1,7 @@
 //! The residual block that the UNet and the autoencoder share.
 
 use crate::error::Result;
-use crate::nn::{Conv2d, GroupNorm, Linear, Params};
+use crate::nn::{Conv2d, GroupNorm, Linear, Params, module};
 use crate::ops::matmul::Epilogue;
 use crate::tensor::Tensor;
 
@@ -14,6 +14,15 @@ pub struct ResnetBlock {
     conv2: Conv2d,
     shortcut: Option<Conv2d>,
 }
+
+module!(ResnetBlock {
+    "norm1": norm1,
+    "conv1": conv1,
+    "time_emb_proj": time,
+    "norm2": norm2,
+    "conv2": conv2,
+    "conv_shortcut": shortcut,
+});
 
 impl ResnetBlock {
     /// Reads the weights at `p`; `temb` is the width of the timestep embedding, where there is one.

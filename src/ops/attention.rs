@@ -7,7 +7,8 @@
 //! queries. Keys and values are packed once a head, so that the kernel reads each as one stream.
 
 use super::elementwise::{require_dtype, require_float};
-use super::{Meta, Op, apply};
+use super::gradient::Call;
+use super::{Grads, Inputs, Meta, Op, apply, tensors};
 use crate::cpu::math::exp2_of_negative;
 use crate::cpu::parallel::{DisjointSlice, for_each, for_each_chunk};
 use crate::cpu::simd::{Simd, narrow, simd, transpose, widen};
@@ -30,7 +31,7 @@ pub struct AttentionConfig {
 /// # Errors
 /// `Shape` when the shapes do not fit or there is no key, `DType` when the dtypes differ or are no floats.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, config: AttentionConfig) -> Result<Tensor> {
-    apply(&Attention { config }, &[q, k, v])
+    apply(Attention { config }, &tensors(&[q, k, v]))
 }
 
 /// [`attention`]; inputs `q`, `k`, `v`.
@@ -45,8 +46,8 @@ impl Op for Attention {
         "attention"
     }
 
-    fn infer(&self, inputs: &[&Tensor]) -> Result<Meta> {
-        let (q, k, v) = (inputs[0], inputs[1], inputs[2]);
+    fn infer(&self, inputs: &Inputs) -> Result<Vec<Meta>> {
+        let (q, k, v) = (&inputs[0], &inputs[1], &inputs[2]);
         require_float("attention", q)?;
         require_dtype("attention", q.dtype(), k)?;
         require_dtype("attention", q.dtype(), v)?;
@@ -62,10 +63,11 @@ impl Op for Attention {
         if v.shape() != k.shape() {
             return Err(Error::expected_shape("attention", "v", &k.shape().to_string(), v.shape()));
         }
-        Ok(Meta::like(q))
+        Ok(vec![Meta::like(q)])
     }
 
-    fn cpu(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
+    fn cpu(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let out = &mut outputs[0];
         match out.dtype() {
             DType::F64 => self.plain(inputs, out),
             DType::F16 => self.tiled::<half::f16>(inputs, out),
@@ -74,11 +76,11 @@ impl Op for Attention {
         }
     }
 
-    fn cuda(&self, _: &[&Tensor], _: &mut Tensor) -> Result<()> {
+    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
         Err(Error::no_kernel(self.name()))
     }
 
-    fn backward(&self, _: &[&Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
+    fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {
         Err(Error::no_gradient(self.name()))
     }
 }
@@ -91,7 +93,7 @@ const GROUPS: usize = 4;
 
 impl Attention {
     /// The definition, row by row, in f64.
-    fn plain(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
+    fn plain(&self, inputs: &Inputs, out: &mut Tensor) -> Result<()> {
         let [q, k, v] = [inputs[0].contiguous()?, inputs[1].contiguous()?, inputs[2].contiguous()?];
         let (_, queries, heads, channels) = q.dims4()?;
         let keys = k.dim(1);
@@ -115,8 +117,8 @@ impl Attention {
         Ok(())
     }
 
-    fn tiled<T: Float<Acc = f32>>(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
-        let tensors = [dense(inputs[0])?, dense(inputs[1])?, dense(inputs[2])?];
+    fn tiled<T: Float<Acc = f32>>(&self, inputs: &Inputs, out: &mut Tensor) -> Result<()> {
+        let tensors = [dense(&inputs[0])?, dense(&inputs[1])?, dense(&inputs[2])?];
         let [q, k, v] =
             [Heads::<T>::new(&tensors[0])?, Heads::new(&tensors[1])?, Heads::new(&tensors[2])?];
         let (batch, queries, heads, channels) = inputs[0].dims4()?;

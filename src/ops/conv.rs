@@ -1,13 +1,14 @@
 //! 2-d convolution of NHWC images over packed weights: an implicit matrix product
 //! [B * OH * OW, KH * KW * C] x [KH * KW * C, O], or Winograd's algorithm.
 
-use super::matmul::{Epilogue, Packed, with_epilogue};
-use super::{Meta, Op, apply};
+use super::epilogue::{Epilogue, Settings, WEIGHT, X, with_epilogue};
+use super::gradient::Call;
+use super::weight::{Layout, Packed, Weight};
+use super::{Grads, Inputs, Meta, Op, apply};
 use crate::cpu::gemm::{Rows, f32_kernel};
-use crate::cpu::simd::{self, Level};
 use crate::cpu::winograd::{self, Images};
 use crate::error::{Error, Result};
-use crate::tensor::{DType, Device, Shape, Tensor};
+use crate::tensor::{Shape, Tensor};
 
 const NAME: &str = "conv2d";
 
@@ -24,111 +25,6 @@ impl Conv2dConfig {
     /// The same padding on all sides.
     pub fn new(stride: usize, padding: usize) -> Self {
         Self { stride, padding: [padding; 4] }
-    }
-}
-
-/// Weights of a convolution, packed for the device they are on.
-#[derive(Clone)]
-pub struct PackedConv {
-    form: Form,
-    /// [O, I, KH, KW]
-    shape: [usize; 4],
-}
-
-#[derive(Clone)]
-enum Form {
-    /// A matrix [KH * KW * I, O].
-    Direct(Packed),
-    /// Transformed for 3x3 at stride 1, in f32.
-    Winograd { level: Level, panels: Tensor },
-}
-
-impl PackedConv {
-    /// Packs a weight [O, I, KH, KW], as torch stores it, rounded to `dtype`, for any stride and padding.
-    ///
-    /// # Errors
-    /// `Shape` when it has another rank or is empty, `DType` when it or `dtype` is not floating-point,
-    /// `NoKernel` off the CPU.
-    pub fn new(weight: &Tensor, dtype: DType) -> Result<Self> {
-        let shape @ [o, i, kh, kw] = Self::shape(weight)?;
-        // k runs over (row, column, channel) of a patch: a pixel's channels are neighbours in NHWC.
-        let (k, taps) = (i * kh * kw, kh * kw);
-        let packed = Packed::new(NAME, weight, dtype, (k, o), k, |k| k % i * taps + k / i)?;
-        Ok(Self { form: Form::Direct(packed), shape })
-    }
-
-    /// As [`Self::new`] for one stride only, which may make it faster: 3x3 convolutions at stride 1 in f32
-    /// go through Winograd's F(2x2, 3x3), with 4/9 of the products, 16/9 of the memory, and errors about
-    /// twice as large.
-    ///
-    /// # Errors
-    /// As [`Self::new`].
-    pub fn with_stride(weight: &Tensor, stride: usize, dtype: DType) -> Result<Self> {
-        let shape @ [o, i, kh, kw] = Self::shape(weight)?;
-        let suits = [kh, kw] == [3, 3] && stride == 1 && i % winograd::CHANNELS == 0;
-        if !suits || dtype != DType::F32 || weight.device() != Device::Cpu {
-            return Self::new(weight, dtype);
-        }
-        let (weight, level) = (weight.contiguous()?, simd::level());
-        let kernel = f32_kernel(level);
-        let mut panels =
-            Tensor::uninit([winograd::packed_len(kernel, i, o)], DType::F32, Device::Cpu)?;
-        crate::dispatch_float!(NAME, weight.dtype(), T => {
-            winograd::pack(kernel, i, o, weight.as_slice::<T>()?, panels.as_mut_slice()?);
-            Ok(())
-        })?;
-        Ok(Self { form: Form::Winograd { level, panels }, shape })
-    }
-
-    fn shape(weight: &Tensor) -> Result<[usize; 4]> {
-        match *weight.dims() {
-            [o, i, kh, kw] if o * i * kh * kw > 0 => Ok([o, i, kh, kw]),
-            _ => Err(Error::expected_shape(
-                NAME,
-                "weight",
-                "[O, I, KH, KW], not empty",
-                weight.shape(),
-            )),
-        }
-    }
-
-    /// Channels that it takes.
-    pub fn in_channels(&self) -> usize {
-        self.shape[1]
-    }
-
-    /// Channels that it gives.
-    pub fn out_channels(&self) -> usize {
-        self.shape[0]
-    }
-
-    /// Height and width of the kernel.
-    pub fn kernel(&self) -> [usize; 2] {
-        [self.shape[2], self.shape[3]]
-    }
-
-    /// Dtype of the packed weights.
-    pub fn dtype(&self) -> DType {
-        match &self.form {
-            Form::Direct(packed) => packed.dtype(),
-            Form::Winograd { panels, .. } => panels.dtype(),
-        }
-    }
-
-    /// Where they are.
-    pub fn device(&self) -> Device {
-        match &self.form {
-            Form::Direct(packed) => packed.device(),
-            Form::Winograd { panels, .. } => panels.device(),
-        }
-    }
-
-    /// The same weights on another device.
-    ///
-    /// # Errors
-    /// `NoKernel` for a GPU.
-    pub fn to_device(&self, device: Device) -> Result<Self> {
-        if device == self.device() { Ok(self.clone()) } else { Err(Error::no_kernel(NAME)) }
     }
 }
 
@@ -171,32 +67,35 @@ impl Rows for Patches {
     }
 }
 
-struct Conv2d<'a> {
-    weight: &'a PackedConv,
+/// [`conv2d`]; inputs `x`, `weight`, and the epilogue's `bias`, `add_channel`, `residual`.
+#[derive(Clone, Copy, Debug)]
+struct Conv2d {
     config: Conv2dConfig,
-    epilogue: Epilogue<'a>,
+    epilogue: Settings,
 }
 
-impl Op for Conv2d<'_> {
+impl Op for Conv2d {
     fn name(&self) -> &'static str {
         NAME
     }
 
-    fn infer(&self, inputs: &[&Tensor]) -> Result<Meta> {
-        let (x, w) = (inputs[0], self.weight);
+    fn infer(&self, inputs: &Inputs) -> Result<Vec<Meta>> {
+        let (x, w) = (&inputs[X], inputs.weight(WEIGHT));
+        let &[o, i, kh, kw] = &**w.shape() else {
+            return Err(Error::expected_shape(NAME, "weight", "[O, I, KH, KW]", w.shape()));
+        };
         let (b, h, wd) = match *x.dims() {
-            [b, h, wd, c] if c == w.in_channels() => (b, h, wd),
+            [b, h, wd, c] if c == i => (b, h, wd),
             _ => {
-                let expected = format!("[B, H, W, {}]", w.in_channels());
+                let expected = format!("[B, H, W, {i}]");
                 return Err(Error::expected_shape(NAME, "x", &expected, x.shape()));
             }
         };
         let Conv2dConfig { stride, padding: [top, bottom, left, right] } = self.config;
-        let [kh, kw] = w.kernel();
-        if stride == 0 || (stride != 1 && matches!(w.form, Form::Winograd { .. })) {
+        if stride == 0 || matches!(w.layout(), Layout::ConvolutionAt(at) if at != stride) {
             return Err(Error::value(
                 NAME,
-                format!("stride {stride} over weights packed for another"),
+                format!("stride {stride} over weights laid out for another"),
             ));
         }
         let extent = |size: usize, before, after, kernel| {
@@ -210,44 +109,38 @@ impl Op for Conv2d<'_> {
             );
             return Err(Error::shape(NAME, message));
         };
-        match &w.form {
-            Form::Direct(packed) => packed.check_dtype(NAME, x.dtype())?,
-            Form::Winograd { .. } if x.dtype() == DType::F32 => {}
-            Form::Winograd { .. } => {
-                return Err(Error::DType { op: NAME, expected: "f32", found: x.dtype() });
-            }
-        }
-        let out = Meta { shape: Shape::new(&[b, oh, ow, w.out_channels()]), dtype: x.dtype() };
-        self.epilogue.check(NAME, &out)?;
-        Ok(out)
+        w.check_dtype(NAME, x.dtype())?;
+        let out = Meta { shape: Shape::new(&[b, oh, ow, o]), dtype: x.dtype() };
+        self.epilogue.with(inputs).check(NAME, &out)?;
+        Ok(vec![out])
     }
 
-    fn cpu(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
-        let x = inputs[0];
+    fn cpu(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let (x, w, out) = (&inputs[X], inputs.weight(WEIGHT), &mut outputs[0]);
+        let epilogue = self.epilogue.with(inputs);
         let (batch, height, width, channels) = x.dims4()?;
         let (_, out_height, out_width, n) = out.dims4()?;
         let Conv2dConfig { stride, padding: [top, _, left, _] } = self.config;
-        match &self.weight.form {
-            Form::Direct(packed) => {
-                let [_, kernel_width] = self.weight.kernel();
+        match w.packed()? {
+            Packed::Panels(panels) => {
                 let patches = Patches {
                     height,
                     width,
                     channels,
                     out_height,
                     out_width,
-                    kernel_width,
+                    kernel_width: w.shape()[3],
                     stride,
                     top,
                     left,
                 };
-                packed.multiply(NAME, x, &patches, &self.epilogue, out)
+                panels.multiply(NAME, x, &patches, &epilogue, out)
             }
-            Form::Winograd { level, panels } => {
+            Packed::Winograd { level, panels } => {
                 let images =
                     Images { batch, height, width, channels, out_height, out_width, top, left };
                 let x = x.contiguous()?;
-                with_epilogue::<f32>(&self.epilogue, out, |out, finish| {
+                with_epilogue::<f32>(&epilogue, out, |out, finish| {
                     let (x, panels) = (x.as_slice()?, panels.as_slice()?);
                     winograd::convolve(f32_kernel(*level), images, n, x, panels, out, finish);
                     Ok(())
@@ -256,36 +149,42 @@ impl Op for Conv2d<'_> {
         }
     }
 
-    fn cuda(&self, _: &[&Tensor], _: &mut Tensor) -> Result<()> {
+    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
         Err(Error::no_kernel(NAME))
     }
 
-    fn backward(&self, _: &[&Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        Err(Error::no_gradient(NAME))
+    fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {
+        Err(Error::no_gradient(self.name()))
     }
 }
 
 /// Convolution (cross-correlation, as in torch) followed by an epilogue: [B, H, W, I] -> [B, OH, OW, O].
 ///
-/// `OH = (H + top + bottom - KH) / stride + 1`, and OW likewise. `x` has the weights' dtype, or is f32
-/// over 16-bit weights; sums are taken in f32 (f64 for f64).
+/// `OH = (H + top + bottom - KH) / stride + 1`, and OW likewise. `weight` has a layout of convolutions; `x` has its
+/// dtype, or is f32 over 16-bit weights; sums are taken in f32 (f64 for f64).
 ///
 /// # Errors
-/// `Shape` and `DType` when x or the epilogue's tensors do not fit, `Value` for a stride of 0; `NoKernel`
-/// on a GPU.
+/// `Shape` and `DType` when x or the epilogue's tensors do not fit, `Value` for a stride of 0 or one that the weight
+/// was not laid out for; `NoKernel` on a GPU.
 pub fn conv2d(
     x: &Tensor,
-    weight: &PackedConv,
+    weight: &Weight,
     config: Conv2dConfig,
     epilogue: Epilogue,
 ) -> Result<Tensor> {
-    apply(&Conv2d { weight, config, epilogue }, &epilogue.inputs(x))
+    apply(Conv2d { config, epilogue: epilogue.settings() }, &epilogue.slots(x, weight))
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::matmul::tests::{bits, random, tolerance, values};
     use super::*;
+    use crate::cpu::simd;
+    use crate::tensor::{DType, Tensor};
+
+    fn frozen(weight: &Tensor, layout: Layout, dtype: DType) -> Weight {
+        Weight::frozen(weight, layout, dtype).unwrap()
+    }
 
     /// Exact output and sum of magnitudes at one place.
     fn direct(
@@ -335,7 +234,7 @@ mod tests {
                 let [h, wd, c] = image;
                 let x = random([2, h, wd, c], 1, dtype);
                 let w = random([o, c, kernel[0], kernel[1]], 2, dtype);
-                let packed = PackedConv::new(&w, dtype).unwrap();
+                let packed = frozen(&w, Layout::Convolution, dtype);
                 let y = conv2d(&x, &packed, config, Epilogue::default()).unwrap();
                 let (_, oh, ow, _) = y.dims4().unwrap();
                 let (x, w, y) = (values(&x), values(&w), values(&y));
@@ -375,9 +274,9 @@ mod tests {
                 let config = Conv2dConfig { stride: 1, padding };
                 let x = random([2, h, wd, c], 8, DType::F32);
                 let w = random([o, c, 3, 3], 9, DType::F32);
-                let fast = PackedConv::with_stride(&w, 1, DType::F32).unwrap();
-                assert!(matches!(fast.form, Form::Winograd { .. }));
-                let plain = PackedConv::new(&w, DType::F32).unwrap();
+                let fast = frozen(&w, Layout::ConvolutionAt(1), DType::F32);
+                assert!(matches!(fast.packed().unwrap(), Packed::Winograd { .. }));
+                let plain = frozen(&w, Layout::Convolution, DType::F32);
                 let y = conv2d(&x, &fast, config, Epilogue::default()).unwrap();
                 let z = values(&conv2d(&x, &plain, config, Epilogue::default()).unwrap());
                 let (_, oh, ow, _) = y.dims4().unwrap();
@@ -412,7 +311,7 @@ mod tests {
             let x = random([7, 9, 7, channels], 3, dtype);
             let temb = random([7, 40], 4, dtype);
             let weight = random([40, channels, 3, 3], 5, dtype);
-            let packed = PackedConv::with_stride(&weight, 1, dtype).unwrap();
+            let packed = frozen(&weight, Layout::ConvolutionAt(1), dtype);
             let run = |x: &Tensor, temb: &Tensor| {
                 let epilogue = Epilogue { add_channel: Some(temb), ..Default::default() };
                 conv2d(x, &packed, Conv2dConfig::new(1, 1), epilogue).unwrap()
@@ -433,7 +332,7 @@ mod tests {
     #[test]
     fn strided_views_are_their_copies() {
         let x = random([1, 40, 6, 8], 6, DType::F32).permute(&[0, 2, 3, 1]).unwrap(); // [1, 6, 8, 40]
-        let packed = PackedConv::new(&random([9, 40, 3, 3], 7, DType::F32), DType::F32).unwrap();
+        let packed = frozen(&random([9, 40, 3, 3], 7, DType::F32), Layout::Convolution, DType::F32);
         let run =
             |x: &Tensor| conv2d(x, &packed, Conv2dConfig::new(1, 1), Epilogue::default()).unwrap();
         assert_eq!(bits(&run(&x)), bits(&run(&x.contiguous().unwrap())));
@@ -441,7 +340,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_an_error() {
-        let packed = PackedConv::new(&random([4, 3, 3, 3], 1, DType::F32), DType::F32).unwrap();
+        let packed = frozen(&random([4, 3, 3, 3], 1, DType::F32), Layout::Convolution, DType::F32);
         let run = |shape: [usize; 4], config| {
             conv2d(&random(shape, 2, DType::F32), &packed, config, Epilogue::default())
         };
@@ -450,10 +349,8 @@ mod tests {
         assert!(run([1, 5, 5, 3], Conv2dConfig::new(0, 1)).is_err());
         assert!(run([1, 5, 5, 3], Conv2dConfig { stride: 1, padding: [usize::MAX; 4] }).is_err());
         let packed =
-            PackedConv::with_stride(&random([4, 16, 3, 3], 1, DType::F32), 1, DType::F32).unwrap();
+            frozen(&random([4, 16, 3, 3], 1, DType::F32), Layout::ConvolutionAt(1), DType::F32);
         let x = random([1, 5, 5, 16], 2, DType::F32);
         assert!(conv2d(&x, &packed, Conv2dConfig::new(2, 1), Epilogue::default()).is_err());
-        assert!(PackedConv::new(&random([4, 3, 3], 1, DType::F32), DType::F32).is_err());
-        assert!(PackedConv::new(&random([4, 0, 3, 3], 1, DType::F32), DType::F32).is_err());
     }
 }

@@ -1,7 +1,8 @@
 //! Embeddings: rows of a table, and sinusoids of a timestep.
 
 use super::elementwise::require_float;
-use super::{Meta, Op, apply};
+use super::gradient::Call;
+use super::{Grads, Inputs, Meta, Op, apply, tensors};
 use crate::cpu::parallel::for_each_row;
 use crate::dispatch_float;
 use crate::error::{Error, Result};
@@ -13,7 +14,7 @@ use crate::tensor::{DType, MAX_RANK, Shape, Tensor};
 /// `Value` for an id outside the table, naming it and the table's size; `Shape` when the table is not a
 /// matrix; `DType` when `ids` are not integers or the table holds no floats.
 pub fn embedding(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
-    apply(&Embedding, &[ids, table])
+    apply(Embedding, &tensors(&[ids, table]))
 }
 
 /// [`embedding`]; inputs `ids`, `table`.
@@ -25,8 +26,8 @@ impl Op for Embedding {
         "embedding"
     }
 
-    fn infer(&self, inputs: &[&Tensor]) -> Result<Meta> {
-        let (ids, table) = (inputs[0], inputs[1]);
+    fn infer(&self, inputs: &Inputs) -> Result<Vec<Meta>> {
+        let (ids, table) = (&inputs[0], &inputs[1]);
         require_float("embedding", table)?;
         if !matches!(ids.dtype(), DType::I64 | DType::U32) {
             return Err(Error::DType {
@@ -47,11 +48,12 @@ impl Op for Embedding {
             ));
         }
         let dims: Vec<usize> = ids.dims().iter().copied().chain([channels]).collect();
-        Ok(Meta { shape: Shape::new(&dims), dtype: table.dtype() })
+        Ok(vec![Meta { shape: Shape::new(&dims), dtype: table.dtype() }])
     }
 
-    fn cpu(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
-        let (ids, table) = (inputs[0], inputs[1].contiguous()?);
+    fn cpu(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let out = &mut outputs[0];
+        let (ids, table) = (&inputs[0], inputs[1].contiguous()?);
         let (rows, channels) = table.dims2()?;
         let ids: Vec<usize> = match ids.dtype() {
             DType::I64 => check_ids(&ids.to_vec::<i64>()?, rows)?,
@@ -66,11 +68,11 @@ impl Op for Embedding {
         })
     }
 
-    fn cuda(&self, _: &[&Tensor], _: &mut Tensor) -> Result<()> {
+    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
         Err(Error::no_kernel(self.name()))
     }
 
-    fn backward(&self, _: &[&Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
+    fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {
         Err(Error::no_gradient(self.name()))
     }
 }

@@ -1,10 +1,11 @@
 //! Putting tensors together and taking them apart. Views (`narrow`, `permute`, `reshape`) are methods of
 //! [`Tensor`]; here is what needs a copy.
 
-use super::{Meta, Op, apply};
+use super::gradient::Call;
+use super::{Grads, Inputs, Meta, Op, apply, tensors};
 use crate::cpu::parallel::for_each_row;
 use crate::error::{Error, Result};
-use crate::tensor::{DType, Element, Tensor};
+use crate::tensor::{DType, Device, Element, Tensor};
 
 /// Tensors one after the other along dimension `dim`; all other dimensions and the dtype are equal.
 ///
@@ -14,7 +15,7 @@ use crate::tensor::{DType, Element, Tensor};
 pub fn concat(tensors: &[&Tensor], dim: usize) -> Result<Tensor> {
     match tensors {
         [one] if dim < one.rank() => Ok((*one).clone()),
-        _ => apply(&Concat { dim }, tensors),
+        _ => apply(Concat { dim }, &super::tensors(tensors)),
     }
 }
 
@@ -40,6 +41,45 @@ pub fn split(x: &Tensor, dim: usize, lengths: &[usize]) -> Result<Vec<Tensor>> {
         .collect()
 }
 
+impl Tensor {
+    /// The same elements in row-major order without gaps; itself when it is so already.
+    ///
+    /// # Errors
+    /// `OutOfMemory` when there is no room for the copy.
+    pub fn contiguous(&self) -> Result<Self> {
+        if self.is_contiguous() { Ok(self.clone()) } else { apply(Contiguous, &tensors(&[self])) }
+    }
+}
+
+/// [`Tensor::contiguous`]
+#[derive(Clone, Copy, Debug)]
+struct Contiguous;
+
+impl Op for Contiguous {
+    fn name(&self) -> &'static str {
+        "contiguous"
+    }
+
+    fn infer(&self, inputs: &Inputs) -> Result<Vec<Meta>> {
+        Ok(vec![Meta::like(&inputs[0])])
+    }
+
+    fn cpu(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        inputs[0].copy_into(&mut outputs[0])
+    }
+
+    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        // A strided copy on the device is a kernel of its own; until it is there the host arranges it.
+        let x = &inputs[0];
+        outputs[0] = x.to_device(Device::Cpu)?.contiguous()?.to_device(x.device())?;
+        Ok(())
+    }
+
+    fn backward(&self, _: &Call, grad: &Tensor) -> Result<Grads> {
+        Ok(vec![Some(grad.clone())])
+    }
+}
+
 /// [`concat()`].
 #[derive(Clone, Copy, Debug)]
 pub struct Concat {
@@ -52,8 +92,9 @@ impl Op for Concat {
         "concat"
     }
 
-    fn infer(&self, inputs: &[&Tensor]) -> Result<Meta> {
-        let first = inputs.first().ok_or_else(|| Error::shape("concat", "no tensor was given"))?;
+    fn infer(&self, inputs: &Inputs) -> Result<Vec<Meta>> {
+        let mut inputs = inputs.tensors();
+        let first = inputs.next().ok_or_else(|| Error::shape("concat", "no tensor was given"))?;
         let mut meta = Meta::like(first);
         if self.dim >= first.rank() {
             return Err(Error::shape(
@@ -61,7 +102,7 @@ impl Op for Concat {
                 format!("dimension {} of {}", self.dim, first.shape()),
             ));
         }
-        for t in &inputs[1..] {
+        for t in inputs {
             let fits = t.rank() == first.rank()
                 && t.shape().with(self.dim, first.dim(self.dim)) == *first.shape();
             if !fits {
@@ -79,10 +120,11 @@ impl Op for Concat {
             }
             meta.shape[self.dim] += t.dim(self.dim);
         }
-        Ok(meta)
+        Ok(vec![meta])
     }
 
-    fn cpu(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
+    fn cpu(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let out = &mut outputs[0];
         match out.dtype() {
             DType::F32 => self.copy::<f32>(inputs, out),
             DType::F16 => self.copy::<half::f16>(inputs, out),
@@ -94,18 +136,26 @@ impl Op for Concat {
         }
     }
 
-    fn cuda(&self, _: &[&Tensor], _: &mut Tensor) -> Result<()> {
+    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
         Err(Error::no_kernel(self.name()))
     }
 
-    fn backward(&self, _: &[&Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        Err(Error::no_gradient(self.name()))
+    fn backward(&self, call: &Call, grad: &Tensor) -> Result<Grads> {
+        let mut start = 0;
+        let part = |i| {
+            let length = call.meta(i).map_or(0, |meta| meta.shape[self.dim]);
+            start += length;
+            let part = || grad.narrow(self.dim, start - length, length);
+            call.wants(i).then(part).transpose()
+        };
+        (0..call.places()).map(part).collect()
     }
 }
 
 impl Concat {
-    fn copy<T: Element>(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
-        let inputs: Vec<Tensor> = inputs.iter().map(|t| t.contiguous()).collect::<Result<_>>()?;
+    fn copy<T: Element>(&self, inputs: &Inputs, out: &mut Tensor) -> Result<()> {
+        let inputs: Vec<Tensor> =
+            inputs.tensors().map(Tensor::contiguous).collect::<Result<_>>()?;
         // A tensor is a matrix here: what lies before `dim` are rows, the rest is columns.
         let columns = |t: &Tensor| t.dims()[self.dim..].iter().product::<usize>();
         let width = columns(out);

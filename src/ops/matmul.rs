@@ -1,173 +1,21 @@
-//! Matrix products: a linear layer over packed weights with its epilogue fused, and the plain product.
+//! Matrix products: a linear layer over weights in their kernel's layout with its epilogue fused, and the plain
+//! product.
 
 use half::{bf16, f16};
 
-use super::{Meta, Op, apply};
-use crate::cpu::gemm::{self, Dense, Finish, MicroKernel, Rows};
+use super::epilogue::{Settings, WEIGHT, X, with_epilogue};
+use super::gradient::Call;
+use super::weight::{Packed, Panels, Weight};
+use super::{Grads, Inputs, Meta, Op, Saves, apply, tensors};
+use crate::cpu::gemm::{self, Dense, MicroKernel, Rows};
 use crate::cpu::math::Math;
-use crate::cpu::simd::{self, Level, simd};
 use crate::error::{Error, Result};
-use crate::tensor::{DType, Device, Element, Float, Real, Shape, Tensor};
+use crate::tensor::{DType, Device, Float, Tensor};
 
-/// An activation that ends a linear layer or a convolution.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Activation {
-    /// x
-    #[default]
-    Identity,
-    /// x * sigmoid(x) (Elfwing et al. 2017)
-    Silu,
-    /// x / 2 * (1 + erf(x / sqrt 2)) (Hendrycks & Gimpel 2016)
-    Gelu,
-    /// Its approximation by tanh, from the same paper.
-    GeluTanh,
-    /// Its approximation x * sigmoid(1.702 x), which CLIP was trained with.
-    QuickGelu,
-}
+pub use super::activation::Activation;
+pub use super::epilogue::Epilogue;
 
-/// What a product passes through before it is stored:
-/// `act(product + bias + add_channel) * scale + residual`, in f32 (f64 for f64), rounded once.
-#[derive(Clone, Copy)]
-pub struct Epilogue<'a> {
-    /// `[N]`, any floating-point dtype.
-    pub bias: Option<&'a Tensor>,
-    /// [B, N], one row an image (or sequence), any floating-point dtype: the time embedding.
-    pub add_channel: Option<&'a Tensor>,
-    /// The activation.
-    pub act: Activation,
-    /// The factor.
-    pub scale: f32,
-    /// Of the output's shape and dtype.
-    pub residual: Option<&'a Tensor>,
-}
-
-impl Default for Epilogue<'_> {
-    fn default() -> Self {
-        Self {
-            bias: None,
-            add_channel: None,
-            act: Activation::Identity,
-            scale: 1.0,
-            residual: None,
-        }
-    }
-}
-
-impl<'a> Epilogue<'a> {
-    /// Only a bias `[N]`.
-    pub fn bias(bias: Option<&'a Tensor>) -> Self {
-        Self { bias, ..Self::default() }
-    }
-
-    /// `x` and the tensors that are there.
-    pub(super) fn inputs<'b>(&self, x: &'b Tensor) -> Vec<&'b Tensor>
-    where
-        'a: 'b,
-    {
-        [Some(x), self.bias, self.add_channel, self.residual].into_iter().flatten().collect()
-    }
-
-    /// Checks the tensors against the output's shape and dtype.
-    pub(super) fn check(&self, op: &'static str, out: &Meta) -> Result<()> {
-        let n = out.shape.last().copied().unwrap_or(1);
-        let images = images(&out.shape);
-        let check = |what, t: Option<&Tensor>, expected: &[usize]| match t {
-            Some(t) if t.dims() != expected => {
-                Err(Error::expected_shape(op, what, &Shape::from(expected).to_string(), t.shape()))
-            }
-            Some(t) if !t.dtype().is_float() => {
-                Err(Error::DType { op, expected: "f32, f16, bf16 or f64", found: t.dtype() })
-            }
-            _ => Ok(()),
-        };
-        check("bias", self.bias, &[n])?;
-        check("add_channel", self.add_channel, &[images, n])?;
-        check("residual", self.residual, &out.shape)?;
-        match self.residual {
-            Some(r) if r.dtype() != out.dtype => {
-                Err(Error::DType { op, expected: out.dtype.name(), found: r.dtype() })
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-/// The length of the batch dimension, if there is one beside the last.
-fn images(shape: &Shape) -> usize {
-    if shape.len() > 1 { shape[0] } else { 1 }
-}
-
-/// A matrix B [K, N] of weights in the layout of the CPU's product.
-#[derive(Clone)]
-pub(super) struct Packed {
-    k: usize,
-    n: usize,
-    level: Level,
-    panels: Tensor,
-}
-
-impl Packed {
-    /// Packs the matrix whose element (k, n) is `weight[n * stride + offset(k)]`, rounded to `dtype`.
-    pub(super) fn new(
-        op: &'static str,
-        weight: &Tensor,
-        dtype: DType,
-        (k, n): (usize, usize),
-        stride: usize,
-        offset: impl Fn(usize) -> usize + Sync,
-    ) -> Result<Self> {
-        fn fill<A, B: Float, C>(
-            op: &'static str,
-            kernel: MicroKernel<A, B, C>,
-            weight: &Tensor,
-            (k, n): (usize, usize),
-            stride: usize,
-            offset: impl Fn(usize) -> usize + Sync,
-        ) -> Result<Tensor> {
-            let len = gemm::packed_len(kernel, k, n);
-            let mut panels = Tensor::uninit([len], B::DTYPE, Device::Cpu)?;
-            crate::dispatch_float!(op, weight.dtype(), T => {
-                let from = weight.as_slice::<T>()?;
-                gemm::pack(kernel, (k, n), from, stride, offset, panels.as_mut_slice::<B>()?);
-                Ok(panels)
-            })
-        }
-
-        if weight.device() != Device::Cpu {
-            return Err(Error::no_kernel(op));
-        }
-        let (weight, level) = (&weight.contiguous()?, simd::level());
-        let panels = match dtype {
-            DType::F32 => fill(op, gemm::f32_kernel(level), weight, (k, n), stride, offset),
-            DType::F16 => fill(op, gemm::f16_kernel(level), weight, (k, n), stride, offset),
-            DType::BF16 => fill(op, gemm::bf16_kernel(level), weight, (k, n), stride, offset),
-            DType::F64 => fill(op, gemm::f64_kernel(level), weight, (k, n), stride, offset),
-            found => Err(Error::DType { op, expected: "f32, f16, bf16 or f64", found }),
-        }?;
-        Ok(Self { k, n, level, panels })
-    }
-
-    pub(super) fn dtype(&self) -> DType {
-        self.panels.dtype()
-    }
-
-    pub(super) fn device(&self) -> Device {
-        self.panels.device()
-    }
-
-    pub(super) fn to_device(&self, op: &'static str, device: Device) -> Result<Self> {
-        if device == self.device() { Ok(self.clone()) } else { Err(Error::no_kernel(op)) }
-    }
-
-    /// Whether these weights multiply activations of a dtype: their own, and f32 unless they are f64.
-    pub(super) fn check_dtype(&self, op: &'static str, x: DType) -> Result<()> {
-        match (x, self.dtype()) {
-            (x, w) if x == w => Ok(()),
-            (DType::F32, DType::F16 | DType::BF16) => Ok(()),
-            (found, w) => Err(Error::DType { op, expected: w.name(), found }),
-        }
-    }
-
+impl Panels {
     /// Multiplies the rows of A, gathered from `x`, into `out` [.., N].
     pub(super) fn multiply(
         &self,
@@ -212,7 +60,7 @@ impl Packed {
         out: &mut Tensor,
     ) -> Result<()> {
         let x = x.contiguous()?;
-        let (panels, m) = (self.panels.as_slice::<B>()?, out.len() / self.n);
+        let (panels, m) = (self.elements.as_slice::<B>()?, out.len() / self.n);
         with_epilogue::<T>(epilogue, out, |out, finish| {
             gemm::gemm(kernel, (m, self.n, self.k), x.as_slice::<T>()?, rows, panels, out, finish);
             Ok(())
@@ -220,189 +68,84 @@ impl Packed {
     }
 }
 
-/// Runs `product(out, finish)`, where `finish(row, column, sums, out)` puts pieces of rows of sums through the
-/// epilogue.
-pub(super) fn with_epilogue<T: Float<Acc: Math>>(
-    epilogue: &Epilogue,
-    out: &mut Tensor,
-    product: impl FnOnce(&mut [T], &Finish<T, T::Acc>) -> Result<()>,
-) -> Result<()> {
-    let n = out.dim(out.rank() - 1);
-    let rows_per_image = out.len() / n / images(out.shape());
-    let acc = |t: Option<&Tensor>| t.map(|t| t.to_dtype(T::Acc::DTYPE)?.contiguous()).transpose();
-    let (bias, add_channel) = (acc(epilogue.bias)?, acc(epilogue.add_channel)?);
-    let residual = epilogue.residual.map(Tensor::contiguous).transpose()?;
-    let bias = bias.as_ref().map(Tensor::as_slice::<T::Acc>).transpose()?;
-    let add_channel = add_channel.as_ref().map(Tensor::as_slice::<T::Acc>).transpose()?;
-    let residual = residual.as_ref().map(Tensor::as_slice::<T>).transpose()?;
-    let scale = T::Acc::from_f64(f64::from(epilogue.scale));
-    product(out.as_mut_slice::<T>()?, &|row, column, sums, out| {
-        let width = sums.len();
-        let bias = bias.map(|b| &b[column..][..width]);
-        let add = add_channel.map(|a| &a[row / rows_per_image * n + column..][..width]);
-        let residual = residual.map(|r| &r[row * n + column..][..width]);
-        finish(sums, bias, add, epilogue.act, scale, residual, out);
-    })
+/// [`linear`]; inputs `x`, `weight`, and the epilogue's `bias`, `add_channel`, `residual`.
+#[derive(Clone, Copy, Debug)]
+struct Linear {
+    epilogue: Settings,
 }
 
-simd! {
-    /// The [`Epilogue`] of one row of sums.
-    fn finish[T: Float<Acc: Math>](
-        s,
-        sums: &mut [T::Acc],
-        bias: Option<&[T::Acc]>,
-        add: Option<&[T::Acc]>,
-        act: Activation,
-        scale: T::Acc,
-        residual: Option<&[T]>,
-        out: &mut [T],
-    ) {
-        let constant = T::Acc::from_f64;
-        for add in [bias, add].into_iter().flatten() {
-            for (x, &add) in sums.iter_mut().zip(add) {
-                *x += add;
-            }
-        }
-        match act {
-            Activation::Identity => {}
-            Activation::Silu => {
-                for x in sums.iter_mut() {
-                    *x = *x * x.vector_sigmoid(s);
-                }
-            }
-            Activation::Gelu => {
-                let (half, root) = (constant(0.5), constant(std::f64::consts::FRAC_1_SQRT_2));
-                for x in sums.iter_mut() {
-                    *x = half * *x * (T::Acc::ONE + (*x * root).vector_erf(s));
-                }
-            }
-            Activation::GeluTanh => {
-                let (half, a) = (constant(0.5), constant((2.0 / std::f64::consts::PI).sqrt()));
-                let b = constant(0.044715);
-                for x in sums.iter_mut() {
-                    let inner = a * (*x + b * *x * *x * *x);
-                    *x = half * *x * (T::Acc::ONE + inner.vector_tanh(s));
-                }
-            }
-            Activation::QuickGelu => {
-                let a = constant(1.702);
-                for x in sums.iter_mut() {
-                    *x = *x * (a * *x).vector_sigmoid(s);
-                }
-            }
-        }
-        if scale != T::Acc::ONE {
-            for x in sums.iter_mut() {
-                *x = *x * scale;
-            }
-        }
-        if let Some(residual) = residual {
-            let mut wide = [T::Acc::ZERO; 64];
-            for (sums, residual) in sums.chunks_mut(wide.len()).zip(residual.chunks(wide.len())) {
-                let wide = &mut wide[..sums.len()];
-                simd::widen(residual, wide);
-                for (x, &r) in sums.iter_mut().zip(&*wide) {
-                    *x += r;
-                }
-            }
-        }
-        simd::narrow(sums, out);
-    }
-}
-
-/// Weights of a linear layer, packed for the device they are on.
-#[derive(Clone)]
-pub struct PackedLinear(Packed);
-
-impl PackedLinear {
-    /// Packs a weight [N, K], as torch stores it, rounded to `dtype`.
-    ///
-    /// # Errors
-    /// `Shape` when it is not a matrix, `DType` when it or `dtype` is not floating-point, `NoKernel` off
-    /// the CPU.
-    pub fn new(weight: &Tensor, dtype: DType) -> Result<Self> {
-        let &[n, k] = weight.dims() else {
-            return Err(Error::expected_shape("linear", "weight", "[N, K]", weight.shape()));
-        };
-        Packed::new("linear", weight, dtype, (k, n), k, |k| k).map(Self)
-    }
-
-    /// Length of the rows it takes.
-    pub fn k(&self) -> usize {
-        self.0.k
-    }
-
-    /// Length of the rows it gives.
-    pub fn n(&self) -> usize {
-        self.0.n
-    }
-
-    /// Dtype of the packed weights.
-    pub fn dtype(&self) -> DType {
-        self.0.dtype()
-    }
-
-    /// Where they are.
-    pub fn device(&self) -> Device {
-        self.0.device()
-    }
-
-    /// The same weights on another device.
-    ///
-    /// # Errors
-    /// `NoKernel` for a GPU.
-    pub fn to_device(&self, device: Device) -> Result<Self> {
-        self.0.to_device("linear", device).map(Self)
-    }
-}
-
-struct Linear<'a> {
-    weight: &'a PackedLinear,
-    epilogue: Epilogue<'a>,
-}
-
-impl Op for Linear<'_> {
+impl Op for Linear {
     fn name(&self) -> &'static str {
         "linear"
     }
 
-    fn infer(&self, inputs: &[&Tensor]) -> Result<Meta> {
-        let (x, w) = (inputs[0], &self.weight.0);
-        if x.shape().last() != Some(&w.k) {
-            let expected = format!("[.., {}] to go with a weight of [{}, {}]", w.k, w.n, w.k);
+    fn infer(&self, inputs: &Inputs) -> Result<Vec<Meta>> {
+        let (x, w) = (&inputs[X], inputs.weight(WEIGHT));
+        let &[n, k] = &**w.shape() else {
+            return Err(Error::expected_shape(self.name(), "weight", "[N, K]", w.shape()));
+        };
+        if x.shape().last() != Some(&k) {
+            let expected = format!("[.., {k}] to go with a weight of [{n}, {k}]");
             return Err(Error::expected_shape(self.name(), "x", &expected, x.shape()));
         }
         w.check_dtype(self.name(), x.dtype())?;
-        let out = Meta { shape: x.shape().with(x.rank() - 1, w.n), dtype: x.dtype() };
-        self.epilogue.check(self.name(), &out)?;
-        Ok(out)
+        let out = Meta { shape: x.shape().with(x.rank() - 1, n), dtype: x.dtype() };
+        self.epilogue.with(inputs).check(self.name(), &out)?;
+        Ok(vec![out])
     }
 
-    fn cpu(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
-        let w = &self.weight.0;
-        w.multiply(self.name(), inputs[0], &Dense { stride: w.k }, &self.epilogue, out)
+    fn cpu(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let Packed::Panels(w) = inputs.weight(WEIGHT).packed()? else {
+            unreachable!("a matrix is packed as panels")
+        };
+        let epilogue = self.epilogue.with(inputs);
+        w.multiply(self.name(), &inputs[X], &Dense { stride: w.k }, &epilogue, &mut outputs[0])
     }
 
-    fn cuda(&self, _: &[&Tensor], _: &mut Tensor) -> Result<()> {
+    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
         Err(Error::no_kernel(self.name()))
     }
 
-    fn backward(&self, _: &[&Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        Err(Error::no_gradient(self.name()))
+    fn saves(&self) -> Saves {
+        Saves { inputs: Settings::SAVED, result: false }
     }
+
+    fn backward(&self, call: &Call, grad: &Tensor) -> Result<Grads> {
+        let (x, weight) = (call.tensor(X)?, call.weight(WEIGHT)?);
+        let product = |epilogue: Epilogue| linear(x, weight, epilogue);
+        let (g, [bias, add_channel, residual]) = self.epilogue.backward(call, grad, product)?;
+        let g = rows(&g)?; // [M, N]
+        let of_x = call.wants(X).then(|| {
+            let weight = weight.elements()?.to_dtype(g.dtype())?; // [N, K]
+            matmul(&g, &weight)?.reshape(*x.shape()) // [.., K]
+        });
+        let of_weight = call.wants(WEIGHT).then(|| {
+            let product = matmul(&g.transpose(0, 1)?, &rows(x)?)?; // [N, K]
+            product.to_dtype(weight.meta().dtype)
+        });
+        Ok(vec![of_x.transpose()?, of_weight.transpose()?, bias, add_channel, residual])
+    }
+}
+
+/// [.., N] -> [M, N]
+fn rows(x: &Tensor) -> Result<Tensor> {
+    let n = x.dim(x.rank() - 1);
+    x.reshape([x.len() / n.max(1), n])
 }
 
 /// A linear layer: `epilogue(x * weight^T)`, [.., K] -> [.., N], in x's dtype.
 ///
-/// `x` has the weights' dtype, or is f32 over 16-bit weights. Sums are taken in f32 (f64 for f64).
-/// `add_channel` takes x's first dimension as the batch.
+/// `weight` has the layout [`Matrix`](super::weight::Layout::Matrix); `x` has its dtype, or is f32 over 16-bit
+/// weights. Sums are taken in f32 (f64 for f64). `add_channel` takes x's first dimension as the batch.
 ///
 /// # Errors
 /// `Shape` and `DType` when x or the epilogue's tensors do not fit; `NoKernel` on a GPU.
-pub fn linear(x: &Tensor, weight: &PackedLinear, epilogue: Epilogue) -> Result<Tensor> {
-    apply(&Linear { weight, epilogue }, &epilogue.inputs(x))
+pub fn linear(x: &Tensor, weight: &Weight, epilogue: Epilogue) -> Result<Tensor> {
+    apply(Linear { epilogue: epilogue.settings() }, &epilogue.slots(x, weight))
 }
 
+/// [`matmul`]; inputs `a`, `b`.
+#[derive(Clone, Copy, Debug)]
 struct MatMul;
 
 impl Op for MatMul {
@@ -410,8 +153,8 @@ impl Op for MatMul {
         "matmul"
     }
 
-    fn infer(&self, inputs: &[&Tensor]) -> Result<Meta> {
-        let (a, b) = (inputs[0], inputs[1]);
+    fn infer(&self, inputs: &Inputs) -> Result<Vec<Meta>> {
+        let (a, b) = (&inputs[0], &inputs[1]);
         let mismatch = || {
             Error::shape(
                 self.name(),
@@ -435,16 +178,16 @@ impl Op for MatMul {
                 found: b.dtype(),
             });
         }
-        Ok(Meta { shape: a.shape().with(a.rank() - 1, n), dtype: a.dtype() })
+        Ok(vec![Meta { shape: a.shape().with(a.rank() - 1, n), dtype: a.dtype() }])
     }
 
-    fn cpu(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
-        let (a, b) = (inputs[0], inputs[1]);
+    fn cpu(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let (a, b, out) = (&inputs[0], &inputs[1], &mut outputs[0]);
         let (k, n) = (b.dim(b.rank() - 2), b.dim(b.rank() - 1));
         let batch = b.dims()[..b.rank() - 2].iter().product::<usize>();
         let (a, b) = (a.reshape([batch, out.len() / (batch * n), k])?, b.reshape([batch, k, n])?);
         let product = |i, out: &mut Tensor| {
-            let b = Packed::new(self.name(), &b.narrow(0, i, 1)?, b.dtype(), (k, n), 1, |k| k * n)?;
+            let b = Panels::new(self.name(), &b.narrow(0, i, 1)?, b.dtype(), (k, n), 1, |k| k * n)?;
             let a = a.narrow(0, i, 1)?;
             b.multiply(self.name(), &a, &Dense { stride: k }, &Epilogue::default(), out)
         };
@@ -466,12 +209,26 @@ impl Op for MatMul {
         })
     }
 
-    fn cuda(&self, _: &[&Tensor], _: &mut Tensor) -> Result<()> {
+    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
         Err(Error::no_kernel(self.name()))
     }
 
-    fn backward(&self, _: &[&Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        Err(Error::no_gradient(self.name()))
+    fn saves(&self) -> Saves {
+        Saves { inputs: &[0, 1], result: false }
+    }
+
+    fn backward(&self, call: &Call, grad: &Tensor) -> Result<Grads> {
+        let (a, b) = (call.tensor(0)?, call.tensor(1)?);
+        let swapped = |t: &Tensor| t.transpose(t.rank() - 2, t.rank() - 1);
+        let of_a = call.wants(0).then(|| matmul(grad, &swapped(b)?)); // [.., M, K]
+        let of_b = call.wants(1).then(|| {
+            if a.rank() == b.rank() {
+                matmul(&swapped(a)?, grad) // [.., K, N]
+            } else {
+                matmul(&rows(a)?.transpose(0, 1)?, &rows(grad)?) // [K, N]
+            }
+        });
+        Ok(vec![of_a.transpose()?, of_b.transpose()?])
     }
 }
 
@@ -482,12 +239,15 @@ impl Op for MatMul {
 /// # Errors
 /// `Shape` and `DType` when they do not fit; `NoKernel` on a GPU.
 pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    apply(&MatMul, &[a, b])
+    apply(MatMul, &tensors(&[a, b]))
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::cpu::simd;
+    use crate::ops::weight::Layout;
+    use crate::tensor::Shape;
 
     /// Numbers in [-1, 1), the same for the same seed.
     pub(in crate::ops) fn noise(len: usize, seed: u64) -> Vec<f64> {
@@ -537,6 +297,11 @@ pub(super) mod tests {
             + subnormal * unit_roundoff(dtype)
     }
 
+    /// A weight [N, K] in the layout of the kernel.
+    fn frozen(weight: &Tensor, dtype: DType) -> Weight {
+        Weight::frozen(weight, Layout::Matrix, dtype).unwrap()
+    }
+
     const DTYPES: [(DType, DType); 6] = [
         (DType::F32, DType::F32),
         (DType::F16, DType::F16),
@@ -555,7 +320,7 @@ pub(super) mod tests {
                 for (m, k, n) in sizes {
                     let x = random([m, k], 1, x_type);
                     let w = random([n, k], 2, w_type);
-                    let packed = PackedLinear::new(&w, w_type).unwrap();
+                    let packed = frozen(&w, w_type);
                     let y = values(&linear(&x, &packed, Epilogue::default()).unwrap());
                     let (x, w) = (values(&x), values(&w));
                     for i in 0..m {
@@ -583,7 +348,7 @@ pub(super) mod tests {
             let one_thread = simd::pool(1);
             for (x_type, w_type) in DTYPES {
                 let x = random([512, k], 3, x_type);
-                let packed = PackedLinear::new(&random([n, k], 4, w_type), w_type).unwrap();
+                let packed = frozen(&random([n, k], 4, w_type), w_type);
                 let product = |x: &Tensor| bits(&linear(x, &packed, Epilogue::default()).unwrap());
                 let whole = product(&x);
                 assert!(one_thread.install(|| product(&x)) == whole, "{} {x_type}", level.name());
@@ -618,7 +383,7 @@ pub(super) mod tests {
             let w = random([n, k], 6, dtype);
             let (bias, add) = (random([n], 7, acc), random([images, n], 8, dtype));
             let residual = random([images, t, n], 9, dtype);
-            let packed = PackedLinear::new(&w, dtype).unwrap();
+            let packed = frozen(&w, dtype);
             for act in [
                 Activation::Identity,
                 Activation::Silu,
@@ -660,9 +425,7 @@ pub(super) mod tests {
         let c = matmul(&a, &b.transpose(1, 2).unwrap()).unwrap();
         assert_eq!(c.dims(), [batch, m, n]);
         for i in 0..batch {
-            let packed =
-                PackedLinear::new(&b.narrow(0, i, 1).unwrap().reshape([n, k]).unwrap(), DType::F32)
-                    .unwrap();
+            let packed = frozen(&b.narrow(0, i, 1).unwrap().reshape([n, k]).unwrap(), DType::F32);
             let row = linear(&a.narrow(0, i, 1).unwrap(), &packed, Epilogue::default()).unwrap();
             assert_eq!(bits(&c.narrow(0, i, 1).unwrap()), bits(&row));
         }
@@ -676,7 +439,7 @@ pub(super) mod tests {
         let mut x = noise(9 * 40, 12);
         x[4 * 40 + 39] = f64::NAN;
         let x = Tensor::from_vec(x, [9, 40]).unwrap().to_dtype(DType::F32).unwrap();
-        let packed = PackedLinear::new(&random([20, 40], 13, DType::F32), DType::F32).unwrap();
+        let packed = frozen(&random([20, 40], 13, DType::F32), DType::F32);
         for act in [Activation::Identity, Activation::Silu, Activation::Gelu, Activation::QuickGelu]
         {
             let y = values(&linear(&x, &packed, Epilogue { act, ..Default::default() }).unwrap());
@@ -686,12 +449,12 @@ pub(super) mod tests {
 
     #[test]
     fn empty_products() {
-        let packed = PackedLinear::new(&random([5, 0], 1, DType::F32), DType::F32).unwrap();
+        let packed = frozen(&random([5, 0], 1, DType::F32), DType::F32);
         let bias = random([5], 2, DType::F32);
         let y =
             linear(&random([2, 0], 3, DType::F32), &packed, Epilogue::bias(Some(&bias))).unwrap();
         assert_eq!(values(&y), values(&bias).repeat(2));
-        let packed = PackedLinear::new(&random([5, 3], 1, DType::F32), DType::F32).unwrap();
+        let packed = frozen(&random([5, 3], 1, DType::F32), DType::F32);
         assert!(
             linear(&random([0, 3], 3, DType::F32), &packed, Epilogue::default())
                 .unwrap()
@@ -701,7 +464,7 @@ pub(super) mod tests {
 
     #[test]
     fn what_does_not_fit_is_an_error() {
-        let packed = PackedLinear::new(&random([5, 3], 1, DType::F32), DType::F32).unwrap();
+        let packed = frozen(&random([5, 3], 1, DType::F32), DType::F32);
         let x = random([2, 3], 2, DType::F32);
         let wrong = random([2, 3], 3, DType::F32);
         assert!(linear(&random([2, 4], 2, DType::F32), &packed, Epilogue::default()).is_err());
@@ -714,8 +477,6 @@ pub(super) mod tests {
             linear(&x, &packed, Epilogue { add_channel: Some(&wrong), ..Default::default() })
                 .is_err()
         );
-        assert!(PackedLinear::new(&random([5], 1, DType::F32), DType::F32).is_err());
-        assert!(PackedLinear::new(&x, DType::U8).is_err());
         assert!(matmul(&x, &wrong).is_err());
         assert!(matmul(&random([3], 1, DType::F32), &wrong).is_err());
     }

@@ -3,9 +3,11 @@
 //! Variances are means of squared deviations from the mean, never of squares, and means that f32 rounds
 //! are corrected by the mean of what deviates from them: a mean a thousand times the deviation costs no digit.
 
-use super::elementwise::{Identity, Map, Silu, require_float};
+use super::activation::{Identity, Map, Silu};
+use super::elementwise::require_float;
+use super::gradient::Call;
 use super::kernels::{LaunchConfig, kernels, to_u32};
-use super::{Meta, Op, apply};
+use super::{Grads, Inputs, Meta, Op, apply, tensors};
 use crate::cpu::math::Math;
 use crate::cpu::parallel::for_each_chunk;
 use crate::cpu::simd::{as_acc, as_acc_mut, narrow, simd, sum, widen, widened};
@@ -70,7 +72,7 @@ pub fn group_norm(
     eps: f32,
     silu: bool,
 ) -> Result<Tensor> {
-    apply(&GroupNorm { groups, eps, silu }, &[x, gamma, beta])
+    apply(GroupNorm { groups, eps, silu }, &tensors(&[x, gamma, beta]))
 }
 
 /// Layer normalisation (Ba et al. 2016) over the last dimension, with the biased variance.
@@ -80,7 +82,7 @@ pub fn group_norm(
 /// # Errors
 /// As [`group_norm`].
 pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f32) -> Result<Tensor> {
-    apply(&LayerNorm { eps }, &[x, gamma, beta])
+    apply(LayerNorm { eps }, &tensors(&[x, gamma, beta]))
 }
 
 /// [`group_norm`]; inputs `x`, `gamma`, `beta`.
@@ -99,7 +101,7 @@ impl Op for GroupNorm {
         "group_norm"
     }
 
-    fn infer(&self, inputs: &[&Tensor]) -> Result<Meta> {
+    fn infer(&self, inputs: &Inputs) -> Result<Vec<Meta>> {
         let channels = check_parameters("group_norm", inputs)?;
         if inputs[0].rank() < 2 {
             return Err(Error::expected_shape("group_norm", "x", "[B, .., C]", inputs[0].shape()));
@@ -110,13 +112,14 @@ impl Op for GroupNorm {
                 format!("{channels} channels do not divide into {} groups", self.groups),
             ));
         }
-        Ok(Meta::like(inputs[0]))
+        Ok(vec![Meta::like(&inputs[0])])
     }
 
-    fn cpu(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
+    fn cpu(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let out = &mut outputs[0];
         let x = inputs[0].contiguous()?;
         dispatch_float!("group_norm", x.dtype(), T => {
-            let (gamma, beta) = (parameter::<T>(inputs[1])?, parameter::<T>(inputs[2])?);
+            let (gamma, beta) = (parameter::<T>(&inputs[1])?, parameter::<T>(&inputs[2])?);
             let y = out.as_mut_slice::<T>()?;
             if self.silu {
                 self.normalize(Silu, &x, &gamma, &beta, y)
@@ -126,8 +129,9 @@ impl Op for GroupNorm {
         })
     }
 
-    fn cuda(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
-        let [x, gamma, beta] = [inputs[0], inputs[1], inputs[2]].map(Tensor::contiguous);
+    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let out = &mut outputs[0];
+        let [x, gamma, beta] = [0, 1, 2].map(|i| inputs[i].contiguous());
         let (x, gamma, beta) = (x?, gamma?, beta?);
         let (batch, channels) = (x.dim(0), gamma.len());
         let pixels = x.len() / batch / channels;
@@ -165,7 +169,7 @@ impl Op for GroupNorm {
         kernel::group_norm(config(blocks, 1), out, &x, &gamma, &beta, &stats, dims)
     }
 
-    fn backward(&self, _: &[&Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
+    fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {
         Err(Error::no_gradient(self.name()))
     }
 }
@@ -355,15 +359,16 @@ impl Op for LayerNorm {
         "layer_norm"
     }
 
-    fn infer(&self, inputs: &[&Tensor]) -> Result<Meta> {
+    fn infer(&self, inputs: &Inputs) -> Result<Vec<Meta>> {
         check_parameters("layer_norm", inputs)?;
-        Ok(Meta::like(inputs[0]))
+        Ok(vec![Meta::like(&inputs[0])])
     }
 
-    fn cpu(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
+    fn cpu(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let out = &mut outputs[0];
         let x = inputs[0].contiguous()?;
         dispatch_float!("layer_norm", x.dtype(), T => {
-            let (gamma, beta) = (parameter::<T>(inputs[1])?, parameter::<T>(inputs[2])?);
+            let (gamma, beta) = (parameter::<T>(&inputs[1])?, parameter::<T>(&inputs[2])?);
             let len = (ROWS / gamma.len()).max(1) * gamma.len();
             let x = x.as_slice::<T>()?;
             for_each_chunk(out.as_mut_slice::<T>()?, len, |i, y| {
@@ -373,8 +378,9 @@ impl Op for LayerNorm {
         })
     }
 
-    fn cuda(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
-        let [x, gamma, beta] = [inputs[0], inputs[1], inputs[2]].map(Tensor::contiguous);
+    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let out = &mut outputs[0];
+        let [x, gamma, beta] = [0, 1, 2].map(|i| inputs[i].contiguous());
         let (x, gamma, beta) = (x?, gamma?, beta?);
         let (rows, columns) = (x.len() / gamma.len(), gamma.len());
         let dims = LayerNormDims {
@@ -387,7 +393,7 @@ impl Op for LayerNorm {
         kernel::layer_norm(config, out, &x, &gamma, &beta, dims)
     }
 
-    fn backward(&self, _: &[&Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
+    fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {
         Err(Error::no_gradient(self.name()))
     }
 }
@@ -423,8 +429,8 @@ simd! {
 }
 
 /// The number of channels, if `x`, `gamma` and `beta` fit together.
-fn check_parameters(op: &'static str, inputs: &[&Tensor]) -> Result<usize> {
-    let (x, gamma, beta) = (inputs[0], inputs[1], inputs[2]);
+fn check_parameters(op: &'static str, inputs: &Inputs) -> Result<usize> {
+    let (x, gamma, beta) = (&inputs[0], &inputs[1], &inputs[2]);
     require_float(op, x)?;
     let channels = match x.dims() {
         [.., channels] if *channels > 0 => *channels,

@@ -1,7 +1,8 @@
 //! Sums, means and extremes over dimensions.
 
-use super::elementwise::require_float;
-use super::{Meta, Op, apply};
+use super::elementwise::{add, require_float, scale};
+use super::gradient::Call;
+use super::{Grads, Inputs, Meta, Op, apply, tensors};
 use crate::cpu::math::Math;
 use crate::cpu::parallel::for_each_chunk;
 use crate::cpu::simd::{fold, simd, widened};
@@ -39,7 +40,7 @@ pub fn min(x: &Tensor, dims: &[usize]) -> Result<Tensor> {
 }
 
 fn reduce(x: &Tensor, dims: &[usize], reduction: Reduction) -> Result<Tensor> {
-    apply(&Reduce { reduction, dims: dims.to_vec() }, &[x])
+    apply(Reduce { reduction, dims: dims.to_vec() }, &tensors(&[x]))
 }
 
 /// What [`Reduce`] computes.
@@ -74,8 +75,8 @@ impl Op for Reduce {
         }
     }
 
-    fn infer(&self, inputs: &[&Tensor]) -> Result<Meta> {
-        let x = inputs[0];
+    fn infer(&self, inputs: &Inputs) -> Result<Vec<Meta>> {
+        let x = &inputs[0];
         require_float(self.name(), x)?;
         let repeated = self.dims.iter().enumerate().any(|(i, d)| self.dims[..i].contains(d));
         if repeated || self.dims.iter().any(|&d| d >= x.rank()) {
@@ -92,12 +93,13 @@ impl Op for Reduce {
             ));
         }
         let kept: Vec<usize> = self.kept(x).map(|d| x.dim(d)).collect();
-        Ok(Meta { shape: Shape::new(&kept), dtype: x.dtype() })
+        Ok(vec![Meta { shape: Shape::new(&kept), dtype: x.dtype() }])
     }
 
-    fn cpu(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
+    fn cpu(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let out = &mut outputs[0];
         // What is reduced becomes the rows of a matrix.
-        let order: Vec<usize> = self.kept(inputs[0]).chain(self.dims.iter().copied()).collect();
+        let order: Vec<usize> = self.kept(&inputs[0]).chain(self.dims.iter().copied()).collect();
         let x = inputs[0].permute(&order)?.contiguous()?;
         dispatch_float!(self.name(), x.dtype(), T => {
             let (x, y) = (x.as_slice::<T>()?, out.as_mut_slice::<T>()?);
@@ -110,12 +112,27 @@ impl Op for Reduce {
         })
     }
 
-    fn cuda(&self, _: &[&Tensor], _: &mut Tensor) -> Result<()> {
+    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
         Err(Error::no_kernel(self.name()))
     }
 
-    fn backward(&self, _: &[&Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        Err(Error::no_gradient(self.name()))
+    fn backward(&self, call: &Call, grad: &Tensor) -> Result<Grads> {
+        let x = call.meta(0).ok_or_else(|| Error::no_gradient(self.name()))?;
+        let rank = x.shape.len();
+        let elements: usize = self.dims.iter().map(|&d| x.shape[d]).product();
+        let grad = match self.reduction {
+            Reduction::Sum => grad.clone(),
+            Reduction::Mean => scale(grad, 1.0 / elements as f32)?,
+            Reduction::Max | Reduction::Min => return Err(Error::no_gradient(self.name())),
+        };
+        // Repeated along what was summed over: those dimensions first, then back to their places.
+        let kept = (0..rank).filter(|d| !self.dims.contains(d));
+        let order: Vec<usize> = self.dims.iter().copied().chain(kept).collect();
+        let shape: Vec<usize> = order.iter().map(|&d| x.shape[d]).collect();
+        let repeated = add(&Tensor::zeros(&shape, x.dtype, grad.device())?, &grad)?;
+        let back: Vec<usize> =
+            (0..rank).map(|d| order.iter().position(|&o| o == d).unwrap_or(d)).collect();
+        Ok(vec![Some(repeated.permute(&back)?)])
     }
 }
 

@@ -1,7 +1,8 @@
 //! Images made larger or smaller: nearest neighbour and bilinear.
 
 use super::elementwise::require_float;
-use super::{Meta, Op, apply};
+use super::gradient::Call;
+use super::{Grads, Inputs, Meta, Op, apply, tensors};
 use crate::cpu::math::Math;
 use crate::cpu::parallel::for_each_row;
 use crate::cpu::simd::{narrow, simd, widen};
@@ -27,7 +28,7 @@ pub fn upsample_nearest(x: &Tensor, scale: usize) -> Result<Tensor> {
 /// # Errors
 /// `Shape` when `x` is not an image batch or a size is 0; `DType` for integers.
 pub fn resize_nearest(x: &Tensor, size: (usize, usize)) -> Result<Tensor> {
-    apply(&Resize { size, filter: Filter::Nearest }, &[x])
+    apply(Resize { size, filter: Filter::Nearest }, &tensors(&[x]))
 }
 
 /// `x` [B, H, W, C] at another size (height, width), from the four pixels around each point:
@@ -36,7 +37,7 @@ pub fn resize_nearest(x: &Tensor, size: (usize, usize)) -> Result<Tensor> {
 /// # Errors
 /// As [`resize_nearest`].
 pub fn resize_bilinear(x: &Tensor, size: (usize, usize)) -> Result<Tensor> {
-    apply(&Resize { size, filter: Filter::Bilinear }, &[x])
+    apply(Resize { size, filter: Filter::Bilinear }, &tensors(&[x]))
 }
 
 /// How [`Resize`] finds a pixel.
@@ -62,8 +63,8 @@ impl Op for Resize {
         "resize"
     }
 
-    fn infer(&self, inputs: &[&Tensor]) -> Result<Meta> {
-        let x = inputs[0];
+    fn infer(&self, inputs: &Inputs) -> Result<Vec<Meta>> {
+        let x = &inputs[0];
         require_float("resize", x)?;
         let (height, width) = self.size;
         let &[batch, from_height, from_width, channels] = x.dims() else {
@@ -72,10 +73,11 @@ impl Op for Resize {
         if height == 0 || width == 0 || from_height == 0 || from_width == 0 {
             return Err(Error::shape("resize", format!("{} to {height} x {width}", x.shape())));
         }
-        Ok(Meta { shape: [batch, height, width, channels].into(), dtype: x.dtype() })
+        Ok(vec![Meta { shape: [batch, height, width, channels].into(), dtype: x.dtype() }])
     }
 
-    fn cpu(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
+    fn cpu(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let out = &mut outputs[0];
         let x = inputs[0].contiguous()?;
         let (_, from_height, from_width, channels) = x.dims4()?;
         let (height, width) = self.size;
@@ -108,11 +110,11 @@ impl Op for Resize {
         })
     }
 
-    fn cuda(&self, _: &[&Tensor], _: &mut Tensor) -> Result<()> {
+    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
         Err(Error::no_kernel(self.name()))
     }
 
-    fn backward(&self, _: &[&Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
+    fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {
         Err(Error::no_gradient(self.name()))
     }
 }

@@ -1,7 +1,8 @@
 //! Softmax over the last dimension.
 
 use super::elementwise::require_float;
-use super::{Meta, Op, apply};
+use super::gradient::Call;
+use super::{Grads, Inputs, Meta, Op, apply, tensors};
 use crate::cpu::math::Math;
 use crate::cpu::parallel::for_each_chunk;
 use crate::cpu::simd::{fold, narrow, simd, sum, widen};
@@ -14,7 +15,7 @@ use crate::tensor::{Float, Real, Tensor};
 /// # Errors
 /// `Shape` for a scalar, `DType` for integers.
 pub fn softmax(x: &Tensor) -> Result<Tensor> {
-    apply(&Softmax, &[x])
+    apply(Softmax, &tensors(&[x]))
 }
 
 /// [`softmax`]
@@ -26,15 +27,16 @@ impl Op for Softmax {
         "softmax"
     }
 
-    fn infer(&self, inputs: &[&Tensor]) -> Result<Meta> {
-        require_float("softmax", inputs[0])?;
+    fn infer(&self, inputs: &Inputs) -> Result<Vec<Meta>> {
+        require_float("softmax", &inputs[0])?;
         if inputs[0].rank() == 0 {
             return Err(Error::expected_shape("softmax", "x", "[.., N]", inputs[0].shape()));
         }
-        Ok(Meta::like(inputs[0]))
+        Ok(vec![Meta::like(&inputs[0])])
     }
 
-    fn cpu(&self, inputs: &[&Tensor], out: &mut Tensor) -> Result<()> {
+    fn cpu(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let out = &mut outputs[0];
         let x = inputs[0].contiguous()?;
         let n = x.dim(x.rank() - 1);
         let rows = ((1 << 14) / n).max(1) * n;
@@ -45,11 +47,11 @@ impl Op for Softmax {
         })
     }
 
-    fn cuda(&self, _: &[&Tensor], _: &mut Tensor) -> Result<()> {
+    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
         Err(Error::no_kernel(self.name()))
     }
 
-    fn backward(&self, _: &[&Tensor], _: &Tensor, _: &Tensor) -> Result<Vec<Option<Tensor>>> {
+    fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {
         Err(Error::no_gradient(self.name()))
     }
 }

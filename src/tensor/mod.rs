@@ -6,16 +6,15 @@
 mod cpu;
 pub mod cuda;
 mod dtype;
+pub mod tape;
 
 use std::fmt;
 use std::sync::Arc;
 
-use half::f16;
-
 pub use crate::types::{DType, Device, Element, Float, MAX_RANK, Real, Shape};
 pub use cpu::release_unused_memory;
 
-use crate::cpu::parallel::{for_each_chunk, for_each_row};
+use crate::cpu::parallel::for_each_row;
 use crate::error::{Error, Result};
 use cpu::Buffer;
 
@@ -35,6 +34,8 @@ pub struct Tensor {
     /// Of the first element, in elements.
     offset: usize,
     dtype: DType,
+    /// How it was made, where a gradient is wanted.
+    node: Option<Arc<tape::Node>>,
 }
 
 // Construction.
@@ -71,7 +72,7 @@ impl Tensor {
             t.as_mut_slice::<T>()?.fill(T::from_acc(<T as Float>::Acc::from_f64(value)));
             Ok(())
         })?;
-        t.to_device(device)
+        t.copied_to(device)
     }
 
     /// A CPU tensor from its elements, in row-major order.
@@ -106,6 +107,7 @@ impl Tensor {
             strides: shape.contiguous_strides(),
             offset: 0,
             dtype,
+            node: None,
         }
     }
 }
@@ -203,101 +205,53 @@ impl Tensor {
     }
 }
 
-// Views.
+// Views and copies, which no tape hears of: operations on tensors are in `ops`.
 impl Tensor {
-    /// The same elements in another shape; copies only when the view is not contiguous.
-    ///
-    /// # Errors
-    /// `Shape` when the number of elements differs.
-    pub fn reshape(&self, shape: impl Into<Shape>) -> Result<Self> {
-        let shape = shape.into();
-        if shape.elements() != self.len() {
-            return Err(Error::shape("reshape", format!("{} into {shape}", self.shape)));
-        }
-        let t = self.contiguous()?;
-        Ok(Self { shape, strides: shape.contiguous_strides(), ..t })
+    /// The same storage seen through another shape.
+    pub(crate) fn with_layout(&self, shape: Shape, strides: Shape, offset: usize) -> Self {
+        Self { shape, strides, offset, node: None, ..self.clone() }
     }
 
-    /// The dimensions in another order: dimension `i` of the result is dimension `order[i]` of this.
-    ///
-    /// # Errors
-    /// `Shape` when `order` is not a permutation.
-    pub fn permute(&self, order: &[usize]) -> Result<Self> {
-        let mut seen = [false; MAX_RANK];
-        let valid = order.len() == self.rank()
-            && order.iter().all(|&i| i < self.rank() && !std::mem::replace(&mut seen[i], true));
-        if !valid {
-            return Err(Error::shape("permute", format!("{order:?} of {}", self.shape)));
-        }
-        let mut t = self.clone();
-        for (to, &from) in order.iter().enumerate() {
-            t.shape[to] = self.shape[from];
-            t.strides[to] = self.strides[from];
-        }
-        Ok(t)
+    /// Position of the first element in the storage, in elements.
+    pub(crate) fn offset(&self) -> usize {
+        self.offset
     }
 
-    /// Two dimensions swapped.
-    ///
-    /// # Errors
-    /// `Shape` when there are no such dimensions.
-    pub fn transpose(&self, a: usize, b: usize) -> Result<Self> {
-        if a.max(b) >= self.rank() {
-            return Err(Error::shape(
-                "transpose",
-                format!("dimensions {a} and {b} of {}", self.shape),
-            ));
-        }
-        let mut t = self.clone();
-        t.shape.swap(a, b);
-        t.strides.swap(a, b);
-        Ok(t)
-    }
-
-    /// The part `start..start + len` of dimension `dim`.
-    ///
-    /// # Errors
-    /// `Shape` when it reaches past the end.
-    pub fn narrow(&self, dim: usize, start: usize, len: usize) -> Result<Self> {
-        if dim >= self.rank() || start.checked_add(len).is_none_or(|end| end > self.shape[dim]) {
-            return Err(Error::shape(
-                "narrow",
-                format!("{start} + {len} of dimension {dim} of {}", self.shape),
-            ));
-        }
-        let mut t = self.clone();
-        t.offset += start * self.strides[dim];
-        t.shape[dim] = len;
-        Ok(t)
-    }
-
-    /// The same elements in row-major order without gaps; itself when it is so already.
-    pub fn contiguous(&self) -> Result<Self> {
+    /// The elements of a CPU tensor in row-major order without gaps; the same storage when they lie so.
+    fn packed(&self) -> Result<Self> {
         if self.is_contiguous() {
-            return Ok(Self { strides: self.shape.contiguous_strides(), ..self.clone() });
+            return Ok(self.with_layout(self.shape, self.shape.contiguous_strides(), self.offset));
         }
-        match &*self.storage {
-            Storage::Cpu(_) => {
-                let mut out = Self::uninit(self.shape, self.dtype, Device::Cpu)?;
-                match self.dtype.size() {
-                    1 => self.gather::<u8>(&mut out),
-                    2 => self.gather::<u16>(&mut out),
-                    4 => self.gather::<u32>(&mut out),
-                    _ => self.gather::<u64>(&mut out),
-                }
-                Ok(out)
-            }
-            // A strided copy on the device is a kernel of its own; until it is there the host arranges it.
-            Storage::Cuda(_) => self.to_device(Device::Cpu)?.contiguous()?.to_device(self.device()),
+        let mut out = Self::uninit(self.shape, self.dtype, Device::Cpu)?;
+        self.copy_into(&mut out)?;
+        Ok(out)
+    }
+
+    /// Copies the elements of a CPU tensor, in row-major order, into `out`: a fresh CPU tensor of the same
+    /// shape and dtype.
+    ///
+    /// # Errors
+    /// `Device` off the CPU, `Value` when another tensor shares `out`'s storage.
+    pub(crate) fn copy_into(&self, out: &mut Self) -> Result<()> {
+        match self.dtype.size() {
+            1 => self.gather::<u8>(out),
+            2 => self.gather::<u16>(out),
+            4 => self.gather::<u32>(out),
+            _ => self.gather::<u64>(out),
         }
     }
 
-    /// Copies the elements, as plain words W of the dtype's size, into the contiguous `out`.
-    fn gather<W: bytemuck::Pod + Send + Sync>(&self, out: &mut Self) {
-        let (Storage::Cpu(from), Some(Storage::Cpu(to))) =
-            (&*self.storage, Arc::get_mut(&mut out.storage))
-        else {
-            unreachable!("called for CPU tensors, with a fresh output")
+    /// [`Self::copy_into`] of plain words W of the dtype's size.
+    fn gather<W: bytemuck::Pod + Send + Sync>(&self, out: &mut Self) -> Result<()> {
+        const OP: &str = "contiguous";
+        if out.shape != self.shape || out.dtype.size() != self.dtype.size() {
+            return Err(Error::expected_shape(OP, "out", &self.shape.to_string(), &out.shape));
+        }
+        let (device, other) = (self.device(), out.device());
+        let (from, to) = match (&*self.storage, Arc::get_mut(&mut out.storage)) {
+            (Storage::Cpu(from), Some(Storage::Cpu(to))) => (from, to),
+            (_, None) => return Err(Error::value(OP, "the output's storage is shared")),
+            _ => return Err(Error::Device { op: OP, a: device, b: other }),
         };
         let from: &[W] = bytemuck::cast_slice(from.bytes());
         let to: &mut [W] = bytemuck::cast_slice_mut(to.bytes_mut());
@@ -306,7 +260,7 @@ impl Tensor {
         let copy_row = |i: usize, to: &mut [W]| {
             let mut rest = i;
             let mut at = self.offset;
-            for d in (0..self.rank() - 1).rev() {
+            for d in (0..self.rank().saturating_sub(1)).rev() {
                 at += rest % self.shape[d] * self.strides[d];
                 rest /= self.shape[d];
             }
@@ -317,6 +271,7 @@ impl Tensor {
             }
         };
         for_each_row(to, row, copy_row);
+        Ok(())
     }
 }
 
@@ -402,36 +357,16 @@ impl Tensor {
     /// # Errors
     /// `DType` when T is not the dtype.
     pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
-        Ok(self.to_device(Device::Cpu)?.contiguous()?.as_slice::<T>()?.to_vec())
+        Ok(self.copied_to(Device::Cpu)?.packed()?.as_slice::<T>()?.to_vec())
     }
 
-    /// The elements rounded to another floating-point dtype; itself when it has that dtype already.
-    ///
-    /// # Errors
-    /// `DType` between floats and integers.
-    pub fn to_dtype(&self, dtype: DType) -> Result<Self> {
-        if self.dtype == dtype {
-            return Ok(self.clone());
-        }
-        if self.device() != Device::Cpu {
-            return Err(Error::no_kernel("to_dtype"));
-        }
-        let from = self.contiguous()?;
-        let mut out = Self::uninit(self.shape, dtype, Device::Cpu)?;
-        crate::dispatch_float!("to_dtype", self.dtype, A => crate::dispatch_float!("to_dtype", dtype, B => {
-            convert(from.as_slice::<A>()?, out.as_mut_slice::<B>()?);
-            Ok(())
-        }))?;
-        Ok(out)
-    }
-
-    /// A copy on another device; itself when it is there already.
+    /// A copy on another device; the same storage when it is there already.
     ///
     /// # Errors
     /// `Cuda` when the device is not there or out of memory.
-    pub fn to_device(&self, device: Device) -> Result<Self> {
+    pub(crate) fn copied_to(&self, device: Device) -> Result<Self> {
         if self.device() == device {
-            return Ok(self.clone());
+            return Ok(self.detach());
         }
         match (&*self.storage, device) {
             // From the host only what the view covers travels.
@@ -447,15 +382,15 @@ impl Tensor {
             (Storage::Cuda(b), Device::Cpu) => {
                 let mut host = Buffer::uninit(b.len());
                 b.to_host(host.bytes_mut())?;
-                Ok(Self { storage: Arc::new(Storage::Cpu(host)), ..self.clone() })
+                Ok(Self { storage: Arc::new(Storage::Cpu(host)), ..self.detach() })
             }
-            _ => self.to_device(Device::Cpu)?.to_device(device),
+            _ => self.copied_to(Device::Cpu)?.copied_to(device),
         }
     }
 
     /// A contiguous CPU tensor whose storage holds its elements and nothing else.
     fn compact(&self) -> Result<Self> {
-        let t = self.contiguous()?;
+        let t = self.packed()?;
         let bytes = t.len() * t.dtype.size();
         match &*t.storage {
             Storage::Cpu(b) if b.bytes().len() != bytes => {
@@ -480,35 +415,6 @@ fn byte_len(shape: &Shape, dtype: DType) -> Result<usize> {
         })
 }
 
-/// Rounds every element of `from` to the type of `to`.
-fn convert<A: Float, B: Float>(from: &[A], to: &mut [B]) {
-    const CHUNK: usize = 1 << 14;
-
-    let convert_chunk = |to: &mut [B], from: &[A]| match (A::DTYPE, B::DTYPE) {
-        // `half` converts slices with the machine's instructions.
-        (DType::F16, DType::F32) => {
-            slice_from_f16(bytemuck::cast_slice(from), bytemuck::cast_slice_mut(to))
-        }
-        (DType::F32, DType::F16) => {
-            slice_to_f16(bytemuck::cast_slice(from), bytemuck::cast_slice_mut(to))
-        }
-        _ => to.iter_mut().zip(from).for_each(|(t, f)| {
-            *t = B::from_acc(<B as Float>::Acc::from_f64(f.to_acc().to_f64()));
-        }),
-    };
-    for_each_chunk(to, CHUNK, |i, to| convert_chunk(to, &from[i * CHUNK..][..to.len()]));
-}
-
-fn slice_from_f16(from: &[f16], to: &mut [f32]) {
-    use half::slice::HalfFloatSliceExt;
-    from.convert_to_f32_slice(to);
-}
-
-fn slice_to_f16(from: &[f32], to: &mut [f16]) {
-    use half::slice::HalfFloatSliceExt;
-    to.convert_from_f32_slice(from);
-}
-
 impl fmt::Debug for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Tensor({} {} on {})", self.shape, self.dtype, self.device())
@@ -517,8 +423,6 @@ impl fmt::Debug for Tensor {
 
 #[cfg(test)]
 mod tests {
-    use half::bf16;
-
     use super::*;
 
     fn iota(shape: impl Into<Shape>) -> Tensor {
@@ -527,54 +431,17 @@ mod tests {
     }
 
     #[test]
-    fn views_address_the_right_elements() {
-        let t = iota([2, 3, 5]);
-        let v = t.permute(&[2, 0, 1]).unwrap().narrow(0, 1, 3).unwrap().narrow(2, 1, 2).unwrap(); // [3, 2, 2]
-        assert!(!v.is_contiguous());
-        let expected: Vec<f32> = (1..4)
-            .flat_map(|k| {
-                (0..2).flat_map(move |i| (1..3).map(move |j| (i * 15 + j * 5 + k) as f32))
-            })
-            .collect();
-        assert_eq!(v.to_vec::<f32>().unwrap(), expected);
-        assert_eq!(v.reshape([12]).unwrap().as_slice::<f32>().unwrap(), expected);
-    }
-
-    #[test]
-    fn large_strided_copies_equal_small_ones() {
-        let t = iota([7, 65, 131]);
-        let v = t.transpose(1, 2).unwrap().to_vec::<f32>().unwrap(); // [7, 131, 65]
-        for (i, &x) in v.iter().enumerate() {
-            let (b, rest) = (i / (131 * 65), i % (131 * 65));
-            assert_eq!(x, (b * 131 * 65 + rest % 65 * 131 + rest / 65) as f32);
-        }
-    }
-
-    #[test]
     fn wrong_requests_are_errors() {
         let t = iota([2, 3]);
-        assert!(t.reshape([7]).is_err());
-        assert!(t.permute(&[0, 0]).is_err());
-        assert!(t.narrow(1, 2, 2).is_err());
-        assert!(t.narrow(1, usize::MAX, 2).is_err());
-        assert!(t.as_slice::<f64>().is_err());
-        assert!(t.transpose(0, 1).unwrap().as_slice::<f32>().is_err());
-        assert!(Tensor::from_vec(vec![0f32; 5], [2, 3]).is_err());
-        assert!(Tensor::zeros([usize::MAX, 8], DType::F32, Device::Cpu).is_err());
+        let shape = |result: Result<()>| {
+            let error = result.unwrap_err();
+            assert!(matches!(error, Error::Shape { .. }), "{error}");
+        };
+        assert!(matches!(t.as_slice::<f64>(), Err(Error::DType { found: DType::F32, .. })));
+        shape(t.with_layout([3, 2].into(), [1, 3].into(), 0).as_slice::<f32>().map(|_| ()));
+        shape(Tensor::from_vec(vec![0f32; 5], [2, 3]).map(|_| ()));
+        shape(Tensor::zeros([usize::MAX, 8], DType::F32, Device::Cpu).map(|_| ()));
         let mut shared = t.clone();
-        assert!(shared.as_mut_slice::<f32>().is_err());
-    }
-
-    #[test]
-    fn conversions_round_to_nearest_even() {
-        let x = [1.0f32, 257.0 / 256.0, 259.0 / 256.0, -2.5, 65504.0, 1e-8, f32::NAN, 3.0];
-        let t = Tensor::from_slice(&x, [8]).unwrap();
-        let b = t.to_dtype(DType::BF16).unwrap().to_vec::<bf16>().unwrap();
-        let h = t.to_dtype(DType::F16).unwrap().to_vec::<f16>().unwrap();
-        for (i, &x) in x.iter().enumerate() {
-            let same = |a: f32, b: f32| a == b || a.is_nan() && b.is_nan();
-            assert!(same(b[i].to_f32(), bf16::from_f32(x).to_f32()));
-            assert!(same(h[i].to_f32(), f16::from_f32(x).to_f32()));
-        }
+        assert!(matches!(shared.as_mut_slice::<f32>(), Err(Error::Value { .. })));
     }
 }

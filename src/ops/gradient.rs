@@ -1,0 +1,226 @@
+//! Gradients of a recorded computation (reverse-mode differentiation).
+//!
+//! ```
+//! use nadir::ops::{elementwise::mul, gradient::backward, reduce::sum};
+//! use nadir::tensor::Tensor;
+//!
+//! let x = Tensor::from_vec(vec![1.0f32, 2.0, 3.0], [3])?.variable();
+//! let loss = sum(&mul(&x, &x)?, &[0])?;
+//! let gradients = backward(loss)?;
+//! assert_eq!(gradients.get(&x).unwrap().to_vec::<f32>()?, [2.0, 4.0, 6.0]);
+//! # Ok::<(), nadir::Error>(())
+//! ```
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use super::elementwise::add;
+use super::weight::Weight;
+use super::{Grads, Meta, Op, Slot};
+use crate::error::{Error, Result};
+use crate::tensor::tape::{Backward, Node, no_grad};
+use crate::tensor::{Device, Tensor};
+
+/// What one recorded call kept, as the operation's `backward` sees it. Nothing in it is recorded itself.
+pub struct Call {
+    name: &'static str,
+    inputs: Vec<Saved>,
+    /// The result only if it was to be kept.
+    outputs: Vec<Option<Tensor>>,
+}
+
+/// An input of a recorded call.
+struct Saved {
+    wanted: bool,
+    /// `None`: the place was empty.
+    meta: Option<Meta>,
+    value: Value,
+}
+
+enum Value {
+    Absent,
+    Tensor(Tensor),
+    Weight(Weight),
+}
+
+impl Call {
+    /// Whether a gradient of input `i` is wanted.
+    pub fn wants(&self, i: usize) -> bool {
+        self.inputs[i].wanted
+    }
+
+    /// Shape and dtype of input `i`; `None`: the place was empty.
+    pub fn meta(&self, i: usize) -> Option<Meta> {
+        self.inputs[i].meta
+    }
+
+    /// The number of places.
+    pub fn places(&self) -> usize {
+        self.inputs.len()
+    }
+
+    /// Input `i`, a tensor that the operation [saves](Op::saves).
+    ///
+    /// # Errors
+    /// `Value` when it was not saved.
+    pub fn tensor(&self, i: usize) -> Result<&Tensor> {
+        match &self.inputs[i].value {
+            Value::Tensor(tensor) => Ok(tensor),
+            _ => Err(self.not_kept("input", i)),
+        }
+    }
+
+    /// Input `i`, a weight that the operation [saves](Op::saves).
+    ///
+    /// # Errors
+    /// `Value` when it was not saved.
+    pub fn weight(&self, i: usize) -> Result<&Weight> {
+        match &self.inputs[i].value {
+            Value::Weight(weight) => Ok(weight),
+            _ => Err(self.not_kept("input", i)),
+        }
+    }
+
+    /// Input `i`, a tensor that the operation saves, if the place was not empty.
+    pub fn optional(&self, i: usize) -> Option<&Tensor> {
+        self.tensor(i).ok()
+    }
+
+    /// Output `i`; the result, 0, only if the operation [saves](Op::saves) it.
+    ///
+    /// # Errors
+    /// `Value` when it was not kept.
+    pub fn output(&self, i: usize) -> Result<&Tensor> {
+        self.outputs.get(i).and_then(Option::as_ref).ok_or_else(|| self.not_kept("output", i))
+    }
+
+    fn not_kept(&self, what: &str, i: usize) -> Error {
+        Error::value(self.name, format!("its gradient reads {what} {i}, which it does not keep"))
+    }
+}
+
+/// An operation together with its call.
+struct Record<O> {
+    op: O,
+    call: Call,
+}
+
+impl<O: Op> Backward for Record<O> {
+    fn name(&self) -> &'static str {
+        self.op.name()
+    }
+
+    fn backward(&self, grad: &Tensor) -> Result<Grads> {
+        self.op.backward(&self.call, grad)
+    }
+}
+
+/// The node of a call that has just run.
+pub(super) fn record<O: Op>(op: O, slots: &[Slot], outputs: &[Tensor]) -> Arc<Node> {
+    let saves = op.saves();
+    let save = |(i, slot): (usize, &Slot)| {
+        let kept = saves.inputs.contains(&i);
+        let (meta, value) = match slot {
+            Slot::Empty => (None, Value::Absent),
+            Slot::Tensor(t) if kept => (Some(Meta::like(t)), Value::Tensor(t.detach())),
+            Slot::Tensor(t) => (Some(Meta::like(t)), Value::Absent),
+            Slot::Weight(w) if kept => (Some(w.meta()), Value::Weight((*w).clone())),
+            Slot::Weight(w) => (Some(w.meta()), Value::Absent),
+        };
+        Saved { wanted: slot.node().is_some(), meta, value }
+    };
+    let call = Call {
+        name: op.name(),
+        inputs: slots.iter().enumerate().map(save).collect(),
+        outputs: outputs
+            .iter()
+            .enumerate()
+            .map(|(i, t)| (i > 0 || saves.result).then(|| t.detach()))
+            .collect(),
+    };
+    let nodes = slots.iter().map(|slot| slot.node().cloned()).collect();
+    Node::new(nodes, Some(Box::new(Record { op, call })))
+}
+
+/// Gradients of the variables of a computation.
+#[derive(Default)]
+pub struct Gradients(HashMap<u64, Tensor>);
+
+impl Gradients {
+    /// That of `variable`: a tensor made by [`Tensor::variable`], or its clone. `None` when the computation did not
+    /// use it.
+    pub fn get(&self, variable: &Tensor) -> Option<&Tensor> {
+        self.0.get(&variable.node()?.number())
+    }
+
+    /// As [`Self::get`], giving it away.
+    pub fn take(&mut self, variable: &Tensor) -> Option<Tensor> {
+        self.0.remove(&variable.node()?.number())
+    }
+}
+
+/// Gradients of a single number, such as a loss, by every variable that it was computed from.
+///
+/// What the computation kept is let go of on the way, as far as no other tensor holds it: hence by value.
+///
+/// # Errors
+/// `Shape` unless `output` has one element, `Value` when no variable is behind it, `NoGradient` when an operation
+/// on the way has none.
+pub fn backward(output: Tensor) -> Result<Gradients> {
+    if output.len() != 1 {
+        return Err(Error::expected_shape("backward", "output", "one element", output.shape()));
+    }
+    let one = Tensor::full(*output.shape(), 1.0, output.dtype(), output.device())?;
+    backward_from(output, one)
+}
+
+/// As [`backward`], given the gradient `grad` of `output`, of its shape, dtype and device.
+///
+/// # Errors
+/// `Shape`, `DType` or `Device` when `grad` does not fit, and as [`backward`].
+pub fn backward_from(output: Tensor, grad: Tensor) -> Result<Gradients> {
+    const OP: &str = "backward";
+    if grad.shape() != output.shape() {
+        return Err(Error::expected_shape(OP, "grad", &output.shape().to_string(), grad.shape()));
+    }
+    if grad.dtype() != output.dtype() {
+        return Err(Error::DType { op: OP, expected: output.dtype().name(), found: grad.dtype() });
+    }
+    if grad.device() != output.device() {
+        return Err(Error::Device { op: OP, a: output.device(), b: grad.device() });
+    }
+    let Some(root) = output.node().cloned() else {
+        return Err(Error::value(OP, "no variable is behind this tensor"));
+    };
+    drop(output);
+    // Nobody differentiates a gradient.
+    no_grad(|| walk(root, grad.detach()))
+}
+
+fn walk(root: Arc<Node>, grad: Tensor) -> Result<Gradients> {
+    let mut gradients = Gradients::default();
+    let mut pending = BTreeMap::from([(root.number(), (root, grad))]);
+    // A node comes after all that were made from it, so its gradient is complete.
+    while let Some((number, (node, grad))) = pending.pop_last() {
+        let Some(call) = node.backward() else {
+            gradients.0.insert(number, grad);
+            continue;
+        };
+        let grads = call.backward(&grad)?;
+        drop(grad);
+        for (input, grad) in node.inputs().iter().zip(grads) {
+            let (Some(input), Some(grad)) = (input, grad) else { continue };
+            let sum = match pending.remove(&input.number()) {
+                Some((_, before)) => add(&before, &grad)?,
+                None => grad,
+            };
+            pending.insert(input.number(), (input.clone(), sum));
+        }
+    }
+    Ok(gradients)
+}
+
+/// A tensor of zeros of this shape and dtype.
+pub(super) fn zeros(meta: Meta, device: Device) -> Result<Tensor> {
+    Tensor::zeros(meta.shape, meta.dtype, device)
+}

@@ -1,0 +1,347 @@
+//! Weights of linear layers and convolutions, laid out once for the kernel that multiplies by them.
+
+use std::sync::{Arc, OnceLock};
+
+use super::Meta;
+use crate::cpu::gemm::{self, MicroKernel};
+use crate::cpu::simd::{self, Level};
+use crate::cpu::winograd;
+use crate::dispatch_float;
+use crate::error::{Error, Result};
+use crate::tensor::tape::Node;
+use crate::tensor::{DType, Device, Float, Shape, Tensor};
+
+/// What a weight is for, and so how it is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Of a linear layer: [N, K].
+    Matrix,
+    /// Of a convolution with any stride: [O, I, KH, KW].
+    Convolution,
+    /// Of a convolution with this stride only, which may make it faster: 3x3 at stride 1 in f32 goes through
+    /// Winograd's F(2x2, 3x3), with 4/9 of the products, 16/9 of the memory, and errors about twice as large.
+    ConvolutionAt(usize),
+}
+
+/// A weight: frozen, when only its layout for the kernel is held, or plain, when its elements are.
+///
+/// The layout of a plain weight is made when it is first multiplied by, and kept with it. A weight whose plain tensor is a
+/// [variable](Tensor::variable) gets a gradient.
+#[derive(Clone)]
+pub struct Weight {
+    shape: Shape,
+    dtype: DType,
+    layout: Layout,
+    plain: Option<Tensor>,
+    packed: Arc<OnceLock<Packed>>,
+}
+
+/// A weight as the CPU multiplies by it.
+pub(super) enum Packed {
+    /// A matrix [K, N]; of a convolution [KH * KW * I, O].
+    Panels(Panels),
+    /// Transformed for 3x3 at stride 1, in f32.
+    Winograd { level: Level, panels: Tensor },
+}
+
+impl Weight {
+    /// Lays `weight` out in `dtype` and lets go of its elements.
+    ///
+    /// # Errors
+    /// `Shape` when it is not what the layout is for, or an empty convolution; `DType` when it or `dtype` is not
+    /// floating-point; `NoKernel` off the CPU.
+    pub fn frozen(weight: &Tensor, layout: Layout, dtype: DType) -> Result<Self> {
+        let frozen = Self { plain: None, ..Self::plain(weight, layout, dtype)? };
+        let _ = frozen.packed.set(pack(weight, layout, dtype)?);
+        Ok(frozen)
+    }
+
+    /// Holds `weight` as it is, to be multiplied by in `dtype`.
+    ///
+    /// # Errors
+    /// `Shape` and `DType` as [`Self::frozen`].
+    pub fn plain(weight: &Tensor, layout: Layout, dtype: DType) -> Result<Self> {
+        let op = layout.op();
+        match (layout, weight.dims()) {
+            (Layout::Matrix, [_, _]) => {}
+            (Layout::Matrix, _) => {
+                return Err(Error::expected_shape(op, "weight", "[N, K]", weight.shape()));
+            }
+            (_, [o, i, kh, kw]) if o * i * kh * kw > 0 => {}
+            _ => {
+                let expected = "[O, I, KH, KW], not empty";
+                return Err(Error::expected_shape(op, "weight", expected, weight.shape()));
+            }
+        }
+        for found in [weight.dtype(), dtype] {
+            if !found.is_float() {
+                return Err(Error::DType { op, expected: "f32, f16, bf16 or f64", found });
+            }
+        }
+        Ok(Self {
+            shape: *weight.shape(),
+            dtype,
+            layout,
+            plain: Some(weight.clone()),
+            packed: Arc::default(),
+        })
+    }
+
+    /// Its shape as torch has it: [N, K] or [O, I, KH, KW].
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// What it is multiplied in.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// What it is for.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// Where it is.
+    pub fn device(&self) -> Device {
+        self.plain.as_ref().map_or(Device::Cpu, Tensor::device)
+    }
+
+    /// Its elements, unless it is frozen.
+    pub fn tensor(&self) -> Option<&Tensor> {
+        self.plain.as_ref()
+    }
+
+    /// Shape and dtype of its gradient.
+    pub(super) fn meta(&self) -> Meta {
+        let dtype = self.plain.as_ref().map_or(self.dtype, Tensor::dtype);
+        Meta { shape: self.shape, dtype }
+    }
+
+    pub(super) fn node(&self) -> Option<&Arc<Node>> {
+        self.plain.as_ref().and_then(Tensor::node)
+    }
+
+    /// Its layout, made now if it was not yet.
+    pub(super) fn packed(&self) -> Result<&Packed> {
+        if let Some(packed) = self.packed.get() {
+            return Ok(packed);
+        }
+        // Frozen weights were packed when they were made.
+        let plain = self.plain.as_ref().ok_or_else(|| self.frozen_error())?;
+        let packed = pack(&plain.detach(), self.layout, self.dtype)?;
+        // Two threads may have packed it at once, to the same result.
+        Ok(self.packed.get_or_init(|| packed))
+    }
+
+    /// Its elements in the dtype it is multiplied in, as far as the layout still tells them.
+    ///
+    /// # Errors
+    /// `Value` for a frozen weight that was transformed for Winograd's algorithm.
+    pub(super) fn elements(&self) -> Result<Tensor> {
+        match (&self.plain, self.packed.get()) {
+            (Some(plain), _) => plain.detach().to_dtype(self.dtype),
+            (None, Some(Packed::Panels(panels))) => {
+                panels.unpack(self.layout.op(), self.shape, offsets(self.layout, &self.shape))
+            }
+            (None, _) => Err(self.frozen_error()),
+        }
+    }
+
+    fn frozen_error(&self) -> Error {
+        let message = "a frozen weight was transformed and cannot be read back: load the model with plain weights";
+        Error::value(self.layout.op(), message)
+    }
+
+    /// Whether these weights multiply activations of a dtype: their own, and f32 unless they are f64.
+    pub(super) fn check_dtype(&self, op: &'static str, x: DType) -> Result<()> {
+        let winograd = matches!(self.packed.get(), Some(Packed::Winograd { .. }));
+        match (x, self.dtype) {
+            (x, w) if x == w => Ok(()),
+            (DType::F32, DType::F16 | DType::BF16) if !winograd => Ok(()),
+            (found, w) => Err(Error::DType { op, expected: w.name(), found }),
+        }
+    }
+}
+
+impl Layout {
+    /// The operation that the layout is for.
+    fn op(self) -> &'static str {
+        match self {
+            Self::Matrix => "linear",
+            Self::Convolution | Self::ConvolutionAt(_) => "conv2d",
+        }
+    }
+}
+
+/// Where element k of an output's row stands in the weight. Of a convolution, k runs over (row, column, channel) of a
+/// patch: a pixel's channels are neighbours in [B, H, W, C].
+fn offsets(layout: Layout, shape: &Shape) -> impl Fn(usize) -> usize + Sync + use<> {
+    let (inputs, taps) = match (layout, &**shape) {
+        (Layout::Matrix, _) => (1, 1),
+        (_, dims) => (dims[1], dims[2] * dims[3]),
+    };
+    move |k| if taps == 1 { k } else { k % inputs * taps + k / inputs }
+}
+
+fn pack(weight: &Tensor, layout: Layout, dtype: DType) -> Result<Packed> {
+    let op = layout.op();
+    let n = weight.dim(0);
+    let k = weight.dims()[1..].iter().product();
+    if weight.device() != Device::Cpu {
+        return Err(Error::no_kernel(op));
+    }
+    if let (Layout::ConvolutionAt(1), &[o, i, 3, 3], DType::F32) = (layout, weight.dims(), dtype)
+        && i % winograd::CHANNELS == 0
+    {
+        let (weight, level) = (weight.contiguous()?, simd::level());
+        let kernel = gemm::f32_kernel(level);
+        let len = winograd::packed_len(kernel, i, o);
+        let mut panels = Tensor::uninit([len], DType::F32, Device::Cpu)?;
+        dispatch_float!(op, weight.dtype(), T => {
+            winograd::pack(kernel, i, o, weight.as_slice::<T>()?, panels.as_mut_slice()?);
+            Ok(())
+        })?;
+        return Ok(Packed::Winograd { level, panels });
+    }
+    let offset = offsets(layout, weight.shape());
+    Ok(Packed::Panels(Panels::new(op, weight, dtype, (k, n), k, offset)?))
+}
+
+/// A matrix B [K, N] in the layout of the CPU's product.
+#[derive(Clone)]
+pub(super) struct Panels {
+    pub(super) k: usize,
+    pub(super) n: usize,
+    pub(super) level: Level,
+    pub(super) elements: Tensor,
+}
+
+impl Panels {
+    /// Packs the matrix whose element (k, n) is `weight[n * stride + offset(k)]`, rounded to `dtype`.
+    pub(super) fn new(
+        op: &'static str,
+        weight: &Tensor,
+        dtype: DType,
+        (k, n): (usize, usize),
+        stride: usize,
+        offset: impl Fn(usize) -> usize + Sync,
+    ) -> Result<Self> {
+        fn fill<A, B: Float, C>(
+            op: &'static str,
+            kernel: MicroKernel<A, B, C>,
+            weight: &Tensor,
+            (k, n): (usize, usize),
+            stride: usize,
+            offset: impl Fn(usize) -> usize + Sync,
+        ) -> Result<Tensor> {
+            let len = gemm::packed_len(kernel, k, n);
+            let mut panels = Tensor::uninit([len], B::DTYPE, Device::Cpu)?;
+            dispatch_float!(op, weight.dtype(), T => {
+                let from = weight.as_slice::<T>()?;
+                gemm::pack(kernel, (k, n), from, stride, offset, panels.as_mut_slice::<B>()?);
+                Ok(panels)
+            })
+        }
+
+        let (weight, level) = (&weight.contiguous()?, simd::level());
+        let elements = match dtype {
+            DType::F32 => fill(op, gemm::f32_kernel(level), weight, (k, n), stride, offset),
+            DType::F16 => fill(op, gemm::f16_kernel(level), weight, (k, n), stride, offset),
+            DType::BF16 => fill(op, gemm::bf16_kernel(level), weight, (k, n), stride, offset),
+            DType::F64 => fill(op, gemm::f64_kernel(level), weight, (k, n), stride, offset),
+            found => Err(Error::DType { op, expected: "f32, f16, bf16 or f64", found }),
+        }?;
+        Ok(Self { k, n, level, elements })
+    }
+
+    pub(super) fn dtype(&self) -> DType {
+        self.elements.dtype()
+    }
+
+    /// The weight of this shape that [`Self::new`] packed, in the dtype of the panels; its rows are k long.
+    fn unpack(
+        &self,
+        op: &'static str,
+        shape: Shape,
+        offset: impl Fn(usize) -> usize,
+    ) -> Result<Tensor> {
+        fn fill<A, B: Float, C>(
+            kernel: MicroKernel<A, B, C>,
+            panels: &Panels,
+            offset: impl Fn(usize) -> usize,
+            to: &mut Tensor,
+        ) -> Result<()> {
+            let (size, from) = ((panels.k, panels.n), panels.elements.as_slice::<B>()?);
+            gemm::unpack(kernel, size, from, panels.k, offset, to.as_mut_slice()?);
+            Ok(())
+        }
+
+        let (mut weight, level) = (Tensor::uninit(shape, self.dtype(), Device::Cpu)?, self.level);
+        match self.dtype() {
+            DType::F32 => fill(gemm::f32_kernel(level), self, offset, &mut weight),
+            DType::F16 => fill(gemm::f16_kernel(level), self, offset, &mut weight),
+            DType::BF16 => fill(gemm::bf16_kernel(level), self, offset, &mut weight),
+            DType::F64 => fill(gemm::f64_kernel(level), self, offset, &mut weight),
+            found => Err(Error::DType { op, expected: "f32, f16, bf16 or f64", found }),
+        }?;
+        Ok(weight)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{bits, random};
+
+    #[test]
+    fn a_frozen_weight_is_read_back_as_it_was_packed() {
+        simd::at_each_level(|level| {
+            for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
+                for (shape, layout) in [
+                    (&[33, 65][..], Layout::Matrix),
+                    (&[1, 1], Layout::Matrix),
+                    (&[7, 0], Layout::Matrix),
+                    (&[17, 5, 3, 2], Layout::Convolution),
+                    (&[40, 33, 1, 1], Layout::ConvolutionAt(1)),
+                ] {
+                    let weight = random(shape, 1).to_dtype(dtype).unwrap();
+                    let frozen = Weight::frozen(&weight, layout, dtype).unwrap();
+                    assert!(frozen.tensor().is_none());
+                    let back = frozen.elements().unwrap();
+                    assert_eq!(back.shape(), weight.shape());
+                    assert_eq!(bits(&back), bits(&weight), "{} {dtype} {shape:?}", level.name());
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn what_was_transformed_for_winograd_cannot_be_read_back() {
+        let weight = random([4, winograd::CHANNELS, 3, 3], 1);
+        let frozen = Weight::frozen(&weight, Layout::ConvolutionAt(1), DType::F32).unwrap();
+        let message = frozen.elements().unwrap_err().to_string();
+        assert!(message.contains("plain weights"), "{message}");
+        assert!(
+            Weight::plain(&weight, Layout::ConvolutionAt(1), DType::F32)
+                .unwrap()
+                .elements()
+                .is_ok()
+        );
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error() {
+        let shape_error = |shape: &[usize], layout| {
+            let error = Weight::plain(&random(shape, 1), layout, DType::F32).err().unwrap();
+            assert!(matches!(error, Error::Shape { .. }), "{error}");
+        };
+        shape_error(&[5], Layout::Matrix);
+        shape_error(&[5, 3, 1, 1], Layout::Matrix);
+        shape_error(&[5, 3], Layout::Convolution);
+        shape_error(&[5, 0, 3, 3], Layout::Convolution);
+        let matrix = random([2, 3], 1);
+        let error = Weight::frozen(&matrix, Layout::Matrix, DType::U8).err().unwrap();
+        assert!(matches!(error, Error::DType { found: DType::U8, .. }), "{error}");
+    }
+}
