@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use nadir::cpu::simd;
+use nadir::cpu::{memory, simd};
 use nadir::io::hub;
 use nadir::pipeline::{LoadOptions, TextToImage};
 use nadir::tensor::cuda;
@@ -91,7 +91,11 @@ fn examine() -> Report {
             level: simd::level().name(),
             threads: rayon::current_num_threads(),
         },
-        memory: memory(),
+        memory: Memory {
+            total: memory::machine().map(|space| space.total),
+            available: memory::machine().map(|space| space.free),
+            limit: memory::container().map(|space| space.total),
+        },
         cuda: Cuda {
             compiler: cuda::compiler().ok(),
             families: cuda::families().collect(),
@@ -144,22 +148,6 @@ fn features() -> Vec<&'static str> {
 #[cfg(not(any(target_arch = "x86", target_arch = "x86_64", target_arch = "aarch64")))]
 fn features() -> Vec<&'static str> {
     Vec::new()
-}
-
-/// What Linux says; nothing elsewhere.
-fn memory() -> Memory {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let field = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-        Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
-    };
-    // A container without a limit says "max" (version 2) or a number near 2^63 (version 1).
-    let files = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
-    let limit = files
-        .iter()
-        .find_map(|file| std::fs::read_to_string(file).ok()?.trim().parse().ok())
-        .filter(|&limit: &u64| limit < 1 << 60);
-    Memory { total: field("MemTotal"), available: field("MemAvailable"), limit }
 }
 
 fn describe(report: &Report) -> String {

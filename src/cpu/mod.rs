@@ -2,6 +2,7 @@
 
 pub(crate) mod gemm;
 pub(crate) mod math;
+pub mod memory;
 pub(crate) mod parallel;
 pub mod simd;
 pub(crate) mod winograd;

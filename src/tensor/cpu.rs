@@ -4,10 +4,14 @@
 //! size class, so that from the second step on nothing is asked of the system, whose fresh pages would be
 //! zeroed and faulted in one by one. `NADIR_POOL=off` gives every tensor memory of its own.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
 use std::sync::{LazyLock, Mutex};
+
+use crate::cpu::memory;
+use crate::error::{Error, Result};
+use crate::types::Device;
 
 /// One vector register of AVX-512, and a cache line.
 const ALIGN: usize = 64;
@@ -36,6 +40,10 @@ struct Pool {
 // SAFETY: the pointers in the pool are owned by it alone.
 unsafe impl Send for Pool {}
 
+/// The system promises more than it has and ends the process that takes it at its word: from this size on, what is
+/// asked for is first held against what is free. Below, asking would cost more than it is worth.
+const CHECKED: usize = 64 << 20;
+
 /// The pool keeps at most this much memory that nobody uses.
 const MAX_HELD: usize = 1 << 30;
 
@@ -46,7 +54,10 @@ static POOL: LazyLock<Option<Mutex<Pool>>> = LazyLock::new(|| {
 
 impl Buffer {
     /// `len` bytes of arbitrary content.
-    pub(crate) fn uninit(len: usize) -> Self {
+    ///
+    /// # Errors
+    /// `OutOfMemory`; likewise below.
+    pub(crate) fn uninit(len: usize) -> Result<Self> {
         let capacity = size_class(len);
         let recycled = POOL.as_ref().and_then(|pool| {
             let mut pool = pool.lock().unwrap_or_else(|e| e.into_inner());
@@ -54,31 +65,43 @@ impl Buffer {
             pool.held -= capacity;
             Some(ptr)
         });
-        let ptr = recycled.unwrap_or_else(|| Self::allocate(capacity));
-        Self { ptr, len, capacity }
+        let ptr = recycled.map_or_else(|| Self::allocate(capacity), Ok)?;
+        Ok(Self { ptr, len, capacity })
     }
 
     /// `len` zero bytes.
-    pub(crate) fn zeroed(len: usize) -> Self {
+    pub(crate) fn zeroed(len: usize) -> Result<Self> {
         let capacity = size_class(len);
-        Self { ptr: Self::allocate(capacity), len, capacity }
+        Ok(Self { ptr: Self::allocate(capacity)?, len, capacity })
     }
 
-    /// Zeroed memory. The system hands out large blocks lazily zeroed, so nothing is touched before it is
-    /// written; that holds only for `calloc`, hence the natural alignment and the offset kept in front.
-    fn allocate(capacity: usize) -> NonNull<u8> {
-        let layout = layout(capacity);
+    /// Zeroed memory from the system, which may first need back what the pool holds.
+    fn allocate(capacity: usize) -> Result<NonNull<u8>> {
+        let fits = |space: memory::Space| capacity as u64 <= space.free;
+        let attempt = || {
+            let checked = capacity < CHECKED || memory::tightest().is_none_or(fits);
+            checked.then(|| Self::ask(capacity)).flatten()
+        };
+        attempt()
+            .or_else(|| {
+                release_unused_memory();
+                attempt()
+            })
+            .ok_or_else(|| out_of_memory(capacity))
+    }
+
+    /// Zeroed memory, if the system has it. It hands out large blocks lazily zeroed, so that nothing is touched
+    /// before it is written; that holds only for `calloc`, hence the natural alignment and the offset kept in front.
+    fn ask(capacity: usize) -> Option<NonNull<u8>> {
+        let layout = Layout::from_size_align(capacity.checked_add(ALIGN)?, 16).ok()?;
         // SAFETY: the layout's size is not zero.
-        let base = unsafe { alloc_zeroed(layout) };
-        let offset = ALIGN - base as usize % ALIGN; // 16..=ALIGN: room for the byte that remembers it
-        NonNull::new(base).map_or_else(
-            || handle_alloc_error(layout),
-            // SAFETY: 1 <= offset <= ALIGN, and the block is capacity + ALIGN long.
-            |base| unsafe {
-                base.add(offset - 1).write(offset as u8);
-                base.add(offset)
-            },
-        )
+        let base = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        let offset = ALIGN - base.addr().get() % ALIGN; // 16..=ALIGN: room for the byte that remembers it
+        // SAFETY: 1 <= offset <= ALIGN, and the block is capacity + ALIGN long.
+        unsafe {
+            base.add(offset - 1).write(offset as u8);
+            Some(base.add(offset))
+        }
     }
 
     /// Gives `ptr`, from [`Self::allocate`] with this capacity, back to the system.
@@ -86,10 +109,11 @@ impl Buffer {
     /// # Safety
     /// Nobody uses the memory any more, and it is freed once.
     unsafe fn free(ptr: NonNull<u8>, capacity: usize) {
-        // SAFETY: `allocate` wrote the offset one byte in front, and allocated with this layout.
+        // SAFETY: `ask` wrote the offset one byte in front, and found the same layout to be valid.
         unsafe {
             let offset = ptr.sub(1).read() as usize;
-            dealloc(ptr.sub(offset).as_ptr(), layout(capacity));
+            let layout = Layout::from_size_align_unchecked(capacity + ALIGN, 16);
+            dealloc(ptr.sub(offset).as_ptr(), layout);
         }
     }
 
@@ -119,6 +143,13 @@ impl Drop for Buffer {
     }
 }
 
+/// The host cannot give `asked` bytes.
+pub(super) fn out_of_memory(asked: usize) -> Error {
+    let (space, asked) = (memory::tightest(), asked as u64);
+    let (free, total) = (space.map(|space| space.free), space.map(|space| space.total));
+    Error::OutOfMemory { device: Device::Cpu, asked, free, total }
+}
+
 /// Gives all memory that nobody uses back to the system. Worth a call after loading a model.
 pub fn release_unused_memory() {
     let Some(pool) = POOL.as_ref() else { return };
@@ -135,12 +166,8 @@ pub fn release_unused_memory() {
 
 /// Rounds up to a sixteenth of the next power of two, so that a class wastes at most 12.5 %.
 fn size_class(len: usize) -> usize {
-    let step = (len.next_power_of_two() / 16).max(ALIGN);
-    len.max(1).next_multiple_of(step)
-}
-
-fn layout(capacity: usize) -> Layout {
-    Layout::from_size_align(capacity + ALIGN, 16).expect("a tensor's size fits the address space")
+    let step = (len.checked_next_power_of_two().unwrap_or(len) / 16).max(ALIGN);
+    len.max(1).checked_next_multiple_of(step).unwrap_or(len)
 }
 
 #[cfg(test)]
@@ -160,10 +187,27 @@ mod tests {
     #[test]
     fn zeroed_memory_is_zero_even_after_reuse() {
         for _ in 0..3 {
-            let mut b = Buffer::uninit(1 << 16);
+            let mut b = Buffer::uninit(1 << 16).unwrap();
             b.bytes_mut().fill(0xff);
             drop(b);
-            assert!(Buffer::zeroed(1 << 16).bytes().iter().all(|&x| x == 0));
+            assert!(Buffer::zeroed(1 << 16).unwrap().bytes().iter().all(|&x| x == 0));
+        }
+    }
+
+    #[test]
+    fn more_than_there_is_is_an_error_with_the_figures() {
+        // More than the machine has; more than can be addressed; more than can be rounded up to a size class.
+        for len in [1 << 46, isize::MAX as usize, usize::MAX] {
+            for buffer in [Buffer::uninit(len), Buffer::zeroed(len)] {
+                let Err(Error::OutOfMemory { device: Device::Cpu, asked, free, total }) = buffer
+                else {
+                    panic!("{len} bytes")
+                };
+                assert!(asked >= len as u64, "{asked}");
+                if cfg!(target_os = "linux") {
+                    assert!(free.unwrap() < asked && total.unwrap() < asked, "{free:?} {total:?}");
+                }
+            }
         }
     }
 }

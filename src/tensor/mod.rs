@@ -41,11 +41,15 @@ pub struct Tensor {
 // Construction.
 impl Tensor {
     /// A tensor with arbitrary contents, for an operation to fill.
+    ///
+    /// # Errors
+    /// `OutOfMemory` when the device cannot give the memory, `Shape` when nothing could, `Cuda` when the device is not
+    /// there; likewise below.
     pub fn uninit(shape: impl Into<Shape>, dtype: DType, device: Device) -> Result<Self> {
         let shape = shape.into();
         let bytes = byte_len(&shape, dtype)?;
         let storage = match device {
-            Device::Cpu => Storage::Cpu(Buffer::uninit(bytes)),
+            Device::Cpu => Storage::Cpu(Buffer::uninit(bytes)?),
             Device::Cuda(ordinal) => Storage::Cuda(cuda::Buffer::uninit(ordinal, bytes)?),
         };
         Ok(Self::whole(storage, shape, dtype))
@@ -56,7 +60,7 @@ impl Tensor {
         let shape = shape.into();
         let bytes = byte_len(&shape, dtype)?;
         let storage = match device {
-            Device::Cpu => Storage::Cpu(Buffer::zeroed(bytes)),
+            Device::Cpu => Storage::Cpu(Buffer::zeroed(bytes)?),
             Device::Cuda(ordinal) => Storage::Cuda(cuda::Buffer::zeroed(ordinal, bytes)?),
         };
         Ok(Self::whole(storage, shape, dtype))
@@ -357,7 +361,14 @@ impl Tensor {
     /// # Errors
     /// `DType` when T is not the dtype.
     pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
-        Ok(self.copied_to(Device::Cpu)?.packed()?.as_slice::<T>()?.to_vec())
+        let t = self.copied_to(Device::Cpu)?.packed()?;
+        let from = t.as_slice::<T>()?;
+        let mut elements = Vec::new();
+        elements
+            .try_reserve_exact(from.len())
+            .map_err(|_| cpu::out_of_memory(size_of_val(from)))?;
+        elements.extend_from_slice(from);
+        Ok(elements)
     }
 
     /// A copy on another device; the same storage when it is there already.
@@ -380,7 +391,7 @@ impl Tensor {
             }
             // From a device the storage comes as it is; the view stays a view.
             (Storage::Cuda(b), Device::Cpu) => {
-                let mut host = Buffer::uninit(b.len());
+                let mut host = Buffer::uninit(b.len())?;
                 b.to_host(host.bytes_mut())?;
                 Ok(Self { storage: Arc::new(Storage::Cpu(host)), ..self.detach() })
             }
@@ -395,7 +406,7 @@ impl Tensor {
         match &*t.storage {
             Storage::Cpu(b) if b.bytes().len() != bytes => {
                 let at = t.offset * t.dtype.size();
-                let mut whole = Buffer::uninit(bytes);
+                let mut whole = Buffer::uninit(bytes)?;
                 whole.bytes_mut().copy_from_slice(&b.bytes()[at..at + bytes]);
                 Ok(Self::whole(Storage::Cpu(whole), t.shape, t.dtype))
             }

@@ -30,9 +30,10 @@ impl Shape {
         Self { rank: dims.len() as u8, dims: held }
     }
 
-    /// The number of elements; 1 for a scalar.
+    /// The number of elements; 1 for a scalar. `usize::MAX` when it is larger.
     pub fn elements(&self) -> usize {
-        self.iter().product()
+        let product = |n: usize, &d: &usize| n.saturating_mul(d);
+        if self.contains(&0) { 0 } else { self.iter().fold(1, product) }
     }
 
     /// Strides in elements of a contiguous tensor of this shape.
@@ -41,7 +42,7 @@ impl Shape {
         let mut step = 1;
         for i in (0..self.len()).rev() {
             strides.dims[i] = step;
-            step *= self.dims[i];
+            step = usize::saturating_mul(step, self.dims[i]);
         }
         strides
     }
@@ -105,5 +106,19 @@ impl fmt::Debug for Shape {
 impl fmt::Display for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&**self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_beyond_the_address_space_saturate() {
+        let huge = usize::MAX / 2;
+        assert_eq!(Shape::from([huge, 3]).elements(), usize::MAX);
+        assert_eq!(Shape::from([huge, 3, 0]).elements(), 0);
+        assert_eq!(*Shape::from([2, huge, 3]).contiguous_strides(), [usize::MAX, 3, 1]);
+        assert_eq!(Shape::from([]).elements(), 1);
     }
 }
