@@ -28,6 +28,12 @@ pub enum Activation {
     QuickGelu,
 }
 
+#[cfg(test)]
+impl Activation {
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Identity, Self::Silu, Self::Gelu, Self::GeluTanh, Self::QuickGelu];
+}
+
 /// A function of one element and its slope.
 pub(crate) trait Map: Copy + Sync {
     /// The function's value at `x`.

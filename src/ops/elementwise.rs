@@ -767,8 +767,9 @@ pub(crate) fn require_dtype(op: &'static str, dtype: DType, x: &Tensor) -> Resul
 mod tests {
     use super::*;
     use crate::cpu::math::erf_f64;
+    use crate::ops::gradient::backward;
     use crate::ops::testing::{
-        assert_close, check, check_batch, check_nan, devices, random, values,
+        assert_close, check, check_batch, check_gradient, check_nan, devices, random, values,
     };
     use crate::tensor::Device;
 
@@ -789,6 +790,9 @@ mod tests {
         ("scale", |x| scale(x, -0.375), |x| -0.375 * x),
         ("clamp", |x| clamp(x, -0.5, 1.25), |x| x.clamp(-0.5, 1.25)),
     ];
+
+    type BinaryOp = fn(&Tensor, &Tensor) -> Result<Tensor>;
+    const BINARY: [(&str, BinaryOp); 3] = [("add", add), ("sub", sub), ("mul", mul)];
 
     #[test]
     fn unary_operations_equal_their_formulas() {
@@ -931,6 +935,53 @@ mod tests {
                 assert_eq!(got.collect::<Vec<_>>(), expected, "{a} to {b} on {device}");
             }
         }
+    }
+
+    #[test]
+    fn gradients_are_those_of_differences() {
+        for shape in [&[1][..], &[7], &[3, 5, 33]] {
+            let x = random(shape, 31);
+            let one = std::slice::from_ref(&x);
+            for activation in Activation::ALL {
+                check_gradient(&format!("{activation:?}"), one, |x| activate(x[0], activation));
+            }
+            check_gradient("scale", one, |x| scale(x[0], -0.7));
+            // Steps of 1/8 between bounds at odd sixteenths: no difference reaches across a kink.
+            let steps =
+                x.to_vec::<f32>().unwrap().iter().map(|x| (8.0 * x).round() / 8.0).collect();
+            let steps = Tensor::from_vec(steps, shape).unwrap();
+            check_gradient("clamp", &[steps], |x| clamp(x[0], -0.6875, 1.0625));
+            let others = [x.clone(), random(shape, 32), random(shape, 33)];
+            check_gradient("linear_combination", &others, |x| {
+                linear_combination(&[(0.5, x[0]), (-1.25, x[1]), (2.0, x[2])])
+            });
+            for (name, op) in BINARY {
+                check_gradient(name, &others[..2], |x| op(x[0], x[1]));
+                // One tensor in both places: its gradients add up.
+                check_gradient(name, &others[..1], |x| op(x[0], x[0]));
+            }
+        }
+        for (a, b) in
+            [(&[3, 5, 7][..], &[7][..]), (&[3, 5, 7], &[5, 7]), (&[4, 1], &[1]), (&[2, 3], &[])]
+        {
+            for (name, op) in BINARY {
+                check_gradient(name, &[random(a, 34), random(b, 35)], |x| op(x[0], x[1]));
+            }
+        }
+        for shape in [&[2][..], &[3, 14], &[2, 5, 66]] {
+            check_gradient("geglu", &[random(shape, 36)], |x| geglu(x[0]));
+        }
+    }
+
+    #[test]
+    fn a_gradient_passes_through_a_cast_in_the_dtype_of_the_input() {
+        let x = random([5, 7], 37).variable();
+        let half = x.to_dtype(DType::BF16).unwrap();
+        let y = scale(&half.to_dtype(DType::F32).unwrap(), 3.0).unwrap();
+        let gradients = backward(sum(&y, &[0, 1]).unwrap()).unwrap();
+        let gradient = gradients.get(&x).unwrap();
+        assert_eq!(gradient.dtype(), DType::F32);
+        assert!(gradient.to_vec::<f32>().unwrap().iter().all(|&g| g == 3.0));
     }
 
     #[test]

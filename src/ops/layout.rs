@@ -175,7 +175,8 @@ impl Concat {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{random, strided};
+    use crate::ops::testing::{check_gradient, random, strided};
+    use crate::tensor::Shape;
 
     #[test]
     fn parts_of_a_tensor_make_it_again() {
@@ -202,6 +203,20 @@ mod tests {
         assert_eq!(concat(&[&a, &b], 1).unwrap().to_vec::<i64>().unwrap(), [1, 2, 3]);
         let a = Tensor::from_vec(vec![1u8, 2], [2, 1]).unwrap();
         assert_eq!(concat(&[&a, &a], 0).unwrap().to_vec::<u8>().unwrap(), [1, 2, 1, 2]);
+    }
+
+    #[test]
+    fn gradients_are_those_of_differences() {
+        for dim in 0..3 {
+            let part = |length, seed| random(Shape::from([2, 3, 5]).with(dim, length), seed);
+            let parts = [part(1, 51), part(4, 52), part(2, 53)];
+            check_gradient("concat", &parts, |x| concat(x, dim));
+            check_gradient("concat with itself", &parts[..1], |x| concat(&[x[0], x[0]], dim));
+            check_gradient("split", &parts[1..2], |x| {
+                let parts = split(x[0], dim, &[1, 3])?;
+                concat(&[&parts[1], &parts[0]], dim)
+            });
+        }
     }
 
     #[test]

@@ -246,6 +246,7 @@ pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 pub(super) mod tests {
     use super::*;
     use crate::cpu::simd;
+    use crate::ops::testing::check_gradient;
     use crate::ops::weight::Layout;
     use crate::tensor::Shape;
 
@@ -414,6 +415,51 @@ pub(super) mod tests {
                     );
                 }
             }
+        }
+    }
+
+    #[test]
+    fn gradients_are_those_of_differences() {
+        let f64s = |shape: &[usize], seed| random(shape, seed, DType::F64);
+        for (x, k, n) in [(&[1][..], 1, 1), (&[7], 5, 3), (&[2, 5], 33, 17), (&[3, 4, 2], 6, 9)] {
+            let (of_x, of_y) = ([x, &[k]].concat(), [x, &[n]].concat());
+            let images = if x.is_empty() { 1 } else { x[0] };
+            let inputs = [
+                f64s(&of_x, 21),
+                f64s(&[n, k], 22),
+                f64s(&[n], 23),
+                f64s(&[images, n], 24),
+                f64s(&of_y, 25),
+            ];
+            let plain = |w: &Tensor| Weight::plain(w, Layout::Matrix, DType::F64);
+            check_gradient("linear", &inputs[..2], |t| {
+                linear(t[0], &plain(t[1])?, Epilogue::default())
+            });
+            for act in Activation::ALL {
+                check_gradient(&format!("linear, {act:?}"), &inputs, |t| {
+                    let epilogue = Epilogue {
+                        bias: Some(t[2]),
+                        add_channel: Some(t[3]),
+                        residual: Some(t[4]),
+                        act,
+                        scale: 0.75,
+                    };
+                    linear(t[0], &plain(t[1])?, epilogue)
+                });
+            }
+            // A frozen weight lets the gradient through to x.
+            let frozen = frozen(&inputs[1], DType::F64);
+            check_gradient("linear, frozen", &inputs[..1], |t| {
+                linear(t[0], &frozen, Epilogue::default())
+            });
+        }
+        for (a, b) in [
+            (&[1, 1][..], &[1, 1][..]),
+            (&[5, 7], &[7, 3]),
+            (&[2, 5, 7], &[2, 7, 3]),
+            (&[2, 5, 7], &[7, 3]),
+        ] {
+            check_gradient("matmul", &[f64s(a, 26), f64s(b, 27)], |t| matmul(t[0], t[1]));
         }
     }
 

@@ -3,11 +3,13 @@
 //! Variances are means of squared deviations from the mean, never of squares, and means that f32 rounds
 //! are corrected by the mean of what deviates from them: a mean a thousand times the deviation costs no digit.
 
+mod gradient;
+
 use super::activation::{Identity, Map, Silu};
 use super::elementwise::require_float;
 use super::gradient::Call;
 use super::kernels::{LaunchConfig, kernels, to_u32};
-use super::{Grads, Inputs, Meta, Op, apply, tensors};
+use super::{Grads, Inputs, Meta, Op, Saves, apply, apply_all, tensors};
 use crate::cpu::math::Math;
 use crate::cpu::parallel::for_each_chunk;
 use crate::cpu::simd::{as_acc, as_acc_mut, narrow, simd, sum, widen, widened};
@@ -15,6 +17,7 @@ use crate::dispatch_float;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Element, Float, Real, Tensor};
 use bytemuck::NoUninit;
+use gradient::GroupNormGradient;
 
 /// Elements of a tile: 128 KiB of f32, which the second pass over it still finds in a core's second cache.
 const TILE: usize = 1 << 15;
@@ -112,24 +115,33 @@ impl Op for GroupNorm {
                 format!("{channels} channels do not divide into {} groups", self.groups),
             ));
         }
-        Ok(vec![Meta::like(&inputs[0])])
+        let x = &inputs[0];
+        let mut outputs = vec![Meta::like(x)];
+        if inputs.recorded() {
+            outputs.push(gradient::statistics(x.dim(0), self.groups));
+        }
+        Ok(outputs)
     }
 
     fn cpu(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
-        let out = &mut outputs[0];
+        let [out, saved @ ..] = outputs else { unreachable!("inferred above") };
+        let statistics = saved.first_mut().map(Tensor::as_mut_slice::<f64>).transpose()?;
         let x = inputs[0].contiguous()?;
         dispatch_float!("group_norm", x.dtype(), T => {
             let (gamma, beta) = (parameter::<T>(&inputs[1])?, parameter::<T>(&inputs[2])?);
             let y = out.as_mut_slice::<T>()?;
             if self.silu {
-                self.normalize(Silu, &x, &gamma, &beta, y)
+                self.normalize(Silu, &x, &gamma, &beta, y, statistics)
             } else {
-                self.normalize(Identity, &x, &gamma, &beta, y)
+                self.normalize(Identity, &x, &gamma, &beta, y, statistics)
             }
         })
     }
 
     fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        if inputs.recorded() {
+            return Err(Error::no_kernel("group_norm with statistics for its gradient"));
+        }
         let out = &mut outputs[0];
         let [x, gamma, beta] = [0, 1, 2].map(|i| inputs[i].contiguous());
         let (x, gamma, beta) = (x?, gamma?, beta?);
@@ -169,8 +181,15 @@ impl Op for GroupNorm {
         kernel::group_norm(config(blocks, 1), out, &x, &gamma, &beta, &stats, dims)
     }
 
-    fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {
-        Err(Error::no_gradient(self.name()))
+    fn saves(&self) -> Saves {
+        Saves { inputs: &[0, 1, 2], result: false }
+    }
+
+    fn backward(&self, call: &Call, grad: &Tensor) -> Result<Grads> {
+        let (x, gamma, beta) = (call.tensor(0)?, call.tensor(1)?, call.tensor(2)?);
+        let inputs = tensors(&[x, gamma, beta, call.output(1)?, grad]);
+        let grads = apply_all(GroupNormGradient { silu: self.silu }, &inputs)?;
+        Ok(grads.into_iter().map(Some).collect())
     }
 }
 
@@ -182,6 +201,7 @@ impl GroupNorm {
         gamma: &[T::Acc],
         beta: &[T::Acc],
         y: &mut [T],
+        saved: Option<&mut [f64]>,
     ) -> Result<()> {
         let channels = gamma.len();
         let image = x.len() / x.dim(0);
@@ -202,6 +222,11 @@ impl GroupNorm {
         let statistics = statistics.chunks(tiles * 3 * channels);
         let affine: Vec<Affine<T::Acc>> =
             statistics.map(|s| self.affine(s, image, tile, gamma, beta)).collect();
+        for (saved, affine) in
+            saved.into_iter().flat_map(|s| s.chunks_mut(2 * self.groups)).zip(&affine)
+        {
+            saved.copy_from_slice(&affine.moments);
+        }
 
         // 3. the output
         for_each_chunk(y, image, |b, y| {
@@ -245,7 +270,7 @@ impl GroupNorm {
             }
         }
         // 2. those by group
-        let mut affine = Affine { centre: vec![], scale: vec![], shift: vec![] };
+        let mut affine = Affine { centre: vec![], scale: vec![], shift: vec![], moments: vec![] };
         for g in 0..self.groups {
             let range = g * group..(g + 1) * group;
             let of_group = || moments[range.clone()].iter();
@@ -253,6 +278,7 @@ impl GroupNorm {
             let squares = of_group().map(|(m, squares)| squares + all * (m - mean) * (m - mean));
             let variance = squares.sum::<f64>() / (all * group as f64);
             let deviation = (variance + f64::from(self.eps)).sqrt();
+            affine.moments.extend([mean, 1.0 / deviation]);
             let centre = A::from_f64(mean);
             for c in range.clone() {
                 let scale = gamma[c].to_f64() / deviation;
@@ -271,6 +297,8 @@ struct Affine<A> {
     centre: Vec<A>,
     scale: Vec<A>,
     shift: Vec<A>,
+    /// By group: mean and 1 / deviation.
+    moments: Vec<f64>,
 }
 
 simd! {
@@ -461,7 +489,9 @@ fn parameter<T: Float>(t: &Tensor) -> Result<Vec<T::Acc>> {
 mod tests {
     use super::*;
     use crate::ops::elementwise::add;
-    use crate::ops::testing::{assert_close, check, check_batch, check_nan, random, values};
+    use crate::ops::testing::{
+        assert_close, check, check_batch, check_gradient, check_nan, random, values,
+    };
     use crate::tensor::Device;
 
     /// gamma about 1 and beta about 0, f32.
@@ -584,6 +614,42 @@ mod tests {
         check_batch("layer_norm", &x, |x| layer(x, &gamma, &beta, 1e-6));
         check_nan("group_norm", &x, 1234, |x| group(x, &gamma, &beta, 4, 1e-6, true));
         check_nan("layer_norm", &x, 1234, |x| layer(x, &gamma, &beta, 1e-6));
+    }
+
+    #[test]
+    fn gradients_are_those_of_differences() {
+        for (shape, groups) in [
+            ([1, 2, 1, 2], 1),
+            ([2, 3, 5, 6], 3),
+            ([3, 1, 7, 5], 5),
+            ([2, 9, 4, 33], 11),
+            ([1, 5, 3, 40], 1),
+        ] {
+            let (gamma, beta) = parameters(shape[3]);
+            let inputs = [random(shape, 71), gamma, beta];
+            for silu in [false, true] {
+                check_gradient(
+                    &format!("group_norm, {groups} groups, silu {silu}"),
+                    &inputs,
+                    |t| group_norm(t[0], t[1], t[2], groups, 1e-5, silu),
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_of_group_norm_do_not_depend_on_the_batch() {
+        let (gamma, beta) = parameters(20);
+        let batch = random([7, 5, 3, 20], 72);
+        check_batch("group_norm by x", &batch, |x| {
+            let x = x.variable();
+            let y = group_norm(&x, &gamma, &beta, 4, 1e-5, true)?;
+            let weights = random(&y.dims()[1..], 73).to_dtype(y.dtype())?;
+            let y = crate::ops::elementwise::mul(&y, &weights)?;
+            let ones = Tensor::full(*y.shape(), 1.0, y.dtype(), y.device())?;
+            let mut gradients = crate::ops::gradient::backward_from(y, ones)?;
+            Ok(gradients.take(&x).unwrap())
+        });
     }
 
     #[test]

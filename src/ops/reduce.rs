@@ -181,7 +181,9 @@ simd! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{assert_close, check, check_batch, check_nan, random, values};
+    use crate::ops::testing::{
+        assert_close, check, check_batch, check_gradient, check_nan, random, values,
+    };
 
     type Case = (&'static str, fn(&Tensor, &[usize]) -> Result<Tensor>, fn(&[f64]) -> f64);
 
@@ -227,6 +229,17 @@ mod tests {
             assert_close(&op(&x, &[1]).unwrap(), &expected, 1000.0, name);
             check_batch(name, &x, |x| op(x, &[1]));
         }
+    }
+
+    #[test]
+    fn gradients_are_those_of_differences() {
+        let x = [random([3, 4, 5], 61)];
+        for dims in [&[][..], &[0], &[1], &[2], &[2, 0], &[0, 1, 2]] {
+            check_gradient("sum", &x, |x| sum(x[0], dims));
+            check_gradient("mean", &x, |x| mean(x[0], dims));
+        }
+        let refused = crate::ops::gradient::backward(max(&x[0].variable(), &[0, 1, 2]).unwrap());
+        assert!(matches!(refused, Err(Error::NoGradient { op: "max" })));
     }
 
     #[test]

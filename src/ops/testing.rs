@@ -1,6 +1,9 @@
 //! What the tests of operations share: inputs, and the properties every operation has.
 
 use crate::error::{Error, Result};
+use crate::ops::elementwise::mul;
+use crate::ops::gradient::backward;
+use crate::ops::reduce::sum;
 use crate::tensor::{DType, Device, Shape, Tensor, cuda};
 
 /// Reproducible values in [-2, 2), f32.
@@ -97,6 +100,52 @@ pub fn check(
             assert_close(&got, &expected, units, &format!("{what} on {device}"));
             let of_views = run(&op, &views, device).unwrap();
             assert_eq!(bits(&got), bits(&of_views), "{what} ({dtype}, {device}) of strided views");
+        }
+    }
+}
+
+/// Asserts that the gradients of `op` by each of `inputs`, in f64, are those that differences show.
+///
+/// The loss is the sum of the output under random weights. A difference of fourth order at a distance of 1e-3 errs by
+/// 1e-12 of a fifth derivative and by 1e-13 of the loss, so that 1e-6 of the gradient (and of its mean magnitude, since
+/// errors of a sum are in proportion to what was summed) leaves room for wild functions only.
+pub fn check_gradient(what: &str, inputs: &[Tensor], op: impl Fn(&[&Tensor]) -> Result<Tensor>) {
+    let inputs: Vec<Tensor> = inputs.iter().map(|t| t.to_dtype(DType::F64).unwrap()).collect();
+    let loss = |inputs: &[Tensor]| {
+        let y = op(&inputs.iter().collect::<Vec<_>>()).unwrap();
+        let weights = random(*y.shape(), 99).to_dtype(DType::F64).unwrap();
+        let all: Vec<usize> = (0..y.rank()).collect();
+        sum(&mul(&y, &weights).unwrap(), &all).unwrap()
+    };
+    let variables: Vec<Tensor> = inputs.iter().map(Tensor::variable).collect();
+    let gradients = backward(loss(&variables)).unwrap();
+    for (place, (input, variable)) in inputs.iter().zip(&variables).enumerate() {
+        let gradient = gradients.get(variable).unwrap_or_else(|| panic!("{what}: input {place}"));
+        assert_eq!((gradient.shape(), gradient.dtype()), (input.shape(), DType::F64), "{what}");
+        let gradient = values(gradient);
+        let mean = gradient.iter().map(|g| g.abs()).sum::<f64>() / gradient.len() as f64;
+        // Of a large input about a hundred elements; an odd step visits rows and columns in turn.
+        let step = (gradient.len() / 97) | 1;
+        for at in (0..gradient.len()).step_by(step) {
+            let moved = |by: f64| {
+                let mut moved = values(input);
+                moved[at] += by;
+                let mut all = inputs.clone();
+                all[place] = Tensor::from_vec(moved, *input.shape()).unwrap();
+                values(&loss(&all))[0]
+            };
+            let h = 1e-3;
+            let near = moved(h) - moved(-h);
+            let far = moved(2.0 * h) - moved(-2.0 * h);
+            let difference = (8.0 * near - far) / (12.0 * h);
+            let error = (gradient[at] - difference).abs();
+            let tolerance = 1e-6 * (difference.abs() + mean);
+            assert!(
+                error <= tolerance,
+                "{what}: gradient by element {at} of input {place}, {}: {} instead of {difference}",
+                input.shape(),
+                gradient[at],
+            );
         }
     }
 }

@@ -156,6 +156,8 @@ impl Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::elementwise::add;
+    use crate::ops::testing::{check_gradient, random};
 
     fn iota(shape: impl Into<Shape>) -> Tensor {
         let shape = shape.into();
@@ -183,6 +185,26 @@ mod tests {
         for (i, &x) in v.iter().enumerate() {
             let (b, rest) = (i / (131 * 65), i % (131 * 65));
             assert_eq!(x, (b * 131 * 65 + rest % 65 * 131 + rest / 65) as f32);
+        }
+    }
+
+    #[test]
+    fn gradients_are_those_of_differences() {
+        for shape in [[1, 1, 1], [2, 3, 5], [7, 4, 33]] {
+            let x = [random(shape, 41)];
+            let all: usize = shape.iter().product();
+            check_gradient("reshape", &x, |x| x[0].reshape([all]));
+            check_gradient("reshape of a view", &x, |x| x[0].transpose(0, 2)?.reshape([all]));
+            check_gradient("permute", &x, |x| x[0].permute(&[2, 0, 1]));
+            check_gradient("transpose", &x, |x| x[0].transpose(1, 2)?.contiguous());
+            for (dim, length) in shape.into_iter().enumerate() {
+                let (start, len) = (length / 3, length - length / 3);
+                check_gradient("narrow", &x, |x| x[0].narrow(dim, start, len));
+                // Parts that overlap: what is seen twice counts twice.
+                check_gradient("narrow twice", &x, |x| {
+                    add(&x[0].narrow(dim, 0, len)?, &x[0].narrow(dim, start, len)?)
+                });
+            }
         }
     }
 

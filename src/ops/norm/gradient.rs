@@ -1,0 +1,221 @@
+//! Gradients of the normalisations.
+//!
+//! With x' = (x - mean) / deviation, y = act(gamma x' + beta) and g the gradient by act's argument, those of a
+//! group of n elements are
+//!
+//! ```text
+//! dx = (gamma g - mean(gamma g) - x' mean(gamma g x')) / deviation      means over the group
+//! dgamma = sum(g x')    dbeta = sum(g)                                  by channel
+//! ```
+//!
+//! (Ioffe & Szegedy 2015, section 3, for other sets of elements.)
+
+use super::parameter;
+use crate::cpu::math::Math;
+use crate::cpu::parallel::for_each_chunk;
+use crate::cpu::simd::{narrow, simd, widen};
+use crate::dispatch_float;
+use crate::error::{Error, Result};
+use crate::ops::activation::{Identity, Map, Silu};
+use crate::ops::gradient::Call;
+use crate::ops::{Grads, Inputs, Meta, Op};
+use crate::tensor::{DType, Float, Real, Tensor};
+
+/// Gradient of [`group_norm`](super::group_norm); inputs `x`, `gamma`, `beta`, `statistics` [B, G, 2] as the forward form
+/// saves them, `grad`; outputs `dx`, `dgamma`, `dbeta`.
+pub(super) struct GroupNormGradient {
+    pub(super) silu: bool,
+}
+
+impl Op for GroupNormGradient {
+    fn name(&self) -> &'static str {
+        "group_norm_gradient"
+    }
+
+    fn infer(&self, inputs: &Inputs) -> Result<Vec<Meta>> {
+        let (x, grad) = (&inputs[0], &inputs[4]);
+        if Meta::like(grad) != Meta::like(x) {
+            let expected = x.shape().to_string();
+            return Err(Error::expected_shape(self.name(), "grad", &expected, grad.shape()));
+        }
+        Ok(vec![Meta::like(x), Meta::like(&inputs[1]), Meta::like(&inputs[2])])
+    }
+
+    fn cpu(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let (x, grad) = (inputs[0].contiguous()?, inputs[4].contiguous()?);
+        let statistics = inputs[3].to_vec::<f64>()?;
+        let groups = inputs[3].dim(1);
+        let [dx, dgamma, dbeta] = outputs else {
+            return Err(Error::shape(self.name(), "three outputs are to be filled"));
+        };
+        dispatch_float!(self.name(), x.dtype(), T => {
+            let (gamma, beta) = (parameter::<T>(&inputs[1])?, parameter::<T>(&inputs[2])?);
+            let call = Backward {
+                x: x.as_slice::<T>()?,
+                grad: grad.as_slice::<T>()?,
+                gamma: &gamma,
+                beta: &beta,
+                statistics: &statistics,
+                groups,
+            };
+            let sums = if self.silu {
+                call.run(Silu, dx.as_mut_slice()?)
+            } else {
+                call.run(Identity, dx.as_mut_slice()?)
+            };
+            store(&sums[gamma.len()..], dgamma)?;
+            store(&sums[..gamma.len()], dbeta)
+        })
+    }
+
+    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
+        Err(Error::no_kernel(self.name()))
+    }
+
+    fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {
+        Err(Error::no_gradient(self.name()))
+    }
+}
+
+fn store(values: &[f64], to: &mut Tensor) -> Result<()> {
+    dispatch_float!("group_norm_gradient", to.dtype(), T => {
+        for (to, &value) in to.as_mut_slice::<T>()?.iter_mut().zip(values) {
+            *to = T::from_acc(<T as Float>::Acc::from_f64(value));
+        }
+        Ok(())
+    })
+}
+
+/// What the gradient of one batch is computed from.
+struct Backward<'a, T: Float> {
+    /// [B, pixels, C]
+    x: &'a [T],
+    grad: &'a [T],
+    gamma: &'a [T::Acc],
+    beta: &'a [T::Acc],
+    /// [B, G, 2]: mean and 1 / deviation.
+    statistics: &'a [f64],
+    groups: usize,
+}
+
+impl<T: Float<Acc: Math>> Backward<'_, T> {
+    /// Fills `dx` and returns the sums over all images [2, C] of g and of g x'.
+    fn run<M: Map>(&self, activation: M, dx: &mut [T]) -> Vec<f64> {
+        let channels = self.gamma.len();
+        let image = self.x.len() / (self.statistics.len() / 2 / self.groups);
+        let part = |i: usize| (&self.x[i * image..][..image], &self.grad[i * image..][..image]);
+
+        // 1. sums by image and channel
+        let mut sums = vec![0.0; self.x.len() / image * 2 * channels]; // [B, 2, C]
+        for_each_chunk(&mut sums, 2 * channels, |i, sums| {
+            let (x, grad) = part(i);
+            channel_sums(activation, x, grad, &self.rows(i), sums);
+        });
+
+        // 2. the gradient by x
+        let n = (image / channels * (channels / self.groups)) as f64;
+        for_each_chunk(dx, image, |i, dx| {
+            let (of_grad, of_product) = sums[i * 2 * channels..][..2 * channels].split_at(channels);
+            // Both means, by channel for the loop's sake.
+            let mut means = (vec![T::Acc::ZERO; channels], vec![T::Acc::ZERO; channels]);
+            for c in 0..channels {
+                let width = channels / self.groups;
+                let group = c / width * width..(c / width + 1) * width;
+                let mean = |sums: &[f64]| {
+                    let weighted = group.clone().map(|c| self.gamma[c].to_f64() * sums[c]);
+                    T::Acc::from_f64(weighted.sum::<f64>() / n)
+                };
+                (means.0[c], means.1[c]) = (mean(of_grad), mean(of_product));
+            }
+            let (x, grad) = part(i);
+            gradient_by_x(activation, x, grad, &self.rows(i), &means, dx);
+        });
+
+        // 3. those of the parameters, image by image
+        let mut total = vec![0.0; 2 * channels];
+        for sums in sums.chunks_exact(2 * channels) {
+            total.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
+        }
+        total
+    }
+
+    /// What normalises image `i`, by channel.
+    fn rows(&self, i: usize) -> Rows<'_, T::Acc> {
+        let channels = self.gamma.len();
+        let of = |which: usize| {
+            let group = |c: usize| i * self.groups + c / (channels / self.groups);
+            (0..channels).map(|c| T::Acc::from_f64(self.statistics[2 * group(c) + which])).collect()
+        };
+        Rows { mean: of(0), rstd: of(1), gamma: self.gamma, beta: self.beta }
+    }
+}
+
+/// Statistics and parameters of an image's channels.
+struct Rows<'a, A> {
+    mean: Vec<A>,
+    rstd: Vec<A>,
+    gamma: &'a [A],
+    beta: &'a [A],
+}
+
+impl<A: Math> Rows<'_, A> {
+    /// The normalised value of channel `c`, and the gradient by the activation's argument.
+    #[inline(always)]
+    fn at<S: crate::cpu::simd::Simd, M: Map>(
+        &self,
+        s: S,
+        activation: M,
+        c: usize,
+        x: A,
+        grad: A,
+    ) -> (A, A) {
+        let normal = (x - self.mean[c]) * self.rstd[c];
+        (normal, grad * activation.slope(s, normal * self.gamma[c] + self.beta[c]))
+    }
+}
+
+simd! {
+    /// Sums over the pixels [pixels, C] of an image: `sums` [2, C].
+    fn channel_sums[T: Float<Acc: Math>, M: Map](
+        s, activation: M, x: &[T], grad: &[T], rows: &Rows<'_, T::Acc>, sums: &mut [f64],
+    ) {
+        let channels = rows.mean.len();
+        let (mut wide_x, mut wide_grad) = (vec![T::Acc::ZERO; channels], vec![T::Acc::ZERO; channels]);
+        let (of_grad, of_product) = sums.split_at_mut(channels);
+        for (x, grad) in x.chunks_exact(channels).zip(grad.chunks_exact(channels)) {
+            widen(x, &mut wide_x);
+            widen(grad, &mut wide_grad);
+            for c in 0..channels {
+                let (normal, g) = rows.at(s, activation, c, wide_x[c], wide_grad[c]);
+                of_grad[c] += g.to_f64();
+                of_product[c] += (g * normal).to_f64();
+            }
+        }
+    }
+}
+
+simd! {
+    fn gradient_by_x[T: Float<Acc: Math>, M: Map](
+        s, activation: M, x: &[T], grad: &[T], rows: &Rows<'_, T::Acc>,
+        means: &(Vec<T::Acc>, Vec<T::Acc>), dx: &mut [T],
+    ) {
+        let channels = rows.mean.len();
+        let (mut wide_x, mut wide_grad) = (vec![T::Acc::ZERO; channels], vec![T::Acc::ZERO; channels]);
+        let rows_of = x.chunks_exact(channels).zip(grad.chunks_exact(channels));
+        for ((x, grad), dx) in rows_of.zip(dx.chunks_exact_mut(channels)) {
+            widen(x, &mut wide_x);
+            widen(grad, &mut wide_grad);
+            for c in 0..channels {
+                let (normal, g) = rows.at(s, activation, c, wide_x[c], wide_grad[c]);
+                wide_x[c] = rows.rstd[c] * (rows.gamma[c] * g - means.0[c] - normal * means.1[c]);
+            }
+            narrow(&wide_x, dx);
+        }
+    }
+}
+
+/// Shape and dtype of the statistics that a gradient reads: [B, G, 2], mean and 1 / deviation. They are doubles: a
+/// mean far from zero keeps its digits.
+pub(super) fn statistics(batch: usize, groups: usize) -> Meta {
+    Meta { shape: [batch, groups, 2].into(), dtype: DType::F64 }
+}
