@@ -30,10 +30,9 @@ pub fn bits(t: &Tensor) -> Vec<u64> {
     values(t).into_iter().map(f64::to_bits).collect()
 }
 
-/// The host, and the first GPU (or virtual device) where there is one.
+/// The host, and the first GPU (or virtual device) where there is one (see [`cuda::is_there_for_tests`]).
 pub fn devices() -> impl Iterator<Item = Device> {
-    let gpu = cuda::compiler().is_ok() && cuda::devices().is_ok_and(|found| !found.is_empty());
-    [Device::Cpu].into_iter().chain(gpu.then_some(Device::Cuda(0)))
+    [Device::Cpu].into_iter().chain(cuda::is_there_for_tests().then_some(Device::Cuda(0)))
 }
 
 /// What `op` makes of `inputs` on `device`; None when it has no kernel there, or none for doubles.

@@ -1,12 +1,12 @@
-//! `cargo xtask test`: every test of the workspace.
+//! `cargo xtask test`: every test of the workspace, and those of the library once more on the virtual device.
 
 use std::env;
-use std::ffi::OsStr;
+use std::ffi::OsString;
 
 use anyhow::{Context, Result, bail};
 
-use crate::cuda;
 use crate::process::{cargo, run as run_program, works};
+use crate::{cuda, vgpu};
 
 /// See `cargo xtask help`.
 pub fn run(args: &[String]) -> Result<()> {
@@ -14,61 +14,83 @@ pub fn run(args: &[String]) -> Result<()> {
         Some(at) => (&args[..at], &args[at + 1..]),
         None => (args, &[][..]),
     };
-    let (mut all, mut cuda) = (false, true);
+    let (mut all, mut kernels) = (false, env::var_os("NADIR_CUDA").is_none_or(|v| v != "off"));
     for option in options {
         match option.as_str() {
             "--all" => all = true,
-            "--no-cuda" => cuda = false,
+            "--no-cuda" => kernels = false,
             other => bail!(
                 "`test` has no option `{other}`; what the test runner shall get comes after `--`"
             ),
         }
     }
 
-    let mut variables = Vec::new();
-    if !cuda {
-        variables.push(("NADIR_CUDA", "off"));
+    let mut variables: Vec<(&str, OsString)> = Vec::new();
+    if all {
+        variables.push(("NADIR_TEST_ALL", "1".into()));
+    }
+    if !kernels {
+        variables.push(("NADIR_CUDA", "off".into()));
     } else if !has_compiler() {
         cuda::install().context(
             "the kernels cannot be checked without a CUDA compiler; \
              `cargo xtask test --no-cuda` leaves them out",
         )?;
     }
-    if all {
-        variables.push(("NADIR_TEST_ALL", "1"));
-    }
 
-    let cargo = |args: &[&str]| {
-        let mut command = cargo();
-        command.args(args).envs(variables.iter().copied());
-        command
-    };
-
-    if works("cargo-nextest", &["nextest", "--version"]) {
-        let mut command = cargo(&["nextest", "run", "--workspace", "--no-tests=pass"]);
-        if all {
-            command.arg("--run-ignored=all");
-        }
-        run_program(command.args(passed))?;
-        // nextest leaves the examples in the documentation to cargo.
-        if passed.is_empty() {
-            run_program(&mut cargo(&["test", "--workspace", "--doc"]))?;
-        }
-        return Ok(());
+    let runner = Runner { nextest: works("cargo-nextest", &["nextest", "--version"]), all, passed };
+    // Both runs are made, so that one shows all that fails.
+    let on_this_machine = runner.run(&["--workspace"], &variables);
+    if kernels {
+        variables.extend(vgpu::variables()?);
+        // Without a device, what needs one would pass by doing nothing.
+        variables.push(("NADIR_REQUIRE_CUDA", "1".into()));
+        eprintln!("the library's tests, on the virtual device");
+        runner.run(&["--package", "nadir", "--lib"], &variables)?;
     }
-    let mut command = cargo(&["test", "--workspace"]);
-    command.args(passed);
-    if all {
-        command.args(["--", "--include-ignored"]);
-    }
-    run_program(&mut command)
+    on_this_machine
 }
 
-/// Whether the build script will find a compiler elsewhere, or is told not to look for one.
+/// cargo-nextest, or cargo itself where that is not installed.
+struct Runner<'a> {
+    nextest: bool,
+    all: bool,
+    passed: &'a [String],
+}
+
+impl Runner<'_> {
+    fn run(&self, selection: &[&str], variables: &[(&str, OsString)]) -> Result<()> {
+        let command = |args: &[&str]| {
+            let mut command = cargo();
+            command.args(args).args(selection).envs(variables.iter().cloned());
+            command
+        };
+        if !self.nextest {
+            let mut command = command(&["test"]);
+            command.args(self.passed);
+            if self.all {
+                command.args(if self.passed.contains(&"--".into()) { &[][..] } else { &["--"] });
+                command.arg("--include-ignored");
+            }
+            return run_program(&mut command);
+        }
+        let mut tests = command(&["nextest", "run", "--no-tests=pass"]);
+        if self.all {
+            tests.arg("--run-ignored=all");
+        }
+        run_program(tests.args(self.passed))?;
+        // nextest leaves the examples in the documentation to cargo.
+        if self.passed.is_empty() && selection.contains(&"--workspace") {
+            run_program(command(&["test"]).arg("--doc"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether the build script will find a compiler elsewhere.
 fn has_compiler() -> bool {
-    let given = |name| env::var_os(name).is_some_and(|value: std::ffi::OsString| !value.is_empty());
-    let off = env::var_os("NADIR_CUDA").is_some_and(|v| v == OsStr::new("off"));
-    off || given("NVCC")
+    let given = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
+    given("NVCC")
         || given("CUDA_HOME")
         || given("CUDA_PATH")
         || works("nvcc", &["--version"])
