@@ -92,6 +92,13 @@ pub enum Error {
         message: String,
     },
 
+    /// What a CUDA graph that is being captured cannot hold.
+    #[error("{what} while a CUDA graph is captured: do it before the capture or behind it")]
+    Capture {
+        /// What was asked for.
+        what: &'static str,
+    },
+
     /// A file could not be read or written.
     #[error("{path}: {source}")]
     Io {

@@ -3,6 +3,7 @@
 //! A [`Tensor`] is cheap to clone and immutable once it is shared; views (`permute`, `narrow`, `reshape`)
 //! share storage. Images are [B, H, W, C] everywhere inside nadir.
 
+mod assign;
 mod cpu;
 pub mod cuda;
 mod dtype;
