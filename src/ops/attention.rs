@@ -36,7 +36,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, config: AttentionConfig) ->
 
 /// [`attention`]; inputs `q`, `k`, `v`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Attention {
+struct Attention {
     /// Scale and mask.
     pub config: AttentionConfig,
 }

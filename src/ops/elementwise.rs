@@ -3,22 +3,28 @@
 //! All are computed in f32 (f64 for f64) and rounded once, and an element's bits depend on nothing but
 //! that element of the inputs.
 
+mod cast;
+mod combination;
+mod geglu;
+
 use bytemuck::NoUninit;
 
-use super::activation::{Gelu, Map, activation_gradient, with_map};
+use super::activation::{Map, activation_gradient, with_map};
 use super::gradient::Call;
-use super::kernels::{LaunchConfig, kernels, to_u32};
-use super::layout::concat;
+use super::kernels::{LaunchConfig, kernels};
 use super::reduce::sum;
 use super::{Grads, Inputs, Meta, Op, Saves, apply, tensors};
 use crate::cpu::math::Math;
-use crate::cpu::parallel::{for_each_chunk, for_each_row};
+use crate::cpu::parallel::for_each_chunk;
 use crate::cpu::simd::{Simd, as_acc, as_acc_mut, narrow, simd, widen};
 use crate::dispatch_float;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Float, Real, Tensor};
 
 pub use super::activation::Activation;
+use cast::Cast;
+use combination::LinearCombination;
+use geglu::Geglu;
 
 /// Elements that one thread takes at a time: 64 KiB of f32, a fraction of a core's second cache.
 const CHUNK: usize = 1 << 14;
@@ -214,7 +220,7 @@ impl Map for Clamp {
 
 /// Operations on one tensor.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Unary {
+enum Unary {
     /// [`activate`]
     Activation(Activation),
     /// [`scale`]
@@ -334,7 +340,7 @@ simd! {
 
 /// Operations on two tensors, the second repeated along the leading dimensions that it lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Binary {
+enum Binary {
     /// [`add`]
     Add,
     /// [`sub`]
@@ -456,7 +462,6 @@ zips! {
     Add = |_s, a, b| a + b;
     Sub = |_s, a, b| a - b;
     Mul = |_s, a, b| a * b;
-    Gated = |s, a, b| a * Gelu.apply(s, b);
 }
 
 simd! {
@@ -526,226 +531,6 @@ impl Op for ClampGradient {
     }
 }
 
-/// [`geglu`]
-#[derive(Clone, Copy, Debug)]
-pub struct Geglu;
-
-impl Op for Geglu {
-    fn name(&self) -> &'static str {
-        "geglu"
-    }
-
-    fn infer(&self, inputs: &Inputs) -> Result<Vec<Meta>> {
-        let x = &inputs[0];
-        require_float("geglu", x)?;
-        match x.dims() {
-            [.., last] if last % 2 == 0 => {
-                Ok(vec![Meta { shape: x.shape().with(x.rank() - 1, last / 2), dtype: x.dtype() }])
-            }
-            _ => Err(Error::expected_shape("geglu", "x", "[.., 2C]", x.shape())),
-        }
-    }
-
-    fn cpu(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
-        let out = &mut outputs[0];
-        let x = inputs[0].contiguous()?;
-        let c = out.dim(out.rank() - 1);
-        dispatch_float!("geglu", x.dtype(), T => {
-            let x = x.as_slice::<T>()?; // [.., 2C]
-            for_each_row(out.as_mut_slice::<T>()?, c, |i, y| {
-                let (a, b) = x[2 * i * c..][..2 * c].split_at(c);
-                zip_chunk(a, b, y, Gated);
-            });
-            Ok(())
-        })
-    }
-
-    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
-        let out = &mut outputs[0];
-        let x = inputs[0].contiguous()?;
-        let columns = out.dim(out.rank() - 1);
-        let rows = out.len() / columns;
-        let dims = GegluDims { rows: rows as u64, columns: to_u32("geglu", columns)?, reserved: 0 };
-        let config = LaunchConfig { grid: [rows.min(4096) as u32, 1], ..spread(0) };
-        kernel::geglu(config, out, &x, dims)
-    }
-
-    fn saves(&self) -> Saves {
-        Saves { inputs: &[0], result: false }
-    }
-
-    fn backward(&self, call: &Call, grad: &Tensor) -> Result<Grads> {
-        let x = call.tensor(0)?;
-        let (last, half) = (x.rank() - 1, x.dim(x.rank() - 1) / 2);
-        let (a, b) = (x.narrow(last, 0, half)?, x.narrow(last, half, half)?);
-        let of_a = mul(grad, &gelu(&b)?)?;
-        let of_b = activation_gradient(&b, &mul(grad, &a)?, Activation::Gelu)?;
-        Ok(vec![Some(concat(&[&of_a, &of_b], last)?)])
-    }
-}
-
-/// [`linear_combination`]
-#[derive(Clone, Debug)]
-pub struct LinearCombination {
-    /// One factor a term.
-    pub coefficients: Vec<f32>,
-}
-
-impl Op for LinearCombination {
-    fn name(&self) -> &'static str {
-        "linear_combination"
-    }
-
-    fn infer(&self, inputs: &Inputs) -> Result<Vec<Meta>> {
-        let mut terms = inputs.tensors();
-        let first = terms.next().ok_or_else(|| Error::shape(self.name(), "no term was given"))?;
-        require_float(self.name(), first)?;
-        for t in terms {
-            require_dtype(self.name(), first.dtype(), t)?;
-            if t.shape() != first.shape() {
-                return Err(Error::shape(
-                    self.name(),
-                    format!("{} and {}", first.shape(), t.shape()),
-                ));
-            }
-        }
-        Ok(vec![Meta::like(first)])
-    }
-
-    fn cpu(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
-        let out = &mut outputs[0];
-        let inputs: Vec<Tensor> =
-            inputs.tensors().map(Tensor::contiguous).collect::<Result<_>>()?;
-        dispatch_float!(self.name(), out.dtype(), T => {
-            let terms: Vec<(f32, &[T])> = self
-                .coefficients
-                .iter()
-                .zip(&inputs)
-                .map(|(&c, t)| Ok((c, t.as_slice::<T>()?)))
-                .collect::<Result<_>>()?;
-            for_each_chunk(out.as_mut_slice::<T>()?, CHUNK, |i, y| combine_chunk(&terms, i * CHUNK, y));
-            Ok(())
-        })
-    }
-
-    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
-        let out = &mut outputs[0];
-        let inputs: Vec<Tensor> =
-            inputs.tensors().map(Tensor::contiguous).collect::<Result<_>>()?;
-        let mut coefficients = [0.0; 8];
-        coefficients.iter_mut().zip(&self.coefficients).for_each(|(to, c)| *to = *c);
-        let dims = LinearCombinationDims {
-            len: out.len() as u64,
-            coefficients,
-            terms: inputs.len() as u32,
-            reserved: 0,
-        };
-        let config = spread(out.len() * out.dtype().size());
-        kernel::linear_combination(config, out, &inputs.iter().collect::<Vec<_>>(), dims)
-    }
-
-    fn backward(&self, call: &Call, grad: &Tensor) -> Result<Grads> {
-        let coefficients = self.coefficients.iter().enumerate();
-        coefficients.map(|(i, &c)| call.wants(i).then(|| scale(grad, c)).transpose()).collect()
-    }
-}
-
-simd! {
-    /// `y` is the part of the output that starts at element `start`.
-    fn combine_chunk[T: Float<Acc: Math>](_s, terms: &[(f32, &[T])], start: usize, y: &mut [T]) {
-        let mut sum = [T::Acc::ZERO; BLOCK];
-        let mut term = [T::Acc::ZERO; BLOCK];
-        let mut at = start;
-        for y in y.chunks_mut(BLOCK) {
-            let (sum, term) = (&mut sum[..y.len()], &mut term[..y.len()]);
-            for (i, (c, x)) in terms.iter().enumerate() {
-                let c = T::Acc::from_f64(f64::from(*c));
-                widen(&x[at..at + y.len()], term);
-                for (sum, x) in sum.iter_mut().zip(term.iter()) {
-                    let product = c * *x;
-                    *sum = if i == 0 { product } else { *sum + product };
-                }
-            }
-            narrow(sum, y);
-            at += y.len();
-        }
-    }
-}
-
-impl Tensor {
-    /// The elements rounded to another floating-point dtype; itself when it has that dtype already.
-    ///
-    /// # Errors
-    /// `DType` between floats and integers.
-    pub fn to_dtype(&self, dtype: DType) -> Result<Self> {
-        cast(self, dtype)
-    }
-}
-
-/// [`cast`]
-#[derive(Clone, Copy, Debug)]
-pub struct Cast {
-    /// The dtype to round to.
-    pub dtype: DType,
-}
-
-impl Op for Cast {
-    fn name(&self) -> &'static str {
-        "cast"
-    }
-
-    fn infer(&self, inputs: &Inputs) -> Result<Vec<Meta>> {
-        require_float("cast", &inputs[0])?;
-        if !self.dtype.is_float() {
-            return Err(Error::DType {
-                op: "cast",
-                expected: "f32, f16, bf16 or f64",
-                found: self.dtype,
-            });
-        }
-        Ok(vec![Meta { shape: *inputs[0].shape(), dtype: self.dtype }])
-    }
-
-    fn cpu(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
-        let out = &mut outputs[0];
-        let x = inputs[0].contiguous()?;
-        dispatch_float!("cast", x.dtype(), T => dispatch_float!("cast", self.dtype, U => {
-            let x = x.as_slice::<T>()?;
-            for_each_chunk(out.as_mut_slice::<U>()?, CHUNK, |i, y| cast_chunk(&x[i * CHUNK..][..y.len()], y));
-            Ok(())
-        }))
-    }
-
-    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
-        let out = &mut outputs[0];
-        let x = inputs[0].contiguous()?;
-        let config = spread(x.len() * x.dtype().size());
-        let dims = MapDims { len: x.len() as u64 };
-        kernel::cast(config, out, &x, dims)
-    }
-
-    fn backward(&self, call: &Call, grad: &Tensor) -> Result<Grads> {
-        let dtype = call.meta(0).map_or(grad.dtype(), |x| x.dtype);
-        Ok(vec![Some(cast(grad, dtype)?)])
-    }
-}
-
-simd! {
-    fn cast_chunk[T: Float, U: Float](_s, x: &[T], y: &mut [U]) {
-        let mut from = [T::Acc::ZERO; BLOCK];
-        let mut to = [U::Acc::ZERO; BLOCK];
-        for (x, y) in x.chunks(BLOCK).zip(y.chunks_mut(BLOCK)) {
-            let (from, to) = (&mut from[..x.len()], &mut to[..x.len()]);
-            widen(x, from);
-            // Exact in both directions but f64 to f32, which rounds.
-            for (to, from) in to.iter_mut().zip(from.iter()) {
-                *to = U::Acc::from_f64(from.to_f64());
-            }
-            narrow(to, y);
-        }
-    }
-}
-
 /// An error unless `x` is of a floating-point dtype.
 pub(crate) fn require_float(op: &'static str, x: &Tensor) -> Result<()> {
     if x.dtype().is_float() {
@@ -768,6 +553,7 @@ mod tests {
     use super::*;
     use crate::cpu::math::erf_f64;
     use crate::ops::gradient::backward;
+    use crate::ops::layout::concat;
     use crate::ops::testing::{
         assert_close, check, check_batch, check_gradient, check_nan, devices, random, values,
     };

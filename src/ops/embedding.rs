@@ -19,7 +19,7 @@ pub fn embedding(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
 
 /// [`embedding`]; inputs `ids`, `table`.
 #[derive(Clone, Copy, Debug)]
-pub struct Embedding;
+struct Embedding;
 
 impl Op for Embedding {
     fn name(&self) -> &'static str {

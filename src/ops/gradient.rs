@@ -22,7 +22,7 @@ use crate::tensor::tape::{Backward, Node, no_grad};
 use crate::tensor::{Device, Tensor};
 
 /// What one recorded call kept, as the operation's `backward` sees it. Nothing in it is recorded itself.
-pub struct Call {
+pub(crate) struct Call {
     name: &'static str,
     inputs: Vec<Saved>,
     /// The result only if it was to be kept.

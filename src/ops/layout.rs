@@ -82,7 +82,7 @@ impl Op for Contiguous {
 
 /// [`concat()`].
 #[derive(Clone, Copy, Debug)]
-pub struct Concat {
+struct Concat {
     /// The dimension along which the tensors are put together.
     pub dim: usize,
 }

@@ -35,7 +35,7 @@ use weight::Weight;
 
 /// What an operation's output will be.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Meta {
+pub(crate) struct Meta {
     /// Its shape.
     pub shape: Shape,
     /// Its dtype.
@@ -51,7 +51,7 @@ impl Meta {
 
 /// One place among an operation's inputs.
 #[derive(Clone, Copy)]
-pub enum Slot<'a> {
+pub(crate) enum Slot<'a> {
     /// An optional input that is absent.
     Empty,
     /// A tensor.
@@ -98,7 +98,7 @@ impl<'a> Slot<'a> {
 }
 
 /// The inputs of one call. `inputs[i]` is the tensor in place `i`, for places that are never empty.
-pub struct Inputs<'a> {
+pub(crate) struct Inputs<'a> {
     slots: &'a [Slot<'a>],
     recorded: bool,
 }
@@ -144,7 +144,7 @@ impl Index<usize> for Inputs<'_> {
 
 /// What a recorded call keeps for its gradient; of all other inputs shape and dtype are known.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Saves {
+pub(crate) struct Saves {
     /// Places of inputs that `backward` reads.
     pub inputs: &'static [usize],
     /// Whether it reads the result. Outputs behind the first are always kept.
@@ -152,7 +152,7 @@ pub struct Saves {
 }
 
 /// The gradient of each input; `None`: it has none by nature (ids), or nobody asked.
-pub type Grads = Vec<Option<Tensor>>;
+pub(crate) type Grads = Vec<Option<Tensor>>;
 
 /// One operation: its rule, its form on each device, and its gradient.
 ///
@@ -160,7 +160,7 @@ pub type Grads = Vec<Option<Tensor>>;
 /// the call is [recorded](Inputs::recorded), or the further results of an operation that has no gradient itself.
 ///
 /// `backward` has no default on purpose: an operation that cuts a gradient says so.
-pub trait Op: Send + Sync + Sized + 'static {
+pub(crate) trait Op: Send + Sync + Sized + 'static {
     /// The name that errors and profiles show.
     fn name(&self) -> &'static str;
 

@@ -90,7 +90,7 @@ pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f32) -> Result
 
 /// [`group_norm`]; inputs `x`, `gamma`, `beta`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct GroupNorm {
+struct GroupNorm {
     /// The number of groups.
     pub groups: usize,
     /// Added to the variance.
@@ -377,7 +377,7 @@ simd! {
 
 /// [`layer_norm`]; inputs `x`, `gamma`, `beta`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct LayerNorm {
+struct LayerNorm {
     /// Added to the variance.
     pub eps: f32,
 }

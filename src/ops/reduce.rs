@@ -45,7 +45,7 @@ fn reduce(x: &Tensor, dims: &[usize], reduction: Reduction) -> Result<Tensor> {
 
 /// What [`Reduce`] computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reduction {
+enum Reduction {
     /// [`sum`]
     Sum,
     /// [`mean`]
@@ -58,7 +58,7 @@ pub enum Reduction {
 
 /// [`sum`], [`mean`], [`max`], [`min`]
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reduce {
+struct Reduce {
     /// What is computed.
     pub reduction: Reduction,
     /// Over which dimensions.

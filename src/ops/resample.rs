@@ -42,7 +42,7 @@ pub fn resize_bilinear(x: &Tensor, size: (usize, usize)) -> Result<Tensor> {
 
 /// How [`Resize`] finds a pixel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Filter {
+enum Filter {
     /// One pixel.
     Nearest,
     /// A weighted mean of four, pixel centres at half integers.
@@ -51,7 +51,7 @@ pub enum Filter {
 
 /// [`resize_nearest`] and [`resize_bilinear`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Resize {
+struct Resize {
     /// Height and width of the output.
     pub size: (usize, usize),
     /// How pixels are found.

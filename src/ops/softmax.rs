@@ -20,7 +20,7 @@ pub fn softmax(x: &Tensor) -> Result<Tensor> {
 
 /// [`softmax`]
 #[derive(Clone, Copy, Debug)]
-pub struct Softmax;
+struct Softmax;
 
 impl Op for Softmax {
     fn name(&self) -> &'static str {
