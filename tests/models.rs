@@ -14,7 +14,7 @@ use nadir::io::safetensors::{SafeTensors, save};
 use nadir::models::clip::{ClipText, ClipTextConfig};
 use nadir::models::unet::{Unet, UnetConfig};
 use nadir::models::vae::{Vae, VaeConfig};
-use nadir::nn::Params;
+use nadir::nn::{Keep, Module, Params, parameters, save as save_module};
 use nadir::ops::elementwise::silu;
 use nadir::tensor::{DType, Device, Tensor};
 
@@ -155,6 +155,94 @@ fn autoencoder_is_diffusers() -> Result<()> {
 #[test]
 fn autoencoder_without_attention_is_diffusers() -> Result<()> {
     check_vae("vae_plain", 1, 1)
+}
+
+/// A component's weights as a file written anew: (dtype, shape, bytes) by name.
+fn contents(file: &Path) -> BTreeMap<String, (String, Vec<usize>, Vec<u8>)> {
+    let bytes = std::fs::read(file).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let describe = |(name, t): (String, safetensors::tensor::TensorView)| {
+        (name, (format!("{:?}", t.dtype()), t.shape().to_vec(), t.data().to_vec()))
+    };
+    tensors.tensors().into_iter().map(describe).collect()
+}
+
+/// What is written under `name` holds the names, dtypes, shapes and bytes that diffusers or transformers wrote.
+fn check_saved<M: Module>(
+    name: &str,
+    file: &str,
+    build: impl Fn(&Config, &Params) -> Result<M>,
+) -> Result<()> {
+    let folder = golden::path(&format!("models/{name}"));
+    let theirs = contents(&folder.join(file));
+    let config = Config::open(folder.join("config.json"))?;
+    let to = tempfile::tempdir().unwrap();
+    for keep in [Keep::Frozen, Keep::Plain, Keep::Trainable] {
+        let params = Params::new(Weights::open(&folder, None)?, DType::F32, Device::Cpu);
+        let model = build(&config, &params.keeping(keep))?;
+        // The files are f16, which f32 holds exactly.
+        let dtype = Some(DType::F16);
+        let path = to.path().join(format!("{keep:?}.safetensors"));
+        save_module(&model, &Weights::open(&folder, None)?, &path, dtype)?;
+        let ours = contents(&path);
+        let names = |c: &BTreeMap<String, _>| c.keys().cloned().collect::<Vec<_>>();
+        assert_eq!(names(&ours), names(&theirs), "{name}, {keep:?}");
+        for (tensor, ours) in &ours {
+            assert!(*ours == theirs[tensor], "{name}, {keep:?}: {tensor}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_saved_component_is_the_file_that_was_read() -> Result<()> {
+    let unet = |c: &Config, p: &Params| Unet::load(UnetConfig::read(c)?, p);
+    let vae = |c: &Config, p: &Params| Vae::load(VaeConfig::read(c)?, p);
+    let text = |c: &Config, p: &Params| ClipText::load(ClipTextConfig::read(c)?, p);
+    for name in ["unet_sd15", "unet_sd21", "unet_inpaint"] {
+        check_saved(name, "diffusion_pytorch_model.safetensors", unet)?;
+    }
+    for name in ["vae", "vae_plain"] {
+        check_saved(name, "diffusion_pytorch_model.safetensors", vae)?;
+    }
+    for name in ["clip_l", "openclip"] {
+        check_saved(name, "model.safetensors", text)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn changed_weights_are_saved_and_used() -> Result<()> {
+    let folder = golden::path("models/unet_sd15");
+    let config = UnetConfig::read(&Config::open(folder.join("config.json"))?)?;
+    let params = Params::new(Weights::open(&folder, None)?, DType::F32, Device::Cpu);
+    let golden = golden::open("models/unet_sd15")?;
+    let frozen = Unet::load(config.clone(), &params)?;
+    let model = Unet::load(config.clone(), &params.keeping(Keep::Trainable))?;
+    // The plain weights give what the frozen give, and after a change something else.
+    let (before, _) = predict(&model, &golden, 0)?;
+    assert_same("plain", &before.detach(), &predict(&frozen, &golden, 0)?.0);
+    for (name, parameter) in parameters(&model) {
+        assert!(parameter.is_trainable(), "{name}");
+        let tensor = parameter.tensor().unwrap();
+        parameter.set(&nadir::ops::elementwise::scale(&tensor.detach(), 1.25)?)?;
+        assert!(parameter.is_trainable(), "{name}");
+    }
+    let (after, _) = predict(&model, &golden, 0)?;
+    assert!(after.to_vec::<f32>()? != before.to_vec::<f32>()?);
+    // Saved and loaded again they give the same.
+    let saved = tempfile::tempdir().unwrap();
+    let file = saved.path().join("diffusion_pytorch_model.safetensors");
+    save_module(&model, &Weights::open(&folder, None)?, &file, None)?;
+    let params = Params::new(Weights::open(saved.path(), None)?, DType::F32, Device::Cpu);
+    let again = Unet::load(config, &params)?;
+    assert_eq!(params.finish()?, Vec::<String>::new());
+    assert_same("loaded again", &predict(&again, &golden, 0)?.0, &after.detach());
+    // A frozen weight cannot be changed.
+    let (name, parameter) = parameters(&frozen).remove(0);
+    let refused = parameter.set(&Tensor::zeros(parameter.shape(), DType::F32, Device::Cpu)?);
+    assert!(matches!(refused, Err(nadir::Error::Value { .. })), "{name}");
+    Ok(())
 }
 
 /// Copies a component into `to` as an older library would have written it.

@@ -510,20 +510,38 @@ pub fn save(
     tensors: &[(String, Tensor)],
     metadata: &BTreeMap<String, String>,
 ) -> Result<()> {
-    let mut order: Vec<&(String, Tensor)> = tensors.iter().collect();
+    let describe = |(name, tensor): &(String, Tensor)| {
+        (name.clone(), TensorInfo { shape: tensor.dims().to_vec(), dtype: tensor.dtype() })
+    };
+    let mut by_name: BTreeMap<&str, &Tensor> = BTreeMap::new();
+    by_name.extend(tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)));
+    write(path, tensors.iter().map(describe).collect(), metadata, |name| Ok(by_name[name].clone()))
+}
+
+/// As [`save`], of tensors that `read` gives one at a time, by name, in whatever order the file has them.
+///
+/// # Errors
+/// As [`save`]; what `read` answers, or `File` when it gives another shape or dtype than was announced.
+pub fn write(
+    path: &Path,
+    mut tensors: Vec<(String, TensorInfo)>,
+    metadata: &BTreeMap<String, String>,
+    mut read: impl FnMut(&str) -> Result<Tensor>,
+) -> Result<()> {
     // Wide types first, so that every tensor is aligned to its own width; then by name, so that equal
     // content gives equal files.
-    order.sort_by(|(a, x), (b, y)| y.dtype().size().cmp(&x.dtype().size()).then_with(|| a.cmp(b)));
+    tensors.sort_by(|(a, x), (b, y)| y.dtype.size().cmp(&x.dtype.size()).then_with(|| a.cmp(b)));
 
     let mut header = serde_json::Map::new();
     if !metadata.is_empty() {
         header.insert("__metadata__".to_owned(), serde_json::json!(metadata));
     }
     let mut offset = 0;
-    for (name, tensor) in &order {
-        let end = offset + tensor.len() * tensor.dtype().size();
-        let dtype = tensor.dtype().name().to_ascii_uppercase();
-        let entry = serde_json::json!({ "dtype": dtype, "shape": tensor.dims(), "data_offsets": [offset, end] });
+    for (name, TensorInfo { shape, dtype }) in &tensors {
+        let end = offset + shape.iter().product::<usize>() * dtype.size();
+        let stored = dtype.name().to_ascii_uppercase();
+        let entry =
+            serde_json::json!({ "dtype": stored, "shape": shape, "data_offsets": [offset, end] });
         if header.insert(name.clone(), entry).is_some() {
             let what = format!("tensor {name:?}");
             return Err(Error::file(
@@ -540,13 +558,25 @@ pub fn save(
     // Data begins at a multiple of 8, as the format asks of writers.
     json.resize(json.len().next_multiple_of(PREFIX as usize), b' ');
 
+    let mut checked = |name: &str, info: &TensorInfo| {
+        let tensor = read(name)?;
+        if tensor.dims() != info.shape || tensor.dtype() != info.dtype {
+            let expected = format!("{} {:?}", info.dtype, info.shape);
+            let found = format!("{} {}", tensor.dtype(), tensor.shape());
+            let advice = "It changed while the file was being written.";
+            return Err(Error::file(path, format!("tensor {name:?}"), expected, found, advice));
+        }
+        Ok(tensor)
+    };
     // An error of the tensor layer is carried past the writer, which speaks io::Error only.
     let mut failed = None;
     let written = atomic::write(path, |out| {
         out.write_all(&(json.len() as u64).to_le_bytes())?;
         out.write_all(&json)?;
-        for (_, tensor) in &order {
-            match with_bytes(tensor, |bytes| out.write_all(bytes)) {
+        for (name, info) in &tensors {
+            let written = checked(name, info)
+                .and_then(|tensor| with_bytes(&tensor, |bytes| out.write_all(bytes)));
+            match written {
                 Ok(done) => done?,
                 Err(e) => {
                     failed = Some(e);

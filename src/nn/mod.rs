@@ -5,6 +5,7 @@ mod layers;
 mod parameter;
 mod params;
 mod resnet;
+mod save;
 
 pub use attention::{Attention, KeyValue};
 pub use layers::{Conv2d, Embedding, GroupNorm, LayerNorm, Linear};
@@ -12,3 +13,4 @@ pub use parameter::{Module, Parameter, parameters};
 pub(crate) use parameter::{join, module};
 pub use params::{Keep, Params};
 pub use resnet::ResnetBlock;
+pub use save::save;
