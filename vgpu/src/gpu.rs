@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::exec::{Counters, Fault, FaultKind, Kind, Launch, Memory, Settings, run};
-use crate::isa::Kernel;
+use crate::exec::{Counters, Fault, FaultKind, Launch, Memory, MemoryKind, Settings, run};
+use crate::isa::DecodedKernel;
 use crate::module::{LoadError, Module};
 use crate::ptx::SyntaxError;
 
@@ -65,7 +65,7 @@ impl std::error::Error for Error {}
 
 /// A kernel of a loaded module.
 #[derive(Clone)]
-pub struct Function(Arc<Kernel>);
+pub struct Function(Arc<DecodedKernel>);
 
 impl Function {
     /// The name as in the PTX.
@@ -154,9 +154,9 @@ pub struct Gpu {
 }
 
 /// Kernels of one PTX text.
-pub struct Loaded(Module);
+pub struct LoadedModule(Module);
 
-impl Loaded {
+impl LoadedModule {
     /// The kernel of that name.
     ///
     /// # Errors
@@ -222,8 +222,8 @@ impl Gpu {
     ///
     /// # Errors
     /// [`Error::Syntax`] with the line, [`Error::OutOfMemory`].
-    pub fn load(&mut self, ptx: &str) -> Result<Loaded, Error> {
-        Module::load(ptx, &mut self.memory).map(Loaded).map_err(|e| match e {
+    pub fn load(&mut self, ptx: &str) -> Result<LoadedModule, Error> {
+        Module::load(ptx, &mut self.memory).map(LoadedModule).map_err(|e| match e {
             LoadError::Syntax(e) => Error::Syntax(e),
             LoadError::OutOfMemory => Error::OutOfMemory,
         })
@@ -234,7 +234,7 @@ impl Gpu {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn allocate(&mut self, bytes: usize) -> Result<u64, Error> {
-        self.memory.allocate(bytes as u64, Kind::Device).ok_or(Error::OutOfMemory)
+        self.memory.allocate(bytes as u64, MemoryKind::Device).ok_or(Error::OutOfMemory)
     }
 
     /// Memory with these contents.

@@ -8,6 +8,6 @@ mod module;
 mod ptx;
 
 pub use exec::{Counters, Fault, FaultKind, LineCounters};
-pub use gpu::{Arguments, Config, Error, Function, Gpu, Loaded, Plain};
+pub use gpu::{Arguments, Config, Error, Function, Gpu, LoadedModule, Plain};
 pub use isa::decode::supports;
 pub use ptx::SyntaxError;

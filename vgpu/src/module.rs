@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use crate::exec::{Kind, Memory};
-use crate::isa::Kernel;
+use crate::exec::{Memory, MemoryKind};
+use crate::isa::DecodedKernel;
 use crate::isa::decode::{Symbol, decode_unit};
 use crate::ptx::{Init, Space, SyntaxError, Type, Unit, Variable, parse};
 
@@ -16,7 +16,7 @@ pub(crate) struct Global {
 
 /// A loaded module.
 pub(crate) struct Module {
-    pub(crate) kernels: HashMap<String, std::sync::Arc<Kernel>>,
+    pub(crate) kernels: HashMap<String, std::sync::Arc<DecodedKernel>>,
     pub(crate) globals: HashMap<String, Global>,
 }
 
@@ -50,7 +50,11 @@ impl Module {
             |v: &&Variable| matches!(v.space, Space::Global | Space::Const) && !v.is_extern;
         let mut symbols = HashMap::new();
         for variable in unit.variables.iter().filter(in_memory) {
-            let kind = if variable.space == Space::Const { Kind::Constant } else { Kind::Variable };
+            let kind = if variable.space == Space::Const {
+                MemoryKind::Constant
+            } else {
+                MemoryKind::Variable
+            };
             let size = variable.size.max(1) as u64;
             let address = memory.allocate(size, kind).ok_or(LoadError::OutOfMemory)?;
             self.globals.insert(variable.name.to_string(), Global { address, size });

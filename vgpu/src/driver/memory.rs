@@ -7,7 +7,7 @@ use super::error::{self, Code};
 use super::queue::{Place, Work, checksum};
 use super::state::{HostBlock, LEGACY, State};
 use super::{DevicePtr, Handle, Outcome, api, put, with_context};
-use crate::exec::Kind;
+use crate::exec::MemoryKind;
 
 /// `CU_MEM_HOST...` memory is aligned to pages.
 const PAGE: usize = 4096;
@@ -44,7 +44,7 @@ impl State {
 
     /// An address as an end of a copy: host memory under its own address is host memory.
     fn place(&self, address: u64) -> Place {
-        if self.memory.find(address).is_some_and(|a| a.kind != Kind::Host) {
+        if self.memory.find(address).is_some_and(|a| a.kind != MemoryKind::Host) {
             Place::Device(address)
         } else {
             Place::Host(address as *mut u8)
@@ -149,7 +149,7 @@ impl State {
         }
         self.failures.allocation()?;
         let address =
-            self.memory.allocate(bytes as u64, Kind::Device).ok_or(error::OUT_OF_MEMORY)?;
+            self.memory.allocate(bytes as u64, MemoryKind::Device).ok_or(error::OUT_OF_MEMORY)?;
         // SAFETY: the program's pointer.
         unsafe { put(out, address) }
     }
@@ -217,7 +217,7 @@ pub(super) fn pointer_attribute(
     pointer: u64,
 ) -> Outcome {
     let allocation = state.memory.find(pointer).ok_or(error::INVALID_VALUE)?;
-    let is_host = allocation.kind == Kind::Host;
+    let is_host = allocation.kind == MemoryKind::Host;
     let block = state.host.get(&allocation.base);
     // SAFETY: the program's pointer has the type that the attribute's number implies.
     unsafe {
@@ -308,7 +308,7 @@ api! {
             if state.host.get(&address).is_some_and(|b| b.is_managed) {
                 return state.free_host(address);
             }
-            let is_base = state.memory.find(address).is_some_and(|a| a.base == address && a.kind == Kind::Device);
+            let is_base = state.memory.find(address).is_some_and(|a| a.base == address && a.kind == MemoryKind::Device);
             if !is_base || state.freeing.contains_key(&address) {
                 eprintln!("vgpu: free of 0x{address:x}, where no allocation starts");
                 return Err(error::INVALID_VALUE);
@@ -335,7 +335,7 @@ api! {
     fn cuMemFreeAsync(address: DevicePtr, stream: Handle) {
         with_context(|state| {
             let stream = state.stream_id(stream)?;
-            let is_base = state.memory.find(address).is_some_and(|a| a.base == address && a.kind == Kind::Device);
+            let is_base = state.memory.find(address).is_some_and(|a| a.base == address && a.kind == MemoryKind::Device);
             if !is_base || state.freeing.insert(address, ()).is_some() {
                 eprintln!("vgpu: asynchronous free of 0x{address:x}, where no allocation starts");
                 return Err(error::INVALID_VALUE);

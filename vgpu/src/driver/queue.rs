@@ -11,13 +11,13 @@ use super::IN_CALLBACK;
 use super::error::{self, Code};
 use super::state::{LEGACY, State};
 use crate::exec::{Fault, FaultKind, Launch, run};
-use crate::isa::Kernel;
+use crate::isa::DecodedKernel;
 
 /// A kernel launch with its arguments copied.
 #[derive(Clone)]
 pub(crate) struct KernelLaunch {
     pub(crate) function: u64,
-    pub(crate) kernel: Arc<Kernel>,
+    pub(crate) kernel: Arc<DecodedKernel>,
     pub(crate) registers: Option<u32>,
     pub(crate) grid: [u32; 3],
     pub(crate) block: [u32; 3],

@@ -11,7 +11,7 @@ use super::failure::FailurePlan;
 use super::graph::{Graph, GraphExec};
 use super::queue::{Event, Stream};
 use crate::exec::{Memory, Random, Settings};
-use crate::isa::Kernel;
+use crate::isa::DecodedKernel;
 use crate::module::Module;
 
 /// The legacy default stream under its two names, and the per-thread one.
@@ -34,7 +34,7 @@ pub(crate) struct Context {
 /// A kernel handle and its attributes.
 pub(crate) struct FunctionEntry {
     pub(crate) module: u64,
-    pub(crate) kernel: Arc<Kernel>,
+    pub(crate) kernel: Arc<DecodedKernel>,
     /// Dynamic shared memory that launches may ask for.
     pub(crate) max_dynamic_shared: u32,
     pub(crate) carveout: i32,

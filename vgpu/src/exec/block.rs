@@ -7,7 +7,7 @@ use super::counters::Stats;
 use super::fault::{Fault, FaultKind};
 use super::random::Random;
 use super::shadow::{BlockOrder, SharedShadow};
-use super::warp::{Checked, Found, Pause, Warp, found, lanes};
+use super::warp::{Checked, Finding, Pause, Warp, found, lanes};
 use crate::isa::BarrierKind;
 use crate::isa::lanes::LANES;
 
@@ -312,7 +312,7 @@ impl Block {
         opened
     }
 
-    fn fault(&self, env: &Env, warp: usize, what: Found) -> Box<Fault> {
+    fn fault(&self, env: &Env, warp: usize, what: Finding) -> Box<Fault> {
         let running = &self.warps[warp];
         let pc = running.pc;
         self.report(env, warp, what.lane, pc, what.kind, what.message)

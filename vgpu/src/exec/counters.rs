@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use crate::isa::{Class, Kernel, Op};
+use crate::isa::{Class, DecodedKernel, Op};
 
 /// Counts of one instruction of the code.
 #[derive(Clone, Copy, Debug, Default)]
@@ -190,7 +190,7 @@ pub struct Counters {
 
 impl Counters {
     pub(crate) fn gather(
-        kernel: &Kernel,
+        kernel: &DecodedKernel,
         grid: [u32; 3],
         block: [u32; 3],
         shared: usize,

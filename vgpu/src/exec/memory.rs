@@ -25,7 +25,7 @@ pub(crate) const PARAM_WINDOW: u64 = 3 << 56;
 
 /// What an allocation is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum MemoryKind {
     Device,
     /// Page-locked or managed host memory: its device address is its host address.
     Host,
@@ -38,7 +38,7 @@ pub(crate) enum Kind {
 pub(crate) struct Allocation {
     pub(crate) base: u64,
     pub(crate) size: u64,
-    pub(crate) kind: Kind,
+    pub(crate) kind: MemoryKind,
     data: *mut u8,
     /// Backing memory owned by this allocation, in 16-byte units.
     owned: Option<Box<[u128]>>,
@@ -187,7 +187,7 @@ impl Memory {
     }
 
     /// Fresh memory, or `None` when the card has no more. Addresses are never used twice.
-    pub(crate) fn allocate(&mut self, size: u64, kind: Kind) -> Option<u64> {
+    pub(crate) fn allocate(&mut self, size: u64, kind: MemoryKind) -> Option<u64> {
         if size == 0 || size > self.total - self.used {
             return None;
         }
@@ -223,7 +223,7 @@ impl Memory {
         let allocation = Allocation {
             base: data as u64,
             size,
-            kind: Kind::Host,
+            kind: MemoryKind::Host,
             data,
             owned: None,
             live: AtomicBool::new(true),

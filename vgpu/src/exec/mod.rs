@@ -15,7 +15,7 @@ mod warp;
 
 pub use counters::{Counters, LineCounters};
 pub use fault::{Fault, FaultKind};
-pub(crate) use memory::{Allocation, Kind, Memory};
+pub(crate) use memory::{Allocation, Memory, MemoryKind};
 pub(crate) use random::Random;
 
 use std::collections::VecDeque;
@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use crate::isa::{Kernel, Op, Order};
+use crate::isa::{DecodedKernel, Op, Order};
 use atomics::Locks;
 use block::{Block, Status};
 use counters::Stats;
@@ -49,7 +49,7 @@ pub(crate) struct Settings {
 
 /// A kernel's launch, ready to run.
 pub(crate) struct Launch<'a> {
-    pub(crate) kernel: &'a Kernel,
+    pub(crate) kernel: &'a DecodedKernel,
     pub(crate) grid: [u32; 3],
     pub(crate) block: [u32; 3],
     pub(crate) dynamic_shared: usize,
@@ -59,7 +59,7 @@ pub(crate) struct Launch<'a> {
 
 /// What the blocks of a launch share.
 pub(crate) struct Env<'a> {
-    pub(crate) kernel: &'a Kernel,
+    pub(crate) kernel: &'a DecodedKernel,
     pub(crate) allocations: Vec<Arc<Allocation>>,
     pub(crate) memory: &'a Memory,
     pub(crate) params: &'a [u8],
@@ -98,7 +98,7 @@ pub(crate) fn supported() -> bool {
     crate::isa::lanes::supported()
 }
 
-fn has_fences(kernel: &Kernel) -> bool {
+fn has_fences(kernel: &DecodedKernel) -> bool {
     kernel.code.iter().any(|inst| match &inst.op {
         Op::Fence { .. } => true,
         Op::Load(t) | Op::Store(t) => t.order.acquires() || t.order.releases(),
@@ -108,7 +108,7 @@ fn has_fences(kernel: &Kernel) -> bool {
 }
 
 /// Whether blocks of the kernel can wait for each other: only a loop with such an access can.
-fn can_poll(kernel: &Kernel) -> bool {
+fn can_poll(kernel: &DecodedKernel) -> bool {
     kernel.code.iter().any(|inst| match &inst.op {
         Op::Atomic(_) => true,
         Op::Load(t) => t.order != Order::Weak,

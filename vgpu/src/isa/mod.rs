@@ -439,7 +439,7 @@ pub(crate) enum Op {
         wide: bool,
     },
     /// Generic address to or from a state space; with `p`, whether it lies in it.
-    Convert {
+    ConvertAddress {
         d: Reg,
         a: Reg,
         to_generic: bool,
@@ -628,7 +628,7 @@ pub(crate) struct Inst {
     pub(crate) class: Class,
     /// Line of the PTX text.
     pub(crate) line: u32,
-    /// Index into [`Kernel::locs`]; 0 when there is no source line.
+    /// Index into [`DecodedKernel::locs`]; 0 when there is no source line.
     pub(crate) loc: u32,
 }
 
@@ -659,7 +659,7 @@ pub(crate) struct Callee {
 }
 
 /// A kernel, ready to run.
-pub(crate) struct Kernel {
+pub(crate) struct DecodedKernel {
     pub(crate) name: String,
     pub(crate) code: Vec<Inst>,
     /// Slots of a warp's register file.
@@ -686,7 +686,7 @@ pub(crate) struct Kernel {
     pub(crate) target: u32,
 }
 
-impl Kernel {
+impl DecodedKernel {
     /// `file:line` of the source, and where that was inlined, if the PTX has line numbers.
     pub(crate) fn source(&self, loc: u32) -> Option<String> {
         let loc = self.locs.get(loc as usize).filter(|l| l.file != 0 && l.line != 0)?;

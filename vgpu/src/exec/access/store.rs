@@ -5,7 +5,7 @@ use crate::exec::Env;
 use crate::exec::block::BlockCore;
 use crate::exec::counters::Stats;
 use crate::exec::fault::FaultKind;
-use crate::exec::memory::{Kind, SHARED_WINDOW};
+use crate::exec::memory::{MemoryKind, SHARED_WINDOW};
 use crate::exec::shadow::Access;
 use crate::exec::warp::{ALL, Checked, Warp, found, lanes};
 use crate::isa::lanes::LANES;
@@ -107,7 +107,7 @@ impl Warp {
                     let places =
                         self.global_places(env, core, &addresses, here, bytes, "store to")?;
                     let is_constant = |lane: usize| {
-                        env.allocations[places.owners[lane] as usize].kind == Kind::Constant
+                        env.allocations[places.owners[lane] as usize].kind == MemoryKind::Constant
                     };
                     let first = here.trailing_zeros() as usize;
                     let suspects = if places.uniform { 1 << first } else { here };

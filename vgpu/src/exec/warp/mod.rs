@@ -21,22 +21,22 @@ pub(crate) const ALL: u32 = u32::MAX;
 
 /// A check's finding, before the place is added.
 #[derive(Debug)]
-pub(crate) struct Found {
+pub(crate) struct Finding {
     pub(crate) kind: FaultKind,
     pub(crate) lane: Option<usize>,
     pub(crate) message: String,
 }
 
-impl Found {
+impl Finding {
     pub(crate) fn new(kind: FaultKind, lane: usize, message: impl Into<String>) -> Self {
         Self { kind, lane: Some(lane), message: message.into() }
     }
 }
 
-pub(crate) type Checked<T> = Result<T, Box<Found>>;
+pub(crate) type Checked<T> = Result<T, Box<Finding>>;
 
 pub(crate) fn found<T>(kind: FaultKind, lane: usize, message: impl Into<String>) -> Checked<T> {
-    Err(Box::new(Found::new(kind, lane, message)))
+    Err(Box::new(Finding::new(kind, lane, message)))
 }
 
 /// Why a warp stopped running.

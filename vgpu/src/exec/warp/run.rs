@@ -221,8 +221,8 @@ impl Warp {
                     );
                     self.pc += 1;
                 }
-                Op::Convert { d, a, to_generic, space, wide } => {
-                    self.convert(*d, *a, *to_generic, *space, *wide, guard);
+                Op::ConvertAddress { d, a, to_generic, space, wide } => {
+                    self.convert_address(*d, *a, *to_generic, *space, *wide, guard);
                     self.pc += 1;
                 }
                 Op::Mma(mma) => {
@@ -435,7 +435,7 @@ impl Warp {
             | Op::Compare { .. }
             | Op::Logic { .. }
             | Op::Select { .. }
-            | Op::Convert { .. } => {}
+            | Op::ConvertAddress { .. } => {}
             Op::Load(_)
             | Op::Store(_)
             | Op::Branch { .. }
@@ -494,7 +494,7 @@ impl Warp {
         }
     }
 
-    pub(super) fn convert(
+    pub(super) fn convert_address(
         &mut self,
         d: Reg,
         a: Reg,
@@ -535,7 +535,7 @@ fn has_effects(op: &Op) -> bool {
             | Op::Select { .. }
             | Op::Load(_)
             | Op::Clock { .. }
-            | Op::Convert { .. }
+            | Op::ConvertAddress { .. }
             | Op::LocalAddress { .. }
             | Op::Nop
             | Op::Prefetch

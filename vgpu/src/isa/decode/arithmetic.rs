@@ -1,6 +1,6 @@
 //! Arithmetic and logic with one, two and three sources.
 
-use super::{Decoder, Mods, Result};
+use super::{Decoder, Modifiers, Result};
 use crate::isa::alu::{self, FTZ, RELU, SAT};
 use crate::isa::lanes::{LANES, Lane, LaneFn, Slot, Wide, lane};
 use crate::isa::*;
@@ -8,7 +8,7 @@ use crate::ptx::{Operand, Type};
 
 impl<'u, 'a> Decoder<'u, 'a> {
     /// `.ftz`, `.sat`, `.relu` and the rounding, as the immediate of a lane function.
-    pub(super) fn modifiers(&self, mods: &mut Mods<'a>, ty: Type) -> Result<u32> {
+    pub(super) fn modifiers(&self, mods: &mut Modifiers<'a>, ty: Type) -> Result<u32> {
         let mut imm = mods.round().map_or(0, |r| r as u32);
         if matches!(ty, Type::F32 | Type::F16 | Type::F16x2) && mods.take("ftz") {
             imm |= FTZ;
@@ -27,7 +27,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
         Ok(imm)
     }
 
-    pub(super) fn unary(&mut self, mut mods: Mods<'a>, ops: &[Operand<'a>]) -> Result<()> {
+    pub(super) fn unary(&mut self, mut mods: Modifiers<'a>, ops: &[Operand<'a>]) -> Result<()> {
         let ty = self.one_type(&mods.types())?;
         let [d, a] = self.operands(ops)?;
         if ty == Type::Pred && mods.base == "not" {
@@ -98,7 +98,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
         )
     }
 
-    pub(super) fn binary(&mut self, mut mods: Mods<'a>, ops: &[Operand<'a>]) -> Result<()> {
+    pub(super) fn binary(&mut self, mut mods: Modifiers<'a>, ops: &[Operand<'a>]) -> Result<()> {
         let ty = self.one_type(&mods.types())?;
         let [d, a, b] = self.operands(ops)?;
         let base = mods.base;
@@ -215,7 +215,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
         )
     }
 
-    pub(super) fn ternary(&mut self, mut mods: Mods<'a>, ops: &[Operand<'a>]) -> Result<()> {
+    pub(super) fn ternary(&mut self, mut mods: Modifiers<'a>, ops: &[Operand<'a>]) -> Result<()> {
         let types = mods.types();
         let base = mods.base;
         if matches!(base, "dp4a" | "dp2a") {
@@ -358,7 +358,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
 
     pub(super) fn dot_product(
         &mut self,
-        mut mods: Mods<'a>,
+        mut mods: Modifiers<'a>,
         types: &[Type],
         ops: &[Operand<'a>],
     ) -> Result<()> {
@@ -391,7 +391,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
         )
     }
 
-    pub(super) fn bfi(&mut self, mut mods: Mods<'a>, ops: &[Operand<'a>]) -> Result<()> {
+    pub(super) fn bfi(&mut self, mut mods: Modifiers<'a>, ops: &[Operand<'a>]) -> Result<()> {
         let ty = self.one_type(&mods.types())?;
         self.finish(&mods)?;
         let [d, a, b, from, count] = self.operands(ops)?;

@@ -1,11 +1,11 @@
 //! `cp.async` and `mbarrier`.
 
-use super::{Decoder, Mods, Result};
+use super::{Decoder, Modifiers, Result};
 use crate::isa::*;
 use crate::ptx::{Operand, Type};
 
 impl<'u, 'a> Decoder<'u, 'a> {
-    pub(super) fn copy(&mut self, mut mods: Mods<'a>, ops: &[Operand<'a>]) -> Result<()> {
+    pub(super) fn copy(&mut self, mut mods: Modifiers<'a>, ops: &[Operand<'a>]) -> Result<()> {
         if !mods.take("async") {
             return self.fail("this form of 'cp' is not supported");
         }
@@ -77,7 +77,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
         Ok(())
     }
 
-    pub(super) fn mbarrier(&mut self, mut mods: Mods<'a>, ops: &[Operand<'a>]) -> Result<()> {
+    pub(super) fn mbarrier(&mut self, mut mods: Modifiers<'a>, ops: &[Operand<'a>]) -> Result<()> {
         const ACTIONS: [&str; 9] = [
             "init",
             "inval",

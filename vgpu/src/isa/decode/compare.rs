@@ -1,12 +1,12 @@
 //! `setp`, `set`, `testp`.
 
-use super::{Decoder, Mods, Result};
+use super::{Decoder, Modifiers, Result};
 use crate::isa::lanes::{CompareFn, LANES, Lane, LaneFn, Slot, Wide, compare, lane};
 use crate::isa::*;
 use crate::ptx::{Operand, Type};
 
 impl<'u, 'a> Decoder<'u, 'a> {
-    pub(super) fn comparison(&mut self, mods: &mut Mods<'a>) -> Result<(&'static str, Join)> {
+    pub(super) fn comparison(&mut self, mods: &mut Modifiers<'a>) -> Result<(&'static str, Join)> {
         const OPS: [&str; 18] = [
             "eq", "ne", "lt", "le", "gt", "ge", "lo", "ls", "hi", "hs", "equ", "neu", "ltu", "leu",
             "gtu", "geu", "num", "nan",
@@ -55,7 +55,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
         }
     }
 
-    pub(super) fn setp(&mut self, mut mods: Mods<'a>, ops: &[Operand<'a>]) -> Result<()> {
+    pub(super) fn setp(&mut self, mut mods: Modifiers<'a>, ops: &[Operand<'a>]) -> Result<()> {
         let ty = self.one_type(&mods.types())?;
         let (op, join) = self.comparison(&mut mods)?;
         let ftz = mods.take("ftz");
@@ -79,7 +79,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
         Ok(())
     }
 
-    pub(super) fn set(&mut self, mut mods: Mods<'a>, ops: &[Operand<'a>]) -> Result<()> {
+    pub(super) fn set(&mut self, mut mods: Modifiers<'a>, ops: &[Operand<'a>]) -> Result<()> {
         let types = mods.types();
         let [to, ty] = types[..] else { return self.fail("'set' needs two types") };
         let (op, join) = self.comparison(&mut mods)?;
@@ -135,7 +135,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
         Ok(())
     }
 
-    pub(super) fn testp(&mut self, mut mods: Mods<'a>, ops: &[Operand<'a>]) -> Result<()> {
+    pub(super) fn testp(&mut self, mut mods: Modifiers<'a>, ops: &[Operand<'a>]) -> Result<()> {
         let ty = self.one_type(&mods.types())?;
         let Some(op) =
             mods.take_word(&["finite", "infinite", "number", "notanumber", "normal", "subnormal"])

@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 
-use super::{Decoder, Fixup, Mods, Name, Result};
+use super::{Decoder, Fixup, Modifiers, Name, Result};
 use crate::isa::*;
 use crate::ptx::{Operand, Type};
 
 impl<'u, 'a> Decoder<'u, 'a> {
     pub(super) fn control(
         &mut self,
-        mut mods: Mods<'a>,
+        mut mods: Modifiers<'a>,
         ops: &'u [Operand<'a>],
         tables: &HashMap<&'a str, &'u [&'a str]>,
     ) -> Result<()> {

@@ -1,6 +1,6 @@
 //! `cvt`.
 
-use super::{Decoder, Mods, Result};
+use super::{Decoder, Modifiers, Result};
 use crate::isa::alu::{self, FTZ, RELU, SAT};
 use crate::isa::convert::{self, INTEGRAL};
 use crate::isa::float::Round;
@@ -9,7 +9,7 @@ use crate::isa::*;
 use crate::ptx::{Operand, Type};
 
 impl<'u, 'a> Decoder<'u, 'a> {
-    pub(super) fn cvt(&mut self, mut mods: Mods<'a>, ops: &[Operand<'a>]) -> Result<()> {
+    pub(super) fn cvt(&mut self, mut mods: Modifiers<'a>, ops: &[Operand<'a>]) -> Result<()> {
         if mods.left.contains(&"tf32") {
             mods.take("tf32");
             let source = self.one_type(&mods.types())?;

@@ -12,7 +12,7 @@ const RECURSION_BYTES: usize = 64 << 10;
 const MAX_SLOTS: u32 = 1 << 20;
 
 impl<'u, 'a> Decoder<'u, 'a> {
-    pub(super) fn kernel(mut self, entry: &'u Function<'a>) -> Result<Kernel> {
+    pub(super) fn kernel(mut self, entry: &'u Function<'a>) -> Result<DecodedKernel> {
         // Shared variables are laid out first: dynamic memory begins behind all of them, wherever they are declared.
         self.layout_shared(entry)?;
         self.add_function(entry)?;
@@ -28,7 +28,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
         let version = self.unit.target.trim_start_matches("sm_");
         let target =
             version.trim_end_matches(|c: char| c.is_ascii_alphabetic()).parse().unwrap_or(0);
-        Ok(Kernel {
+        Ok(DecodedKernel {
             name: entry.name.to_string(),
             code: self.code,
             slots: self.slots,

@@ -1,11 +1,11 @@
 //! `ldmatrix`, `stmatrix`, `mma`.
 
-use super::{Decoder, Mods, Result};
+use super::{Decoder, Modifiers, Result};
 use crate::isa::*;
 use crate::ptx::{Operand, Type};
 
 impl<'u, 'a> Decoder<'u, 'a> {
-    pub(super) fn matrix(&mut self, mut mods: Mods<'a>, ops: &[Operand<'a>]) -> Result<()> {
+    pub(super) fn matrix(&mut self, mut mods: Modifiers<'a>, ops: &[Operand<'a>]) -> Result<()> {
         self.need_sync(&mut mods)?;
         let ok = mods.take("aligned") && mods.take("m8n8") && mods.take("b16");
         let count = mods.take_one(&[("x1", 1), ("x2", 2), ("x4", 4)]);
@@ -44,7 +44,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
             .collect()
     }
 
-    pub(super) fn mma(&mut self, mut mods: Mods<'a>, ops: &[Operand<'a>]) -> Result<()> {
+    pub(super) fn mma(&mut self, mut mods: Modifiers<'a>, ops: &[Operand<'a>]) -> Result<()> {
         self.need_sync(&mut mods)?;
         let shape =
             mods.take_one(&[("m16n8k4", 4u8), ("m16n8k8", 8), ("m16n8k16", 16), ("m16n8k32", 32)]);

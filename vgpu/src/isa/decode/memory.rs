@@ -1,11 +1,11 @@
 //! Loads, stores, atomics, conversions of addresses.
 
-use super::{Decoder, Mods, Name, Result};
+use super::{Decoder, Modifiers, Name, Result};
 use crate::isa::*;
 use crate::ptx::{Operand, Type};
 
 impl<'u, 'a> Decoder<'u, 'a> {
-    pub(super) fn space(&self, mods: &mut Mods<'a>) -> MemorySpace {
+    pub(super) fn space(&self, mods: &mut Modifiers<'a>) -> MemorySpace {
         mods.take_one(&[
             ("global", MemorySpace::Global),
             ("shared", MemorySpace::Shared),
@@ -20,7 +20,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
     }
 
     /// Cache hints change nothing here.
-    pub(super) fn cache_hints(&self, mods: &mut Mods<'a>) {
+    pub(super) fn cache_hints(&self, mods: &mut Modifiers<'a>) {
         mods.take_word(&["ca", "cg", "cs", "lu", "cv", "wb", "wt"]);
         mods.take_word(&[
             "L1::evict_normal",
@@ -33,7 +33,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
         mods.take_word(&["L2::64B", "L2::128B", "L2::256B"]);
     }
 
-    pub(super) fn order(&self, mods: &mut Mods<'a>, plain: Order) -> Order {
+    pub(super) fn order(&self, mods: &mut Modifiers<'a>, plain: Order) -> Order {
         let order = mods.take_one(&[
             ("weak", plain),
             ("relaxed", Order::Relaxed),
@@ -46,7 +46,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
         order.unwrap_or(plain)
     }
 
-    pub(super) fn transfer(&mut self, mut mods: Mods<'a>, ops: &[Operand<'a>]) -> Result<()> {
+    pub(super) fn transfer(&mut self, mut mods: Modifiers<'a>, ops: &[Operand<'a>]) -> Result<()> {
         let is_store = mods.base == "st";
         let order = self.order(&mut mods, Order::Weak);
         let space = self.space(&mut mods);
@@ -111,7 +111,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
         Ok(())
     }
 
-    pub(super) fn atomic(&mut self, mut mods: Mods<'a>, ops: &[Operand<'a>]) -> Result<()> {
+    pub(super) fn atomic(&mut self, mut mods: Modifiers<'a>, ops: &[Operand<'a>]) -> Result<()> {
         use AtomicOp::*;
         use Type::*;
         let returns = mods.base == "atom";
@@ -179,7 +179,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
 
     pub(super) fn convert_address(
         &mut self,
-        mut mods: Mods<'a>,
+        mut mods: Modifiers<'a>,
         ops: &[Operand<'a>],
     ) -> Result<()> {
         let to = mods.take("to");
@@ -210,11 +210,11 @@ impl<'u, 'a> Decoder<'u, 'a> {
                 .insert("%address", Name::Register { slot: temporary, bytes: ty.size() as u8 });
             self.variable_address(ty, &Operand::Name("%address"), name)?;
             let d = self.dst(d, ty.size())?;
-            self.push(Op::Convert { d, a: temporary, to_generic: !to, space, wide });
+            self.push(Op::ConvertAddress { d, a: temporary, to_generic: !to, space, wide });
             return Ok(());
         }
         let (a, d) = (self.src(a, ty)?, self.dst(d, ty.size())?);
-        self.push(Op::Convert { d, a, to_generic: !to, space, wide });
+        self.push(Op::ConvertAddress { d, a, to_generic: !to, space, wide });
         Ok(())
     }
 }

@@ -17,7 +17,7 @@ use std::collections::HashMap;
 
 use super::*;
 use crate::ptx::{Function, Instruction, Space, SyntaxError, Type, Unit};
-use modifiers::{Mods, classify};
+use modifiers::{Modifiers, classify};
 
 type Result<T> = std::result::Result<T, SyntaxError>;
 
@@ -29,7 +29,10 @@ pub(crate) struct Symbol {
 }
 
 /// Decodes every function of the unit: kernels for running, the rest so that what it refuses is known at load.
-pub(crate) fn decode_unit(unit: &Unit, symbols: &HashMap<&str, Symbol>) -> Result<Vec<Kernel>> {
+pub(crate) fn decode_unit(
+    unit: &Unit,
+    symbols: &HashMap<&str, Symbol>,
+) -> Result<Vec<DecodedKernel>> {
     let mut kernels = Vec::new();
     for function in unit.functions.iter().filter(|f| f.body.is_some()) {
         let kernel = Decoder::new(unit, symbols).kernel(function)?;
@@ -178,7 +181,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
                 _ => return self.fail(format!("'{name}' is not a predicate")),
             },
         };
-        let mut mods = Mods::new(instruction.opcode);
+        let mut mods = Modifiers::new(instruction.opcode);
         let ops = instruction.operands.as_slice();
         self.class = classify(&mods);
         match mods.base {

@@ -5,12 +5,12 @@ use crate::isa::float::Round;
 use crate::ptx::Type;
 
 /// An opcode and what is left of its modifiers.
-pub(super) struct Mods<'a> {
+pub(super) struct Modifiers<'a> {
     pub(super) base: &'a str,
     pub(super) left: Vec<&'a str>,
 }
 
-impl<'a> Mods<'a> {
+impl<'a> Modifiers<'a> {
     pub(super) fn new(opcode: &'a str) -> Self {
         let mut parts = opcode.split('.');
         let base = parts.next().unwrap_or("");
@@ -56,7 +56,7 @@ impl<'a> Mods<'a> {
 }
 
 /// What an opcode counts as, before its operands are known.
-pub(super) fn classify(mods: &Mods) -> Class {
+pub(super) fn classify(mods: &Modifiers) -> Class {
     let ty = mods.left.iter().filter_map(|m| Type::parse(m)).next();
     match mods.base {
         "mov" => Class::Move,

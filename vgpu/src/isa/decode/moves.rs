@@ -1,13 +1,13 @@
 //! `mov`: registers, packed parts, addresses of variables.
 
-use super::{Decoder, Mods, Name, Result};
+use super::{Decoder, Modifiers, Name, Result};
 use crate::isa::alu;
 use crate::isa::lanes::{LANES, Lane, LaneFn, Slot, Wide, lane};
 use crate::isa::*;
 use crate::ptx::{Operand, Type};
 
 impl<'u, 'a> Decoder<'u, 'a> {
-    pub(super) fn mov(&mut self, mut mods: Mods<'a>, ops: &[Operand<'a>]) -> Result<()> {
+    pub(super) fn mov(&mut self, mut mods: Modifiers<'a>, ops: &[Operand<'a>]) -> Result<()> {
         let ty = self.one_type(&mods.types())?;
         self.finish(&mods)?;
         let [d, a] = self.operands(ops)?;

@@ -1,6 +1,6 @@
 //! Operands to slots: registers, constants, predicates, addresses.
 
-use super::{DYNAMIC, Decoder, Mods, Name, Result};
+use super::{DYNAMIC, Decoder, Modifiers, Name, Result};
 use crate::isa::lanes::{LANES, Lane, LaneFn, Slot, Wide, lane};
 use crate::isa::*;
 use crate::ptx::{Operand, Space, Type};
@@ -327,7 +327,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
         }
     }
 
-    pub(super) fn finish(&self, mods: &Mods) -> Result<()> {
+    pub(super) fn finish(&self, mods: &Modifiers) -> Result<()> {
         match mods.left.first() {
             None => Ok(()),
             Some(modifier) => {
@@ -339,7 +339,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
     pub(super) fn alu(
         &mut self,
         run: Option<LaneFn>,
-        mods: &Mods,
+        mods: &Modifiers,
         ty: Type,
         d: Reg,
         wide: bool,

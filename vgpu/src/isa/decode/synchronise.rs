@@ -1,11 +1,11 @@
 //! What lanes, warps and blocks do together: shuffles, votes, barriers, fences.
 
-use super::{Decoder, Mods, Result};
+use super::{Decoder, Modifiers, Result};
 use crate::isa::*;
 use crate::ptx::{Operand, Type};
 
 impl<'u, 'a> Decoder<'u, 'a> {
-    pub(super) fn need_sync(&self, mods: &mut Mods<'a>) -> Result<()> {
+    pub(super) fn need_sync(&self, mods: &mut Modifiers<'a>) -> Result<()> {
         if mods.take("sync") {
             Ok(())
         } else {
@@ -13,7 +13,11 @@ impl<'u, 'a> Decoder<'u, 'a> {
         }
     }
 
-    pub(super) fn communicate(&mut self, mut mods: Mods<'a>, ops: &[Operand<'a>]) -> Result<()> {
+    pub(super) fn communicate(
+        &mut self,
+        mut mods: Modifiers<'a>,
+        ops: &[Operand<'a>],
+    ) -> Result<()> {
         let types = mods.types();
         let ty = self.one_type(&types);
         match mods.base {
@@ -121,7 +125,11 @@ impl<'u, 'a> Decoder<'u, 'a> {
         Ok(())
     }
 
-    pub(super) fn synchronise(&mut self, mut mods: Mods<'a>, ops: &[Operand<'a>]) -> Result<()> {
+    pub(super) fn synchronise(
+        &mut self,
+        mut mods: Modifiers<'a>,
+        ops: &[Operand<'a>],
+    ) -> Result<()> {
         match mods.base {
             "membar" => {
                 let Some(level) = mods.take_word(&["cta", "gl", "sys"]) else {
