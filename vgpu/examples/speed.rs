@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use vgpu::{Arguments, Config, Error, Gpu};
+use vgpu::{Arguments, Checks, Config, Error, Gpu};
 
 /// `y = x * x + x`, an element a thread.
 const ELEMENTWISE: &str = "\
@@ -35,8 +35,14 @@ done:
 ";
 
 fn main() -> Result<(), Error> {
-    for checks in [true, false] {
-        println!("checks {}", if checks { "on" } else { "off" });
+    let but_warps = Checks { race_warp: false, ..Checks::ALL };
+    let choices = [
+        ("checks on", Checks::ALL),
+        ("checks on, but races inside warps", but_warps),
+        ("checks off", Checks::NONE),
+    ];
+    for (name, checks) in choices {
+        println!("{name}");
         elementwise(checks)?;
         if let Some(path) = std::env::args().nth(1) {
             match std::fs::read_to_string(&path) {
@@ -59,7 +65,7 @@ fn best(mut run: impl FnMut() -> Result<(), Error>) -> Result<f64, Error> {
     Ok(best)
 }
 
-fn elementwise(checks: bool) -> Result<(), Error> {
+fn elementwise(checks: Checks) -> Result<(), Error> {
     let n = 1 << 20;
     let mut gpu = Gpu::new(Config { checks, threads: 1, ..Config::default() })?;
     let kernel = gpu.load(ELEMENTWISE)?.function("elementwise")?;
@@ -71,7 +77,7 @@ fn elementwise(checks: bool) -> Result<(), Error> {
     Ok(())
 }
 
-fn gemm(checks: bool, ptx: &str) -> Result<(), Error> {
+fn gemm(checks: Checks, ptx: &str) -> Result<(), Error> {
     let n = 512;
     let mut gpu = Gpu::new(Config { checks, ..Config::default() })?;
     let kernel = gpu.load(ptx)?.function("gemm")?;

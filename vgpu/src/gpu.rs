@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::exec::{Counters, Fault, FaultKind, Launch, Memory, MemoryKind, Settings, run};
+use crate::exec::{Checks, Counters, Fault, FaultKind, Launch, Memory, MemoryKind, Settings, run};
 use crate::isa::DecodedKernel;
 use crate::module::{LoadError, Module};
 use crate::ptx::SyntaxError;
@@ -10,8 +10,10 @@ use crate::ptx::SyntaxError;
 /// How a [`Gpu`] runs kernels.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Look for the errors that [`FaultKind`] lists.
-    pub checks: bool,
+    /// What to look for.
+    pub checks: Checks,
+    /// Go on after an error that allows it: [`Gpu::findings`] has them then.
+    pub keep_going: bool,
     /// Count what launches do.
     pub counters: bool,
     /// Order of blocks and warps; 0 is the natural one.
@@ -25,7 +27,14 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-        Self { checks: true, counters: false, seed: 0, budget: 1 << 27, threads }
+        Self {
+            checks: Checks::ALL,
+            keep_going: false,
+            counters: false,
+            seed: 0,
+            budget: 1 << 27,
+            threads,
+        }
     }
 }
 
@@ -151,6 +160,7 @@ pub struct Gpu {
     settings: Settings,
     stamp: u32,
     launches: u64,
+    findings: Vec<Fault>,
 }
 
 /// Kernels of one PTX text.
@@ -209,13 +219,20 @@ impl Gpu {
         }
         let settings = Settings {
             checks: config.checks,
+            keep_going: config.keep_going,
             counting: config.counters,
             seed: config.seed,
             budget: config.budget,
             threads: config.threads,
             processors: 108,
         };
-        Ok(Self { memory: Memory::new(80 << 30), settings, stamp: 1, launches: 0 })
+        Ok(Self {
+            memory: Memory::new(80 << 30),
+            settings,
+            stamp: 1,
+            launches: 0,
+            findings: Vec::new(),
+        })
     }
 
     /// Loads a module.
@@ -333,6 +350,11 @@ impl Gpu {
         self.start(function, grid, block, shared, arguments, true)
     }
 
+    /// What the last launch found without ending: warnings, and errors when it was to keep going.
+    pub fn findings(&self) -> &[Fault] {
+        &self.findings
+    }
+
     fn start(
         &mut self,
         function: &Function,
@@ -366,8 +388,9 @@ impl Gpu {
             cooperative,
         };
         self.launches += 1;
-        run(&launch, &self.memory, &self.settings, &mut self.stamp, self.launches)
-            .map_err(Error::Fault)
+        let outcome = run(&launch, &self.memory, &self.settings, &mut self.stamp, self.launches);
+        self.findings = outcome.findings;
+        outcome.result.map_err(Error::Fault)
     }
 }
 

@@ -7,7 +7,7 @@ mod isa;
 mod module;
 mod ptx;
 
-pub use exec::{Counters, Fault, FaultKind, LineCounters};
+pub use exec::{Checks, Counters, Fault, FaultKind, LineCounters, Severity};
 pub use gpu::{Arguments, Config, Error, Function, Gpu, LoadedModule, Plain};
 pub use isa::decode::supports;
 pub use ptx::SyntaxError;

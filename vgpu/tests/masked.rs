@@ -2,7 +2,7 @@
 
 mod common;
 
-use vgpu::{Arguments, Config, Gpu};
+use vgpu::{Arguments, Checks, Config, Gpu};
 
 /// Lanes 8 and up access `data + 4 * (lane - 8)`; the others hold addresses before the allocation, and in
 /// the other state spaces addresses close to the end of the address space.
@@ -41,7 +41,7 @@ fn lanes_that_are_off_may_point_anywhere() {
         } else {
             body.to_string()
         };
-        for checks in [true, false] {
+        for checks in [Checks::ALL, Checks::NONE] {
             let mut gpu = Gpu::new(Config { checks, ..Config::default() }).unwrap();
             let kernel = gpu.load(&text(&body)).unwrap().function("k").unwrap();
             let data = gpu.upload(&[5u32; 256]).unwrap();

@@ -93,8 +93,8 @@ impl State {
             Place::Host(pointer) if !capturing => {
                 if self.pinned(pointer as u64, bytes) {
                     // SAFETY: page-locked memory that the program gave to be read.
-                    expected =
-                        Some(unsafe { checksum(pointer, bytes) }).filter(|_| self.settings.checks);
+                    expected = Some(unsafe { checksum(pointer, bytes) })
+                        .filter(|_| self.settings.checks.host);
                     Place::Host(pointer)
                 } else {
                     // SAFETY: host memory that the program gave to be read.

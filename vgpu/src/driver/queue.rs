@@ -10,7 +10,7 @@ use std::time::Instant;
 use super::IN_CALLBACK;
 use super::error::{self, Code};
 use super::state::{LEGACY, State};
-use crate::exec::{Fault, FaultKind, Launch, run};
+use crate::exec::{Fault, FaultKind, Launch, Severity, run};
 use crate::isa::DecodedKernel;
 
 /// A kernel launch with its arguments copied.
@@ -313,6 +313,7 @@ impl State {
     fn host_fault(&mut self, kind: FaultKind, message: String) -> Code {
         let fault = Fault {
             kind,
+            severity: Severity::Error,
             kernel: String::new(),
             block: [0; 3],
             thread: None,
@@ -419,7 +420,9 @@ impl State {
             params: &launch.params,
             cooperative: launch.cooperative,
         };
-        match run(&ready, &self.memory, &self.settings, &mut self.stamp, self.launches) {
+        let outcome = run(&ready, &self.memory, &self.settings, &mut self.stamp, self.launches);
+        outcome.findings.iter().for_each(|finding| eprintln!("{finding}"));
+        match outcome.result {
             Ok(mut counters) => {
                 if let Some(path) = &self.counters_file {
                     counters.registers = launch.registers;

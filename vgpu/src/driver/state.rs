@@ -10,7 +10,7 @@ use super::error::{self, Code};
 use super::failure::FailurePlan;
 use super::graph::{Graph, GraphExec};
 use super::queue::{Event, Stream};
-use crate::exec::{Memory, Random, Settings};
+use crate::exec::{Checks, Memory, Random, Settings};
 use crate::isa::DecodedKernel;
 use crate::module::Module;
 
@@ -118,12 +118,18 @@ impl State {
             eprintln!("vgpu: VGPU_CARD={name} is not a100, rtx4090 or h100");
             return Err(error::NO_DEVICE);
         };
-        let checks = match variable("VGPU_CHECKS").as_deref() {
-            None | Some("on") => true,
-            Some("off") => false,
+        let checks = variable("VGPU_CHECKS").map_or(Checks::ALL, |text| {
+            Checks::parse(&text).unwrap_or_else(|why| {
+                eprintln!("vgpu: VGPU_CHECKS={text}: {why}; all checks are on");
+                Checks::ALL
+            })
+        });
+        let keep_going = match variable("VGPU_ERRORS").as_deref() {
+            None | Some("stop") => false,
+            Some("continue") => true,
             Some(other) => {
-                eprintln!("vgpu: VGPU_CHECKS={other} is neither on nor off; checks are on");
-                true
+                eprintln!("vgpu: VGPU_ERRORS={other} is neither stop nor continue; it is ignored");
+                false
             }
         };
         let counters_file = variable("VGPU_COUNTERS").map(Into::into);
@@ -131,6 +137,7 @@ impl State {
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
         let settings = Settings {
             checks,
+            keep_going,
             counting: counters_file.is_some(),
             seed,
             budget: number("VGPU_BUDGET", 1 << 27),

@@ -60,14 +60,14 @@ impl Warp {
         self.check_bounds(&to, mask, bytes, core.shared.len(), "asynchronous copy to", "shared")?;
         let mut wanted = [bytes; LANES];
         if let Some(r) = copy.source_bytes {
-            if env.checks
+            if env.undefined
                 && let Some(lane) = lanes(self.undef[r as usize] & mask).next()
             {
-                return found(
-                    FaultKind::Undefined,
-                    lane,
-                    "the source size of an asynchronous copy is undefined",
+                let message = format!(
+                    "the source size of an asynchronous copy is undefined{}",
+                    self.origin(env, r)
                 );
+                self.report(env, FaultKind::Undefined, lane, message)?;
             }
             for lane in lanes(mask) {
                 wanted[lane] = self.narrow(r)[lane] as usize;
@@ -97,7 +97,7 @@ impl Warp {
                 }
                 let places =
                     self.global_places(env, core, &from, some, size, "asynchronous copy from")?;
-                if env.checks && env.races {
+                if env.race_global {
                     self.touch_global(env, core, &places, &from, some, size, Access::Read)?;
                 }
                 for lane in lanes(some) {
@@ -119,7 +119,7 @@ impl Warp {
                     let source =
                         unsafe { std::slice::from_raw_parts(places.pointers[lane], count) };
                     copy_piece(&mut data[lane][..count], source);
-                    if env.checks && !allocation.is_all_defined() {
+                    if env.undefined && !allocation.is_all_defined() {
                         for i in
                             (0..count).filter(|i| !allocation.is_defined(from[lane] + *i as u64))
                         {
@@ -132,13 +132,13 @@ impl Warp {
                 stats.global(self.pc as usize, lanes(reading).map(|l| from[l]), bytes as u64);
             }
         }
-        if env.checks {
+        if env.shadows {
             // The write may happen any time from now on, so it must not race with what others do now.
             self.touch_shared(env, core, &to, mask, bytes, Access::Write)?;
         }
         self.landings.reserve(LANES);
         for lane in lanes(mask) {
-            if env.checks {
+            if env.async_copies {
                 self.overlapping |= core.shadow.set_in_flight(to[lane] as usize, bytes, true);
             }
             self.landings.push(Landing {
@@ -205,8 +205,10 @@ impl Warp {
             }
             let (at, bytes) = (landing.to as usize, landing.bytes as usize);
             copy_piece(&mut core.shared[at..at + bytes], &landing.data);
-            if env.checks {
+            if env.async_copies {
                 core.shadow.set_in_flight(at, bytes, false);
+            }
+            if env.undefined {
                 if landing.defined == u16::MAX {
                     set_defined(&mut core.shared_defined, at, bytes);
                 } else {
@@ -214,21 +216,31 @@ impl Warp {
                         *flag = (landing.defined >> i & 1) as u8;
                     }
                 }
-                let (warp, write) = (self.index as u32, Access::Write);
+            }
+            if env.shadows {
+                let (warp, write, lane) = (self.index as u32, Access::Write, landing.lane as usize);
                 let conflict = core.shadow.touch(at, bytes, write, warp, &self.clock, self.pc);
                 if let Some(conflict) = conflict {
-                    race.get_or_insert((conflict, at, bytes, landing.lane as usize));
+                    race.get_or_insert((conflict, at, bytes, lane));
+                }
+                if env.race_warp {
+                    let (who, order) = (Some(lane as u32), &mut self.lane_order);
+                    let conflict =
+                        core.shadow.touch_lane(at, bytes, write, warp, who, order, self.pc);
+                    if let Some(conflict) = conflict {
+                        race.get_or_insert((conflict, at, bytes, lane));
+                    }
                 }
             }
             false
         });
         self.landings = landings;
         if let Some((conflict, at, bytes, lane)) = race {
-            return self.shared_race(env, conflict, at, bytes, Access::Write, lane);
+            self.shared_conflict(env, core, conflict, at, bytes, Access::Write, lane)?;
         }
         // Another copy to the same place may still be under way: one of another lane of the same
         // instruction, as a later copy to a place that is in flight is an error.
-        if env.checks && self.overlapping {
+        if env.async_copies && self.overlapping {
             for landing in &self.landings {
                 core.shadow.set_in_flight(landing.to as usize, landing.bytes as usize, true);
             }
@@ -269,7 +281,7 @@ impl Warp {
             "mbarrier operation on",
             "shared",
         )?;
-        if env.checks {
+        if env.undefined {
             let sources: &[u32] = match m {
                 Mbarrier::Init { count, .. } | Mbarrier::Arrive { count, .. } => &[*count],
                 Mbarrier::ExpectTransactions { bytes, .. } => &[*bytes],
@@ -279,11 +291,8 @@ impl Warp {
             if let Some(lane) =
                 sources.iter().flat_map(|r| lanes(self.undef[*r as usize] & mask)).next()
             {
-                return found(
-                    FaultKind::Undefined,
-                    lane,
-                    "an operand of the mbarrier operation is undefined",
-                );
+                let message = "an operand of the mbarrier operation is undefined";
+                self.report(env, FaultKind::Undefined, lane, message)?;
             }
         }
         if let Mbarrier::AsyncArrive { .. } = m {
@@ -295,32 +304,14 @@ impl Warp {
             let key = addresses[lane] as u32;
             if let Mbarrier::Init { count, .. } = m {
                 let count = self.narrow(*count)[lane];
-                if env.checks
-                    && let Some(conflict) = core.shadow.touch(
-                        key as usize,
-                        8,
-                        Access::Write,
-                        self.index as u32,
-                        &self.clock,
-                        self.pc,
-                    )
-                {
-                    return self.shared_race(env, conflict, key as usize, 8, Access::Write, lane);
+                if env.shadows {
+                    self.touch_shared(env, core, &addresses, 1 << lane, 8, Access::Write)?;
                 }
                 core.mbarriers.insert(key, MbarrierState::new(count));
                 continue;
             }
-            if env.checks
-                && let Some(conflict) = core.shadow.touch(
-                    key as usize,
-                    8,
-                    Access::Read,
-                    self.index as u32,
-                    &self.clock,
-                    self.pc,
-                )
-            {
-                return self.shared_race(env, conflict, key as usize, 8, Access::Read, lane);
+            if env.shadows {
+                self.touch_shared(env, core, &addresses, 1 << lane, 8, Access::Read)?;
             }
             let Some(barrier) = core.mbarriers.get_mut(&key) else {
                 return found(
@@ -387,6 +378,9 @@ impl Warp {
         }
         if let Mbarrier::Wait { d, .. } = m {
             self.set_pred(*d, open, mask, 0);
+            if open != 0 {
+                self.lane_order.synchronise(open, true);
+            }
         }
         Ok(failed)
     }

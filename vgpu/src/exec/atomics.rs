@@ -98,13 +98,19 @@ impl Warp {
         let size = atomic.ty.size();
         let wide = size == 8;
         let mut addresses = self.addresses(env, &atomic.at, mask)?;
-        if env.checks {
-            let dirty = (self.undef[atomic.b as usize] | self.undef[atomic.c as usize]) & mask;
-            if dirty != 0 {
-                let lane = dirty.trailing_zeros() as usize;
-                return found(FaultKind::Undefined, lane, "the operand of an atomic is undefined");
+        if env.undefined {
+            for r in [atomic.b, atomic.c] {
+                let dirty = self.undef[r as usize] & mask;
+                if dirty != 0 {
+                    let lane = dirty.trailing_zeros() as usize;
+                    let message =
+                        format!("the operand of an atomic is undefined{}", self.origin(env, r));
+                    self.report(env, FaultKind::Undefined, lane, message)?;
+                }
             }
         }
+        let access =
+            if atomic.op == AtomicOp::CompareAndSwap { Access::Swap } else { Access::Atomic };
         let mut results = [0u64; LANES];
         let mut unclear = 0;
         let mut left = mask;
@@ -132,8 +138,8 @@ impl Warp {
                     "atomic on",
                     "shared",
                 )?;
-                if env.checks {
-                    self.touch_shared(env, core, &addresses, here, size, Access::Atomic)?;
+                if env.shadows {
+                    self.touch_shared(env, core, &addresses, here, size, access)?;
                 }
                 if env.counting {
                     let used: Vec<u32> = lanes(here).map(|l| addresses[l] as u32).collect();
@@ -143,8 +149,8 @@ impl Warp {
                 std::array::from_fn(|l| base.wrapping_add(addresses[l] as usize))
             } else {
                 let places = self.global_places(env, core, &addresses, here, size, "atomic on")?;
-                if env.checks && env.races {
-                    self.touch_global(env, core, &places, &addresses, here, size, Access::Atomic)?;
+                if env.race_global {
+                    self.touch_global(env, core, &places, &addresses, here, size, access)?;
                 }
                 if env.counting {
                     stats.global(self.pc as usize, lanes(here).map(|l| addresses[l]), size as u64);
@@ -155,7 +161,7 @@ impl Warp {
             for lane in lanes(here) {
                 let generic =
                     if shared { SHARED_WINDOW + addresses[lane] } else { addresses[lane] };
-                if env.checks {
+                if env.orders {
                     core.synchronise(env, self, generic, true, true, atomic.order);
                 }
                 let get = |r| {
@@ -183,23 +189,27 @@ impl Warp {
                     }
                     results[lane] = old;
                 }
-                if env.checks {
+                if env.undefined {
                     let mut was_defined = true;
                     let at = addresses[lane];
                     if shared {
                         let bytes = &mut core.shared_defined[at as usize..at as usize + size];
                         was_defined = bytes.iter().all(|b| *b != 0);
-                        if was_defined || atomic.op == AtomicOp::Exchange {
-                            bytes.fill(1);
-                        }
+                        bytes.fill(1);
                     } else {
                         let allocation = &env.allocations[owners[lane] as usize];
                         if !allocation.is_all_defined() {
                             was_defined = (0..size as u64).all(|i| allocation.is_defined(at + i));
-                            if atomic.op == AtomicOp::Exchange {
+                            if !was_defined {
                                 allocation.set_defined(at, size as u64, true);
                             }
                         }
+                    }
+                    if !was_defined && atomic.op != AtomicOp::Exchange {
+                        let space = if shared { "shared" } else { "global" };
+                        let message =
+                            format!("atomic on {size} bytes of {space} memory that nobody wrote");
+                        self.report(env, FaultKind::Undefined, lane, message)?;
                     }
                     unclear |= (!was_defined as u32) << lane;
                 }
@@ -211,15 +221,12 @@ impl Warp {
             } else {
                 self.put(d, &results.map(|r| r as u32), mask);
             }
-            if env.checks {
+            if env.undefined {
                 self.mark(d, wide, unclear, mask & !unclear);
+                if unclear != 0 {
+                    self.origins[d as usize] = self.pc;
+                }
             }
-        } else if unclear != 0 {
-            return found(
-                FaultKind::Undefined,
-                unclear.trailing_zeros() as usize,
-                "reduction into memory that holds no defined value",
-            );
         }
         Ok(())
     }

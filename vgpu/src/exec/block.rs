@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::Env;
 use super::counters::Stats;
-use super::fault::{Fault, FaultKind};
+use super::fault::{Fault, FaultKind, Severity};
 use super::random::Random;
 use super::shadow::{BlockOrder, SharedShadow};
 use super::warp::{Checked, Finding, Pause, Warp, found, lanes};
@@ -138,7 +138,7 @@ impl BlockCore {
 
     /// A fence orders what the warp did so far before the atomics that follow.
     pub(crate) fn fence(&mut self, env: &Env, warp: &mut Warp, gpu: bool) {
-        if !env.checks {
+        if !env.orders {
             return;
         }
         warp.fenced = Some(warp.clock.clone());
@@ -158,13 +158,19 @@ impl BlockCore {
         writes: bool,
         order: crate::isa::Order,
     ) {
-        if !(env.checks && env.fences) {
+        if !(env.orders && env.fences) {
             return;
         }
-        if reads && let Some(known) = self.locations.get(&address) {
-            join(&mut warp.clock, known);
+        if reads {
+            warp.lane_order.acquire(address);
+            if let Some(known) = self.locations.get(&address) {
+                join(&mut warp.clock, known);
+            }
         }
         if writes {
+            if order.releases() || warp.fenced.is_some() {
+                warp.lane_order.release(address);
+            }
             if order.releases() {
                 join(self.locations.entry(address).or_default(), &warp.clock);
                 warp.clock[warp.index] += 1;
@@ -172,7 +178,7 @@ impl BlockCore {
                 join(self.locations.entry(address).or_default(), fenced);
             }
         }
-        if env.races && address >> 56 == 0 {
+        if env.race_global && address >> 56 == 0 {
             env.order.synchronise(&mut self.order, address, reads, writes, order.releases());
         }
     }
@@ -198,8 +204,8 @@ impl Block {
         let core = BlockCore {
             index: [0; 3],
             shared: vec![0xcb; shared].into_boxed_slice(),
-            shared_defined: vec![0; if env.checks { shared } else { 0 }].into_boxed_slice(),
-            shadow: SharedShadow::new(if env.checks { shared } else { 0 }),
+            shared_defined: vec![0; if env.undefined { shared } else { 0 }].into_boxed_slice(),
+            shadow: SharedShadow::new(if env.shadows { shared } else { 0 }, env.race_warp),
             order: BlockOrder::default(),
             barriers: Default::default(),
             locations: HashMap::new(),
@@ -298,7 +304,14 @@ impl Block {
             if !complete {
                 continue;
             }
-            let barrier = std::mem::take(&mut self.core.barriers[id]);
+            let mut barrier = std::mem::take(&mut self.core.barriers[id]);
+            if barrier.count.is_none() {
+                // Lanes that exited count as arrived: what they did is before what follows.
+                for warp in self.warps.iter_mut().filter(|w| w.born & !w.live != 0) {
+                    join(&mut barrier.clock, &warp.clock);
+                    warp.clock[warp.index] += 1;
+                }
+            }
             for arrival in &barrier.arrivals {
                 if matches!(arrival.kind, BarrierKind::Arrive) {
                     continue;
@@ -315,33 +328,7 @@ impl Block {
     fn fault(&self, env: &Env, warp: usize, what: Finding) -> Box<Fault> {
         let running = &self.warps[warp];
         let pc = running.pc;
-        self.report(env, warp, what.lane, pc, what.kind, what.message)
-    }
-
-    fn report(
-        &self,
-        env: &Env,
-        warp: usize,
-        lane: Option<usize>,
-        pc: u32,
-        kind: FaultKind,
-        message: String,
-    ) -> Box<Fault> {
-        let inst = &env.kernel.code[(pc as usize).min(env.kernel.code.len() - 1)];
-        let [nx, ny, _] = env.block;
-        let thread = lane.map(|lane| {
-            let linear = (warp * LANES + lane) as u32;
-            [linear % nx, linear / nx % ny, linear / nx / ny]
-        });
-        Box::new(Fault {
-            kind,
-            kernel: env.kernel.name.clone(),
-            block: self.core.index,
-            thread,
-            ptx_line: inst.line,
-            source: env.kernel.source(inst.loc),
-            message,
-        })
+        Box::new(running.fault(env, what.lane, pc, what.kind, Severity::Error, what.message))
     }
 
     /// Nobody in the block can go on: says who waits where.
@@ -384,6 +371,6 @@ impl Block {
         let message =
             format!("nobody can go on: {}; {exited} threads have exited", places.join(", "));
         let kind = if split { FaultKind::BarrierDivergence } else { FaultKind::Deadlock };
-        self.report(env, warp, Some(lane), pc, kind, message)
+        Box::new(self.warps[warp].fault(env, Some(lane), pc, kind, Severity::Error, message))
     }
 }

@@ -64,7 +64,7 @@ impl Warp {
                     if let Some(output) = output {
                         let at = self.local_at(lane, self.base[lane] as u64 + output as u64);
                         self.local[at..at + 4].copy_from_slice(&count.to_le_bytes());
-                        if env.checks {
+                        if env.undefined {
                             self.local_defined[at..at + 4].fill(1);
                         }
                     }

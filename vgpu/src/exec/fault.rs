@@ -2,6 +2,15 @@
 
 use std::fmt;
 
+/// Whether a finding ends its launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Severity {
+    /// Wrong on some order of execution.
+    Error,
+    /// Allowed or harmless, and mostly a mistake.
+    Warning,
+}
+
 /// Class of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FaultKind {
@@ -13,8 +22,10 @@ pub enum FaultKind {
     Misaligned,
     /// Undefined value at a branch, in an address or stored to global memory.
     Undefined,
-    /// Conflicting accesses to shared memory between two barriers.
+    /// Conflicting accesses of warps to shared memory between two barriers.
     SharedRace,
+    /// Conflicting accesses of two lanes of a warp to shared memory without `__syncwarp` between.
+    WarpRace,
     /// Conflicting accesses of two blocks to global memory.
     GlobalRace,
     /// Threads of a warp or block wait at different synchronisations.
@@ -65,6 +76,7 @@ impl FaultKind {
             Self::Misaligned => "misaligned access",
             Self::Undefined => "undefined value",
             Self::SharedRace => "race in shared memory",
+            Self::WarpRace => "race between the lanes of a warp",
             Self::GlobalRace => "race between blocks in global memory",
             Self::BarrierDivergence => "barrier divergence",
             Self::Deadlock => "deadlock",
@@ -86,6 +98,8 @@ impl FaultKind {
 pub struct Fault {
     /// What was found.
     pub kind: FaultKind,
+    /// A warning did not end the launch.
+    pub severity: Severity,
     /// The kernel's name as in the PTX.
     pub kernel: String,
     /// `blockIdx`.
@@ -102,12 +116,13 @@ pub struct Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        writeln!(f, "vgpu: {}: {}", self.kind.name(), self.message)?;
+        let severity = if self.severity == Severity::Warning { "warning: " } else { "" };
+        writeln!(f, "vgpu: {severity}{}: {}", self.kind.name(), self.message)?;
         if self.kernel.is_empty() {
             return Ok(());
         }
         let [x, y, z] = self.block;
-        write!(f, "vgpu:   in kernel {}, block ({x}, {y}, {z})", self.kernel)?;
+        write!(f, "vgpu:   in kernel {}, block ({x}, {y}, {z})", demangle(&self.kernel))?;
         if let Some([x, y, z]) = self.thread {
             write!(f, ", thread ({x}, {y}, {z})")?;
         }
@@ -120,3 +135,25 @@ impl fmt::Display for Fault {
 }
 
 impl std::error::Error for Fault {}
+
+/// A kernel's name as its source has it.
+pub(crate) fn demangle(name: &str) -> String {
+    cpp_demangle::Symbol::new(name)
+        .ok()
+        .and_then(|symbol| symbol.demangle().ok())
+        .unwrap_or_else(|| name.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_the_source() {
+        let name = "_ZN4gemm6kernelILi64EfEEvPKT0_S3_Pfi";
+        let source = "void gemm::kernel<64, float>(float const*, float const*, float*, int)";
+        assert_eq!(demangle(name), source);
+        assert_eq!(demangle("scale_f32"), "scale_f32");
+        assert_eq!(demangle("_Znonsense"), "_Znonsense");
+    }
+}

@@ -1,8 +1,10 @@
 //! Device memory: allocations, their definedness and who touched them in the running launch.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
+
+use super::shadow::GridCells;
 
 /// First device address. Linux places no mapping of a process here.
 const FIRST_ADDRESS: u64 = 0x1000_0000_0000;
@@ -47,8 +49,8 @@ pub(crate) struct Allocation {
     all_defined: AtomicBool,
     /// One byte a byte, 1 when defined; only consulted while `all_defined` is false.
     defined: OnceLock<Box<[AtomicU8]>>,
-    /// One cell a 32-bit word: see `shadow.rs`.
-    cells: OnceLock<Box<[AtomicU64]>>,
+    /// Who touched it.
+    cells: OnceLock<GridCells>,
 }
 
 // SAFETY: the memory behind `data` is owned by the allocation or by the host program, which the
@@ -105,8 +107,8 @@ impl Allocation {
         }
     }
 
-    pub(crate) fn cells(&self) -> &[AtomicU64] {
-        self.cells.get_or_init(|| zeroed_u64((self.size as usize).div_ceil(4)))
+    pub(crate) fn cells(&self) -> &GridCells {
+        self.cells.get_or_init(|| GridCells::new(self.size as usize))
     }
 }
 
@@ -114,13 +116,6 @@ fn zeroed_u8(len: usize, fill: u8) -> Box<[AtomicU8]> {
     let bytes = vec![fill; len].into_boxed_slice();
     // SAFETY: AtomicU8 has the size and alignment of u8.
     unsafe { Box::from_raw(Box::into_raw(bytes) as *mut [AtomicU8]) }
-}
-
-fn zeroed_u64(len: usize) -> Box<[AtomicU64]> {
-    // Straight from the system's zero pages: shadow of memory that is never raced for costs nothing.
-    let words = vec![0u64; len].into_boxed_slice();
-    // SAFETY: AtomicU64 has the size and alignment of u64.
-    unsafe { Box::from_raw(Box::into_raw(words) as *mut [AtomicU64]) }
 }
 
 /// Why an address range cannot be used.
@@ -282,9 +277,6 @@ impl Memory {
 
     /// Forgets who touched what.
     pub(crate) fn clear_cells(&self) {
-        for cell in self.live.values().filter_map(|a| a.cells.get()).flat_map(|cells| cells.iter())
-        {
-            cell.store(0, Relaxed);
-        }
+        self.live.values().filter_map(|a| a.cells.get()).for_each(GridCells::clear);
     }
 }

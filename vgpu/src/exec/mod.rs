@@ -5,16 +5,19 @@ mod async_copy;
 mod atomics;
 mod block;
 mod builtin;
+mod checks;
 mod counters;
 mod fault;
+mod findings;
 mod memory;
 mod random;
 mod shadow;
 mod tensor;
 mod warp;
 
+pub use checks::Checks;
 pub use counters::{Counters, LineCounters};
-pub use fault::{Fault, FaultKind};
+pub use fault::{Fault, FaultKind, Severity};
 pub(crate) use memory::{Allocation, Memory, MemoryKind};
 pub(crate) use random::Random;
 
@@ -27,6 +30,7 @@ use crate::isa::{DecodedKernel, Op, Order};
 use atomics::Locks;
 use block::{Block, Status};
 use counters::Stats;
+use findings::Findings;
 use shadow::{GridOrder, LAST_STAMP};
 
 /// Warp instructions after which a block that shares its thread with others gives way.
@@ -37,7 +41,9 @@ const RESIDENT: usize = 64;
 /// How launches run; the same for the whole device.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    pub(crate) checks: bool,
+    pub(crate) checks: Checks,
+    /// Go on after findings that allow it.
+    pub(crate) keep_going: bool,
     pub(crate) counting: bool,
     pub(crate) seed: u64,
     /// Instructions that one warp may execute.
@@ -67,10 +73,20 @@ pub(crate) struct Env<'a> {
     pub(crate) block: [u32; 3],
     pub(crate) dynamic_shared: usize,
     pub(crate) shared_bytes: usize,
-    pub(crate) checks: bool,
+    /// Look for undefined values.
+    pub(crate) undefined: bool,
+    /// Remember who touched shared memory.
+    pub(crate) shadows: bool,
+    /// Races between warps, between lanes, between blocks.
+    pub(crate) race_shared: bool,
+    pub(crate) race_warp: bool,
+    pub(crate) race_global: bool,
+    /// Remember what is ordered with what.
+    pub(crate) orders: bool,
+    pub(crate) async_copies: bool,
+    pub(crate) keep_going: bool,
+    pub(crate) findings: Findings,
     pub(crate) counting: bool,
-    /// Blocks can race with each other.
-    pub(crate) races: bool,
     /// The kernel has fences or ordered accesses.
     pub(crate) fences: bool,
     /// Blocks can wait for each other.
@@ -116,6 +132,13 @@ fn can_poll(kernel: &DecodedKernel) -> bool {
     })
 }
 
+/// What became of a launch.
+pub(crate) struct Outcome {
+    pub(crate) result: Result<Counters, Box<Fault>>,
+    /// Findings that did not end it.
+    pub(crate) findings: Vec<Fault>,
+}
+
 /// Runs a launch to its end. `stamp` is the first race stamp that no earlier launch used.
 pub(crate) fn run(
     launch: &Launch,
@@ -123,8 +146,8 @@ pub(crate) fn run(
     settings: &Settings,
     stamp: &mut u32,
     grid_id: u64,
-) -> Result<Counters, Box<Fault>> {
-    let kernel = launch.kernel;
+) -> Outcome {
+    let (kernel, checks) = (launch.kernel, settings.checks);
     let blocks = launch.grid.iter().product::<u32>();
     if *stamp as u64 + blocks as u64 * 2 + 2 > LAST_STAMP as u64 / 2 {
         memory.clear_cells();
@@ -145,9 +168,16 @@ pub(crate) fn run(
         block: launch.block,
         dynamic_shared: launch.dynamic_shared,
         shared_bytes,
-        checks: settings.checks,
+        undefined: checks.undefined,
+        shadows: checks.shadows_shared(),
+        race_shared: checks.race_shared,
+        race_warp: checks.race_warp,
+        race_global: checks.race_global && blocks > 1,
+        orders: checks.races(),
+        async_copies: checks.async_copy,
+        keep_going: settings.keep_going,
+        findings: Findings::default(),
         counting: settings.counting,
-        races: settings.checks && blocks > 1,
         fences: has_fences(kernel),
         polls: can_poll(kernel),
         order: GridOrder::new(*stamp, blocks, threads == 1),
@@ -195,7 +225,7 @@ pub(crate) fn run(
         let _ = std::io::stdout().lock().write_all(&printed);
         let _ = std::io::stdout().flush();
     }
-    match fault.into_inner().unwrap_or_else(|e| e.into_inner()) {
+    let result = match fault.into_inner().unwrap_or_else(|e| e.into_inner()) {
         Some(fault) => Err(fault),
         None => {
             let stats = total.into_inner().unwrap_or_else(|e| e.into_inner());
@@ -205,7 +235,8 @@ pub(crate) fn run(
                 Counters::default()
             })
         }
-    }
+    };
+    Outcome { result, findings: env.findings.into_faults() }
 }
 
 /// One thread's share of the blocks. A block that does not finish within its slice may be waiting for

@@ -191,12 +191,13 @@ impl Warp {
                 _ => self.products(mma),
             }
         };
-        let undefined = if env.checks { self.undefined_results(mma, e) } else { None };
+        let undefined = if env.undefined { self.undefined_results(mma, e) } else { None };
         for (r, reg) in mma.d.iter().enumerate() {
             self.put(*reg, &outputs[r], ALL);
             self.undef[*reg as usize] = 0;
         }
-        if let Some(undefined) = undefined {
+        if let Some((undefined, origin)) = undefined {
+            mma.d.iter().for_each(|r| self.origins[*r as usize] = origin);
             for lane in 0..LANES {
                 for c in 0..4 {
                     let (row, column) = accumulator_at(lane, c);
@@ -274,12 +275,11 @@ impl Warp {
         outputs
     }
 
-    /// Which results come from undefined elements: those in the row of one of A, the column of one of B, or on top of one of C.
-    fn undefined_results(&self, mma: &Mma, e: usize) -> Option<[[bool; COLUMNS]; ROWS]> {
-        let dirty = |regs: &[u32]| regs.iter().any(|r| self.undef[*r as usize] != 0);
-        if !dirty(&mma.a) && !dirty(&mma.b) && !dirty(&mma.c) {
-            return None;
-        }
+    /// Which results come from undefined elements: those in the row of one of A, the column of one of B, or
+    /// on top of one of C. With them the instruction that the first such element comes from.
+    fn undefined_results(&self, mma: &Mma, e: usize) -> Option<([[bool; COLUMNS]; ROWS], u32)> {
+        let dirty = |regs: &[u32]| regs.iter().find(|r| self.undef[**r as usize] != 0).copied();
+        let first = dirty(&mma.a).or_else(|| dirty(&mma.b)).or_else(|| dirty(&mma.c))?;
         let mut out = [[false; COLUMNS]; ROWS];
         let bits = 32 / e;
         let part =
@@ -310,7 +310,7 @@ impl Warp {
                 }
             }
         }
-        Some(out)
+        Some((out, self.origins[first as usize]))
     }
 
     /// `ldmatrix` and `stmatrix`: lane 8 m + i names row i of matrix m.
@@ -337,9 +337,20 @@ impl Warp {
         }
         let what = if m.store { "matrix store to" } else { "matrix load from" };
         self.check_bounds(&addresses, naming, 16, core.shared.len(), what, "shared")?;
-        if env.checks {
+        if env.shadows {
             let access = if m.store { Access::Write } else { Access::Read };
-            self.touch_shared(env, core, &addresses, naming, 16, access)?;
+            let warp = self.index as u32;
+            for lane in lanes(naming) {
+                // A lane names the row, all of them access it.
+                let at = addresses[lane] as usize;
+                let conflict = core.shadow.touch(at, 16, access, warp, &self.clock, self.pc);
+                if let Some(conflict) = conflict {
+                    self.shared_conflict(env, core, conflict, at, 16, access, lane)?;
+                }
+                if env.race_warp {
+                    self.touch_lane(env, core, at, 16, access, lane, true)?;
+                }
+            }
         }
         if env.counting {
             let used: Vec<u32> = addresses[..rows].iter().map(|a| *a as u32).collect();
@@ -365,7 +376,7 @@ impl Warp {
                         let at = starts[row] as usize + byte;
                         let value = (words[lane] >> (16 * i)) as u16;
                         core.shared[at..at + 2].copy_from_slice(&value.to_le_bytes());
-                        if env.checks {
+                        if env.undefined {
                             let bits = masks[lane] >> (16 * i);
                             core.shared_defined[at] = (bits & 0xff == 0) as u8;
                             core.shared_defined[at + 1] = (bits & 0xff00 == 0) as u8;
@@ -374,7 +385,7 @@ impl Warp {
                 }
                 continue;
             }
-            if !env.checks
+            if !env.undefined
                 || starts.iter().all(|at| all_defined(&core.shared_defined, *at as usize, 16))
             {
                 let words = load_matrix(&core.shared, starts, m.transposed);
@@ -405,6 +416,9 @@ impl Warp {
             }
             self.put(*reg, &out.0, ALL);
             self.undef[*reg as usize] = 0;
+            if any != 0 {
+                self.origins[*reg as usize] = self.pc;
+            }
             for lane in lanes(any) {
                 self.shadow_set(*reg, false, lane, dirty[lane]);
             }

@@ -687,6 +687,15 @@ pub(crate) struct DecodedKernel {
 }
 
 impl DecodedKernel {
+    /// An instruction as messages name it: its line of the PTX, and of the source if that is known.
+    pub(crate) fn place(&self, pc: u32) -> String {
+        let Some(inst) = self.code.get(pc as usize) else { return "an unknown line".into() };
+        match self.source(inst.loc) {
+            Some(source) => format!("PTX line {} ({source})", inst.line),
+            None => format!("PTX line {}", inst.line),
+        }
+    }
+
     /// `file:line` of the source, and where that was inlined, if the PTX has line numbers.
     pub(crate) fn source(&self, loc: u32) -> Option<String> {
         let loc = self.locs.get(loc as usize).filter(|l| l.file != 0 && l.line != 0)?;

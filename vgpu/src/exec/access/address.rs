@@ -13,14 +13,11 @@ impl Warp {
     /// Addresses of the lanes; undefined ones are reported.
     #[inline(always)]
     pub(crate) fn addresses(&self, env: &Env, at: &Address, mask: u32) -> Checked<[u64; LANES]> {
-        if env.checks {
+        if env.undefined {
             let dirty = self.undef[at.base as usize] & mask;
             if dirty != 0 {
-                return found(
-                    FaultKind::Undefined,
-                    dirty.trailing_zeros() as usize,
-                    "the address is undefined",
-                );
+                let message = format!("the address is undefined{}", self.origin(env, at.base));
+                self.report(env, FaultKind::Undefined, dirty.trailing_zeros() as usize, message)?;
             }
         }
         Ok(if at.wide {

@@ -38,28 +38,15 @@ impl Warp {
                         "load from",
                         "shared",
                     )?;
-                    if env.checks {
+                    if env.shadows {
                         if strong {
                             for lane in lanes(lanes_here) {
-                                core.synchronise(
-                                    env,
-                                    self,
-                                    SHARED_WINDOW + addresses[lane],
-                                    true,
-                                    false,
-                                    t.order,
-                                );
+                                let address = SHARED_WINDOW + addresses[lane];
+                                core.synchronise(env, self, address, true, false, t.order);
                             }
-                        } else {
-                            self.touch_shared(
-                                env,
-                                core,
-                                &addresses,
-                                lanes_here,
-                                bytes,
-                                Access::Read,
-                            )?;
                         }
+                        let access = if strong { Access::StrongRead } else { Access::Read };
+                        self.touch_shared(env, core, &addresses, lanes_here, bytes, access)?;
                     }
                     if env.counting {
                         let used: Vec<u32> =
@@ -70,7 +57,7 @@ impl Warp {
                     let pointers =
                         std::array::from_fn(|l| base.wrapping_add(addresses[l] as usize));
                     self.gather(t, &pointers, lanes_here);
-                    if env.checks {
+                    if env.undefined {
                         let defined = &core.shared_defined;
                         let is_clear =
                             |lane: usize| all_defined(defined, addresses[lane] as usize, bytes);
@@ -91,7 +78,7 @@ impl Warp {
                         base.wrapping_add((l * limit).wrapping_add(addresses[l] as usize))
                     });
                     self.gather(t, &pointers, lanes_here);
-                    if env.checks {
+                    if env.undefined {
                         let defined = std::mem::take(&mut self.local_defined);
                         self.load_defined(t, lanes_here, |lane, i| {
                             defined[lane * limit + addresses[lane] as usize + i] != 0
@@ -130,12 +117,12 @@ impl Warp {
                             bytes as u64,
                         );
                     }
-                    if env.checks {
+                    if env.orders {
                         if strong {
                             for lane in lanes(lanes_here) {
                                 core.synchronise(env, self, addresses[lane], true, false, t.order);
                             }
-                        } else if env.races {
+                        } else if env.race_global {
                             self.touch_global(
                                 env,
                                 core,
@@ -148,7 +135,7 @@ impl Warp {
                         }
                     }
                     self.gather(t, &places.pointers, lanes_here);
-                    if env.checks {
+                    if env.undefined {
                         let first = lanes_here.trailing_zeros() as usize;
                         let all_defined = places.uniform
                             && env.allocations[places.owners[first] as usize].is_all_defined();
@@ -241,6 +228,9 @@ impl Warp {
                 dirty |= (!(0..size).all(|i| is_defined(lane, element * size + i)) as u32) << lane;
             }
             self.undef[*r as usize] &= !mask;
+            if dirty != 0 {
+                self.origins[*r as usize] = self.pc;
+            }
             for lane in lanes(dirty) {
                 let mut bits =
                     undefined_bits((0..size).map(|i| is_defined(lane, element * size + i)));

@@ -1,58 +1,23 @@
-//! Accesses held against what other warps and blocks did.
+//! Accesses held against what other lanes, warps and blocks did.
 
 use super::Places;
 use crate::exec::Env;
 use crate::exec::block::BlockCore;
 use crate::exec::fault::FaultKind;
 use crate::exec::memory::Allocation;
-use crate::exec::shadow::{Access, Conflict};
-use crate::exec::warp::{Checked, Warp, found, lanes};
+use crate::exec::shadow::{Access, Conflict, Site};
+use crate::exec::warp::{Checked, Warp, lanes};
 use crate::isa::lanes::LANES;
+use crate::isa::{Op, Transfer};
+
+/// How often a value that another block is about to write is looked at again.
+const PATIENCE: usize = 64;
 
 impl Warp {
-    /// Reports a race in shared memory.
-    #[cold]
-    #[inline(never)]
-    pub(crate) fn shared_race<T>(
-        &self,
-        env: &Env,
-        conflict: Conflict,
-        at: usize,
-        bytes: usize,
-        access: Access,
-        lane: usize,
-    ) -> Checked<T> {
-        let verb = if access == Access::Read { "read" } else { "write" };
-        match conflict {
-            Conflict::InFlight => found(
-                FaultKind::AsyncCopy,
-                lane,
-                format!(
-                    "{verb} of {bytes} bytes of shared memory at offset {at}, where an asynchronous copy has not been waited for"
-                ),
-            ),
-            Conflict::Warp { warp, wrote, pc } => {
-                let other = if wrote {
-                    format!(
-                        "warp {warp} wrote there (PTX line {})",
-                        env.kernel.code[pc as usize].line
-                    )
-                } else {
-                    format!("warp {warp} read there")
-                };
-                let message = format!(
-                    "{verb} of {bytes} bytes at offset {at} by warp {}; {other} and no barrier lies between",
-                    self.index
-                );
-                found(FaultKind::SharedRace, lane, message)
-            }
-        }
-    }
-
-    /// Checks an access of these lanes to shared memory for races.
+    /// Checks an access of these lanes to shared memory for races, and for copies under way.
     #[inline(always)]
     pub(crate) fn touch_shared(
-        &self,
+        &mut self,
         env: &Env,
         core: &mut BlockCore,
         addresses: &[u64; LANES],
@@ -60,13 +25,133 @@ impl Warp {
         bytes: usize,
         access: Access,
     ) -> Checked<()> {
+        let warp = self.index as u32;
         for lane in lanes(mask) {
             let at = addresses[lane] as usize;
-            if let Some(conflict) =
-                core.shadow.touch(at, bytes, access, self.index as u32, &self.clock, self.pc)
+            if let Some(conflict) = core.shadow.touch(at, bytes, access, warp, &self.clock, self.pc)
             {
-                return self.shared_race(env, conflict, at, bytes, access, lane);
+                self.shared_conflict(env, core, conflict, at, bytes, access, lane)?;
             }
+        }
+        if env.race_warp {
+            for lane in lanes(mask) {
+                self.touch_lane(env, core, addresses[lane] as usize, bytes, access, lane, false)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks an access of one lane to shared memory against the warp's other lanes; `together` when it is
+    /// one of the whole warp that this lane only names the address for.
+    #[inline(always)]
+    pub(crate) fn touch_lane(
+        &mut self,
+        env: &Env,
+        core: &mut BlockCore,
+        at: usize,
+        bytes: usize,
+        access: Access,
+        lane: usize,
+        together: bool,
+    ) -> Checked<()> {
+        let (warp, order) = (self.index as u32, &mut self.lane_order);
+        let who = (!together).then_some(lane as u32);
+        match core.shadow.touch_lane(at, bytes, access, warp, who, order, self.pc) {
+            None => Ok(()),
+            Some(conflict) => self.shared_conflict(env, core, conflict, at, bytes, access, lane),
+        }
+    }
+
+    /// Bytes that a lane is about to store with the current instruction.
+    fn stored(&self, env: &Env, lane: usize) -> Option<Vec<u8>> {
+        let Op::Store(t) = &env.kernel.code[self.pc as usize].op else { return None };
+        let Transfer { regs, size, wide, .. } = &**t;
+        let value = |r: &u32| {
+            if *wide { self.wide(*r)[lane] } else { self.narrow(*r)[lane] as u64 }.to_le_bytes()
+        };
+        Some(regs.iter().flat_map(|r| value(r).into_iter().take(*size as usize)).collect())
+    }
+
+    /// Judges a conflict in shared memory.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn shared_conflict(
+        &self,
+        env: &Env,
+        core: &mut BlockCore,
+        conflict: Conflict,
+        at: usize,
+        bytes: usize,
+        access: Access,
+        lane: usize,
+    ) -> Checked<()> {
+        let verb = access.verb();
+        let me = self.index as u32;
+        let (wrote, other, by, kind, between) = match conflict {
+            Conflict::InFlight => {
+                let message = format!(
+                    "{verb} of {bytes} bytes of shared memory at offset {at}, where an asynchronous copy has not been waited for"
+                );
+                return self.report(env, FaultKind::AsyncCopy, lane, message);
+            }
+            Conflict::Warp { warp, wrote, site } if env.race_shared => {
+                let by = format!("warp {me}");
+                let other = format!("warp {warp} {}", did(env, wrote, site));
+                (wrote, other, by, FaultKind::SharedRace, "no barrier lies between")
+            }
+            Conflict::Lane { lane: who, wrote, site, weakly } => {
+                let is_same_store = site.pc() == Some(self.pc) && weakly;
+                let other = match who {
+                    Some(who) => {
+                        let [x, y, z] = self.thread(env, who as usize);
+                        format!("thread ({x}, {y}, {z})")
+                    }
+                    None => "several of them".into(),
+                };
+                let other = format!("{other} {}", did(env, wrote, site));
+                let by = format!("lane {lane} of warp {me}");
+                let between = if is_same_store && access == Access::Write {
+                    "one of the two is lost"
+                } else if weakly {
+                    "what lies between makes the lanes meet but does not order memory, as __syncwarp does"
+                } else {
+                    "no __syncwarp or barrier lies between"
+                };
+                if access == Access::Write
+                    && wrote
+                    && let (Some(mine), Some(who)) = (self.stored(env, lane), who)
+                {
+                    let theirs = match is_same_store {
+                        true => self.stored(env, who as usize).unwrap_or_default(),
+                        false => core.shared[at..at + bytes].to_vec(),
+                    };
+                    if mine == theirs {
+                        return Ok(());
+                    }
+                }
+                if weakly {
+                    let message = format!(
+                        "{verb} of {bytes} bytes at offset {at} by {by}; {other} and {between}"
+                    );
+                    self.warn(env, FaultKind::WarpRace, lane, message);
+                    return Ok(());
+                }
+                (wrote, other, by, FaultKind::WarpRace, between)
+            }
+            _ => return Ok(()),
+        };
+        let is_same = wrote
+            && access == Access::Write
+            && self.stored(env, lane).is_some_and(|mine| core.shared[at..at + bytes] == mine);
+        let message =
+            format!("{verb} of {bytes} bytes at offset {at} by {by}; {other} and {between}");
+        if is_same {
+            self.warn(env, kind, lane, format!("{message}; both write the same value"));
+        } else {
+            self.report(env, kind, lane, message)?;
+        }
+        if kind == FaultKind::SharedRace && access != Access::Read {
+            core.shadow.overwrite(at, bytes, me, &self.clock, self.pc);
         }
         Ok(())
     }
@@ -93,38 +178,76 @@ impl Warp {
                 cells = allocation.cells();
             }
             let start = addresses[lane] - allocation.base;
-            if let Some(block) = env.order.touch(&core.order, cells, start, bytes as u64, access) {
-                return self.global_race(env, allocation, block, start, bytes, access, lane);
+            let conflict =
+                env.order.touch(&core.order, cells, start, bytes as u64, access, self.pc);
+            if let Some(conflict) = conflict {
+                self.global_conflict(env, core, allocation, conflict, start, bytes, access, lane)?;
             }
         }
         Ok(())
     }
 
-    /// Reports a race between blocks, `start` bytes into an allocation.
+    /// Judges a conflict between blocks, `start` bytes into an allocation.
     #[cold]
     #[inline(never)]
-    pub(super) fn global_race(
+    fn global_conflict(
         &self,
         env: &Env,
+        core: &BlockCore,
         allocation: &Allocation,
-        block: u32,
+        conflict: Conflict,
         start: u64,
         bytes: usize,
         access: Access,
         lane: usize,
     ) -> Checked<()> {
-        let verb = if access == Access::Read { "read" } else { "write" };
-        let other = if block == u32::MAX {
-            "several other blocks".into()
-        } else {
-            let [nx, ny, _] = env.grid;
-            format!("block ({}, {}, {})", block % nx, block / nx % ny, block / nx / ny)
+        let Conflict::Block { block, wrote, site } = conflict else { return Ok(()) };
+        let address = allocation.base + start;
+        let other = match block {
+            None => "several other blocks".into(),
+            Some(block) => {
+                let [nx, ny, _] = env.grid;
+                format!("block ({}, {}, {})", block % nx, block / nx % ny, block / nx / ny)
+            }
         };
         let message = format!(
-            "{verb} of {bytes} bytes at 0x{:x} ({start} bytes into a {}-byte allocation), which {other} also accesses, with no fence and atomic between",
-            allocation.base + start,
-            allocation.size
+            "{} of {bytes} bytes at 0x{address:x} ({start} bytes into a {}-byte allocation); {other} {} and no fence with an atomic lies between",
+            access.verb(),
+            allocation.size,
+            did(env, wrote, site)
         );
-        found(FaultKind::GlobalRace, lane, message)
+        let is_same = wrote
+            && access == Access::Write
+            && self.stored(env, lane).is_some_and(|mine| {
+                // The other block's value may be on its way: it was checked before it is written.
+                (0..PATIENCE).any(|_| {
+                    // SAFETY: the access was checked to be inside memory that is alive.
+                    let now =
+                        unsafe { std::slice::from_raw_parts(allocation.pointer(address), bytes) };
+                    now == mine || {
+                        std::thread::yield_now();
+                        false
+                    }
+                })
+            });
+        if is_same {
+            let message = format!("{message}; both write the same value");
+            self.warn(env, FaultKind::GlobalRace, lane, message);
+        } else {
+            self.report(env, FaultKind::GlobalRace, lane, message)?;
+        }
+        if access != Access::Read {
+            env.order.overwrite(&core.order, allocation.cells(), start, bytes as u64, self.pc);
+        }
+        Ok(())
+    }
+}
+
+/// What the other party of a race did.
+fn did(env: &Env, wrote: bool, site: Site) -> String {
+    let verb = if wrote { "wrote" } else { "read" };
+    match site.pc() {
+        Some(pc) => format!("{verb} there at {}", env.kernel.place(pc)),
+        None => format!("{verb} there"),
     }
 }

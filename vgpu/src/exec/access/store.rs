@@ -25,8 +25,8 @@ impl Warp {
         let size = t.size as usize;
         let bytes = size * t.regs.len();
         let strong = t.order != Order::Weak;
-        let access = if strong { Access::Atomic } else { Access::Write };
-        let dirty = if env.checks {
+        let access = if strong { Access::StrongWrite } else { Access::Write };
+        let dirty = if env.undefined {
             t.regs.iter().fold(0, |m, r| m | self.undef[*r as usize]) & mask
         } else {
             0
@@ -44,7 +44,7 @@ impl Warp {
                         "store to",
                         "shared",
                     )?;
-                    if env.checks {
+                    if env.shadows {
                         self.touch_shared(env, core, &addresses, here, bytes, access)?;
                         if strong {
                             for lane in lanes(here) {
@@ -67,7 +67,7 @@ impl Warp {
                     let pointers =
                         std::array::from_fn(|l| base.wrapping_add(addresses[l] as usize));
                     self.scatter(t, &pointers, here);
-                    if env.checks {
+                    if env.undefined {
                         let defined = &mut core.shared_defined;
                         if dirty & here == 0 {
                             for lane in lanes(here) {
@@ -88,7 +88,7 @@ impl Warp {
                         base.wrapping_add((l * limit).wrapping_add(addresses[l] as usize))
                     });
                     self.scatter(t, &pointers, here);
-                    if env.checks {
+                    if env.undefined {
                         let mut defined = std::mem::take(&mut self.local_defined);
                         self.store_defined(t, here, dirty, |lane, i, on| {
                             defined[lane * limit + addresses[lane] as usize + i] = on
@@ -121,9 +121,11 @@ impl Warp {
                             bytes as u64,
                         );
                     }
-                    if env.checks {
-                        self.check_stored(t, dirty & here)?;
-                        if env.races {
+                    if env.undefined {
+                        self.check_stored(env, t, dirty & here)?;
+                    }
+                    if env.orders {
+                        if env.race_global {
                             self.touch_global(env, core, &places, &addresses, here, bytes, access)?;
                         }
                         if strong {
@@ -133,7 +135,7 @@ impl Warp {
                         }
                     }
                     self.scatter(t, &places.pointers, here);
-                    if env.checks {
+                    if env.undefined {
                         self.define_global(env, &places, &addresses, here, bytes);
                         for lane in lanes(dirty & here) {
                             let allocation = &env.allocations[places.owners[lane] as usize];
@@ -179,7 +181,7 @@ impl Warp {
 
     /// A value without one defined bit must not reach global memory. Partly defined ones may: packed
     /// structures have holes.
-    pub(super) fn check_stored(&self, t: &Transfer, dirty: u32) -> Checked<()> {
+    fn check_stored(&self, env: &Env, t: &Transfer, dirty: u32) -> Checked<()> {
         let all = if t.size == 8 { u64::MAX } else { (1 << (t.size * 8)) - 1 };
         for lane in lanes(dirty) {
             for (element, r) in t.regs.iter().enumerate() {
@@ -189,11 +191,11 @@ impl Warp {
                     } else {
                         String::new()
                     };
-                    return found(
-                        FaultKind::Undefined,
-                        lane,
-                        format!("{which}the value stored to global memory is undefined"),
+                    let message = format!(
+                        "{which}the value stored to global memory is undefined{}",
+                        self.origin(env, *r)
                     );
+                    self.report(env, FaultKind::Undefined, lane, message)?;
                 }
             }
         }

@@ -31,24 +31,21 @@ impl Warp {
             }
         }
         let first = arriving.trailing_zeros() as usize;
-        if env.checks {
+        if env.undefined {
             let dirty = self.undef[id as usize] | count.map_or(0, |c| self.undef[c as usize]);
             if dirty & arriving != 0 {
-                return found(
-                    FaultKind::Undefined,
-                    first,
-                    "the barrier's number or count is undefined",
-                );
+                let message = "the barrier's number or count is undefined";
+                self.report(env, FaultKind::Undefined, first, message)?;
             }
         }
         let pred = match kind {
             BarrierKind::RedAnd(_, p) | BarrierKind::RedOr(_, p) | BarrierKind::RedPopc(_, p) => {
                 if let Some(lane) = lanes(self.pred_undef[p.p as usize] & arriving).next() {
-                    return found(
-                        FaultKind::Undefined,
-                        lane,
-                        "the predicate of this barrier is undefined",
+                    let message = format!(
+                        "the predicate of this barrier is undefined{}",
+                        self.pred_origin(env, p.p)
                     );
+                    self.report(env, FaultKind::Undefined, lane, message)?;
                 }
                 self.pred(p)
             }
@@ -95,6 +92,7 @@ impl Warp {
         total: u32,
     ) {
         self.waiting &= !lanes_released;
+        self.lane_order.synchronise(lanes_released, lanes_released == self.live);
         match kind {
             BarrierKind::RedAnd(p, _) => {
                 self.set_pred(p, if count == total { ALL } else { 0 }, lanes_released, 0)

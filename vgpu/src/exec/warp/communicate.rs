@@ -37,7 +37,7 @@ impl Warp {
                     let from = if inside { source as usize & 31 } else { lane };
                     valid |= (inside as u32) << lane;
                     out[lane] = values[from];
-                    if env.checks {
+                    if env.undefined {
                         if group >> from & 1 == 0 || control >> lane & 1 != 0 {
                             undefined |= 1 << lane;
                         } else {
@@ -45,7 +45,12 @@ impl Warp {
                         }
                     }
                 }
-                if env.checks {
+                if env.undefined {
+                    if undefined != 0 {
+                        self.origins[*d as usize] = self.pc;
+                    } else if self.undef[*a as usize] & group != 0 {
+                        self.inherit(*d, &[*a], group);
+                    }
                     self.undef[*d as usize] &= !group;
                     for lane in lanes(group) {
                         if masks[lane] != 0 {
@@ -60,10 +65,16 @@ impl Warp {
             Op::Vote { mode, d, p, a, .. } => {
                 let votes = self.pred(*a) & group;
                 let unclear = if self.pred_undef[a.p as usize] & group != 0 { ALL } else { 0 };
+                if unclear != 0 && *mode != VoteMode::Ballot && *p != NO_PRED {
+                    self.pred_origins[*p as usize] = self.pred_origins[a.p as usize];
+                }
                 match mode {
                     VoteMode::Ballot => {
                         self.put(*d, &[votes; LANES], group);
-                        if env.checks {
+                        if env.undefined {
+                            if unclear != 0 {
+                                self.origins[*d as usize] = self.pred_origins[a.p as usize];
+                            }
                             self.mark(*d, false, unclear & group, group);
                         }
                     }
@@ -97,7 +108,8 @@ impl Warp {
                 }
                 self.put(*d, &out, group);
                 self.set_pred(*p, same, group, unclear);
-                if env.checks {
+                if env.undefined {
+                    self.inherit(*d, &[*a], group);
                     self.mark(*d, false, unclear & group, group);
                 }
             }
@@ -115,7 +127,8 @@ impl Warp {
                     ReduceOp::Xor => x ^ y,
                 });
                 self.put(*d, &[result.unwrap_or(0); LANES], group);
-                if env.checks {
+                if env.undefined {
+                    self.inherit(*d, &[*a], group);
                     self.mark(*d, false, unclear & group, group);
                 }
             }

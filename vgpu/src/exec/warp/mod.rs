@@ -8,14 +8,17 @@ mod barrier;
 mod call;
 mod communicate;
 mod registers;
+mod report;
 mod run;
 mod schedule;
 mod undefined;
 
 use super::Env;
 use super::fault::FaultKind;
+use super::shadow::LaneOrder;
 use crate::isa::lanes::{LANES, Slot};
 use crate::isa::*;
+use report::NEVER;
 
 pub(crate) const ALL: u32 = u32::MAX;
 
@@ -140,6 +143,12 @@ pub(crate) struct Warp {
     /// Groups that each lane has committed, and how many of them have landed.
     pub(crate) committed: [u32; LANES],
     pub(crate) landed: [u32; LANES],
+    /// Index of its block.
+    pub(crate) block: [u32; 3],
+    /// Instruction that an undefined value of a register, of a predicate, comes from.
+    pub(crate) origins: Box<[u32]>,
+    pub(crate) pred_origins: Box<[u32]>,
+    pub(crate) lane_order: LaneOrder,
     /// Vector clock over the warps of the block.
     pub(crate) clock: Vec<u32>,
     /// The clock at the last fence.
@@ -156,7 +165,8 @@ impl Warp {
         }
         let mut warp = Self {
             index,
-            shadow: vec![Slot([ALL; LANES]); if env.checks { slots } else { 0 }].into_boxed_slice(),
+            shadow: vec![Slot([ALL; LANES]); if env.undefined { slots } else { 0 }]
+                .into_boxed_slice(),
             shaded: false,
             undef: vec![0; slots].into_boxed_slice(),
             preds: vec![0; kernel.preds as usize].into_boxed_slice(),
@@ -175,7 +185,7 @@ impl Warp {
             base: [0; LANES],
             function: [0; LANES],
             local: vec![0xcb; kernel.local_bytes * LANES].into_boxed_slice(),
-            local_defined: vec![0; if env.checks { kernel.local_bytes * LANES } else { 0 }]
+            local_defined: vec![0; if env.undefined { kernel.local_bytes * LANES } else { 0 }]
                 .into_boxed_slice(),
             carry: 0,
             backward: 0,
@@ -186,6 +196,11 @@ impl Warp {
             overlapping: false,
             committed: [0; LANES],
             landed: [0; LANES],
+            block: [0; 3],
+            origins: vec![NEVER; if env.undefined { slots } else { 0 }].into_boxed_slice(),
+            pred_origins: vec![NEVER; if env.undefined { kernel.preds as usize } else { 0 }]
+                .into_boxed_slice(),
+            lane_order: LaneOrder::default(),
             clock: vec![0; warps],
             fenced: None,
         };
@@ -226,7 +241,11 @@ impl Warp {
         self.clock.fill(0);
         self.clock[self.index] = 1;
         self.fenced = None;
-        if env.checks {
+        self.block = block;
+        self.lane_order = LaneOrder::default();
+        if env.undefined {
+            self.origins.fill(NEVER);
+            self.pred_origins.fill(NEVER);
             // Registers begin undefined; special ones and constants are not registers.
             self.undef[Special::End as usize..].fill(ALL);
             for constant in &env.kernel.constants {

@@ -1,6 +1,6 @@
 //! Executes decoded instructions.
 
-use super::{Checked, Pause, Warp, found, lanes};
+use super::{ALL, Checked, Pause, Warp, found, lanes};
 use crate::exec::Env;
 use crate::exec::block::BlockCore;
 use crate::exec::counters::Stats;
@@ -50,15 +50,15 @@ impl Warp {
                 stats.step(pc, guard);
             }
             let mut unknown = 0;
-            if env.checks {
+            if env.undefined {
                 unknown = self.pred_undef[inst.guard.p as usize] & self.active;
                 if unknown != 0 && has_effects(&inst.op) {
                     let lane = unknown.trailing_zeros() as usize;
-                    return found(
-                        FaultKind::Undefined,
-                        lane,
-                        "the predicate that guards this instruction is undefined",
-                    );
+                    let origin = self.pred_origin(env, inst.guard.p);
+                    let message =
+                        format!("the predicate that guards this instruction is undefined{origin}");
+                    self.report(env, FaultKind::Undefined, lane, message)?;
+                    unknown = 0;
                 }
             }
             match &inst.op {
@@ -79,7 +79,7 @@ impl Warp {
                             );
                             out.assume_init_ref()
                         };
-                        if env.checks {
+                        if env.undefined {
                             let dirty = self.undef[a as usize]
                                 | self.undef[b as usize]
                                 | self.undef[c as usize];
@@ -105,11 +105,14 @@ impl Warp {
                     // SAFETY: decoding keeps every slot below the file's size.
                     let result = unsafe { run(regs.add(*a as usize), regs.add(*b as usize)) };
                     let mut undefined = 0;
-                    if env.checks {
+                    if env.undefined {
                         undefined = self.undef[*a as usize] | self.undef[*b as usize] | unknown;
+                        if undefined & (guard | unknown) != 0 {
+                            self.inherit_predicate(&[*p, *q], &[*a, *b], inst.guard.p);
+                        }
                     }
                     let other = self.pred(*with);
-                    if env.checks && *join != Join::None {
+                    if env.undefined && *join != Join::None {
                         undefined = self.joined_undef(
                             *join,
                             result,
@@ -138,12 +141,16 @@ impl Warp {
                     let (ua, ub) = (self.pred_undef[a.p as usize], self.pred_undef[b.p as usize]);
                     let undefined =
                         if ua | ub == 0 { 0 } else { self.joined_undef(join, x, ua, y, ub) };
+                    if undefined != 0 {
+                        let from = if ua != 0 { a.p } else { b.p };
+                        self.pred_origins[*p as usize] = self.pred_origins[from as usize];
+                    }
                     self.set_pred(*p, value, guard | unknown, undefined | unknown);
                     self.pc += 1;
                 }
                 Op::Select { d, a, b, p, wide } => {
                     let pick = self.pred(*p);
-                    if env.checks {
+                    if env.undefined {
                         let unclear = (self.pred_undef[p.p as usize] & guard) | unknown;
                         let dirty =
                             self.undef[*a as usize] & pick | self.undef[*b as usize] & !pick;
@@ -154,6 +161,11 @@ impl Warp {
                                 *wide,
                                 lane,
                             );
+                        }
+                        if dirty & guard != 0 {
+                            self.inherit(*d, &[*a, *b], guard);
+                        } else if unclear != 0 {
+                            self.origins[*d as usize] = self.pred_origins[p.p as usize];
                         }
                         self.undef[*d as usize] &= !guard;
                         for lane in lanes(dirty & guard) {
@@ -196,8 +208,11 @@ impl Warp {
                     }
                 }
                 Op::Load(t) => {
-                    if guard != 0 {
-                        self.load(env, core, stats, t, guard)?;
+                    let mut left = guard;
+                    while left != 0
+                        && let Err(what) = self.load(env, core, stats, t, left)
+                    {
+                        left &= !self.skip(env, what)?;
                     }
                     if unknown != 0 {
                         for r in &t.regs {
@@ -207,8 +222,11 @@ impl Warp {
                     self.pc += 1;
                 }
                 Op::Store(t) => {
-                    if guard != 0 {
-                        self.store(env, core, stats, t, guard)?;
+                    let mut left = guard;
+                    while left != 0
+                        && let Err(what) = self.store(env, core, stats, t, left)
+                    {
+                        left &= !self.skip(env, what)?;
                     }
                     self.pc += 1;
                 }
@@ -230,6 +248,7 @@ impl Warp {
                         continue;
                     }
                     self.mma(env, mma);
+                    self.lane_order.meet(ALL, true);
                     self.pc += 1;
                 }
                 Op::Matrix(m) => {
@@ -237,6 +256,7 @@ impl Warp {
                         continue;
                     }
                     self.matrix(env, core, stats, m)?;
+                    self.lane_order.meet(ALL, true);
                     self.pc += 1;
                 }
                 Op::Exit => {
@@ -321,14 +341,14 @@ impl Warp {
             }
             Op::Prefetch | Op::Nop => {}
             Op::BranchIndexed { index, targets } => {
-                if env.checks
+                if env.undefined
                     && let Some(lane) = lanes(self.undef[*index as usize] & guard).next()
                 {
-                    return found(
-                        FaultKind::Undefined,
-                        lane,
-                        "the index of this branch is undefined",
+                    let message = format!(
+                        "the index of this branch is undefined{}",
+                        self.origin(env, *index)
                     );
+                    self.report(env, FaultKind::Undefined, lane, message)?;
                 }
                 let index = *self.narrow(*index);
                 for lane in lanes(self.active) {
@@ -387,15 +407,24 @@ impl Warp {
             | Op::Elect { mask, .. }
             | Op::WarpBarrier { mask } => {
                 if guard != 0 {
-                    if env.checks
+                    if env.undefined
                         && let Some(lane) = lanes(self.undef[*mask as usize] & guard).next()
                     {
-                        return found(FaultKind::Undefined, lane, "the member mask is undefined");
+                        let message =
+                            format!("the member mask is undefined{}", self.origin(env, *mask));
+                        self.report(env, FaultKind::Undefined, lane, message)?;
                     }
                     let members = *self.narrow(*mask);
                     let groups = self.assemble(guard, |_, lane| members[lane])?;
                     for group in &groups {
-                        self.communicate(env, &inst.op, *group);
+                        let is_all = *group == self.live;
+                        match &inst.op {
+                            Op::WarpBarrier { .. } => self.lane_order.synchronise(*group, is_all),
+                            op => {
+                                self.communicate(env, op, *group);
+                                self.lane_order.meet(*group, is_all);
+                            }
+                        }
                     }
                     if groups.is_empty() {
                         return Ok(None);
@@ -490,6 +519,9 @@ impl Warp {
             }
         }
         if !self.shadow.is_empty() {
+            if dirty != 0 {
+                self.inherit(d, &src, guard);
+            }
             self.mark(d, wide, dirty, guard & !dirty);
         }
     }
@@ -511,6 +543,9 @@ impl Warp {
         };
         if !self.shadow.is_empty() {
             let dirty = self.undef[a as usize] & guard;
+            if dirty != 0 {
+                self.inherit(d, &[a], guard);
+            }
             self.mark(d, wide, dirty, guard & !dirty);
         }
         if wide {

@@ -153,6 +153,7 @@ impl Warp {
                 }
             }
         }
+        self.inherit(alu.d, &alu.src, guard);
         for lane in lanes(guard) {
             self.shadow_set(alu.d, alu.wide, lane, out[lane]);
         }
