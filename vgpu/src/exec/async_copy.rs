@@ -2,6 +2,8 @@
 //!
 //! The data of a copy lands at the wait that covers it and not before, which is what a program may rely on.
 
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+
 use super::Env;
 use super::access::set_defined;
 use super::block::{BlockCore, MbarrierState, join};
@@ -97,6 +99,9 @@ impl Warp {
                 }
                 let places =
                     self.global_places(env, core, &from, some, size, "asynchronous copy from")?;
+                for lane in lanes(some) {
+                    _mm_prefetch::<_MM_HINT_T0>(places.pointers[lane].cast());
+                }
                 if env.race_global {
                     self.touch_global(env, core, &places, &from, some, size, Access::Read)?;
                 }

@@ -1,5 +1,7 @@
 // Correct kernels that look suspicious: no check may complain about them. Each writes 1 to out[i] for every
 // thread whose result is right.
+#include <cooperative_groups.h>
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <stdint.h>
 
@@ -321,4 +323,385 @@ KERNEL(grid_wide_barrier) {  // LAUNCH cooperative
   __syncthreads();
   int other = (GID + blockDim.x) % (gridDim.x * blockDim.x);
   out[GID] = data[16 + other] == other;
+}
+
+// Neighbours within a word.
+
+KERNEL(own_bytes_read_and_written) {
+  unsigned char* bytes = (unsigned char*)data;
+  int mine = TID * gridDim.x + blockIdx.x;
+  for (int i = 0; i < 5; i++) bytes[mine] = bytes[mine] + 1;
+  out[GID] = bytes[mine] == 5;
+}
+
+KERNEL(own_halves_read_and_written) {
+  __half* halves = (__half*)data;
+  int mine = TID * gridDim.x + blockIdx.x;
+  __half before = halves[mine];
+  halves[mine] = __hadd(before, __float2half(2.f));
+  out[GID] = __half2float(halves[mine]) == 2.f;
+}
+
+KERNEL(rows_of_an_odd_number_of_halves) {
+  // Rows of 65 halves: the last of one shares its word with the first of the next.
+  __nv_bfloat16* row = (__nv_bfloat16*)data + blockIdx.x * 65;
+  row[TID] = __float2bfloat16((float)TID);
+  if (TID == 0) row[64] = __float2bfloat16(64.f);
+  __syncthreads();
+  out[GID] = __bfloat162float(row[63 - TID]) == 63.f - TID && __bfloat162float(row[64]) == 64.f;
+}
+
+// Loops around a compare-and-swap.
+
+__device__ float add_by_swapping(float* address, float value) {
+  // As in the CUDA C++ Programming Guide: the first read is a plain one.
+  int* words = (int*)address;
+  int old = *words, assumed;
+  do {
+    assumed = old;
+    old = atomicCAS(words, assumed, __float_as_int(value + __int_as_float(assumed)));
+  } while (assumed != old);
+  return __int_as_float(old);
+}
+
+KERNEL(sum_by_swapping) {
+  float before = add_by_swapping((float*)data + TID % 4, 1.f);
+  out[GID] = before >= 0.f && before < 64.f;
+}
+
+KERNEL(sum_in_shared_by_swapping) {
+  __shared__ float sum;
+  if (TID == 0) sum = 0.f;
+  __syncthreads();
+  add_by_swapping(&sum, 2.f);
+  __syncthreads();
+  out[GID] = sum == 128.f;
+}
+
+KERNEL(sum_of_bf16) {
+  __nv_bfloat16 before = atomicAdd((__nv_bfloat16*)data + TID % 7, __float2bfloat16(1.f));
+  out[GID] = __bfloat162float(before) < 40.f;
+}
+
+KERNEL(sum_of_bf16_pairs) {
+  atomicAdd((__nv_bfloat162*)data + TID % 3, __floats2bfloat162_rn(1.f, 2.f));
+  out[GID] = 1;
+}
+
+KERNEL(maximum_that_leaves_early) {
+  // Whoever sees a larger value already need not swap.
+  int value = (GID * 37) % 256, old = data[0];
+  while (old < value) {
+    int seen = atomicCAS(&data[0], old, value);
+    if (seen == old) break;
+    old = seen;
+  }
+  out[GID] = 1;
+}
+
+KERNEL(stack_of_free_slots) {
+  // Push and pop by compare-and-swap; the head carries a count against ABA.
+  unsigned long long* head = (unsigned long long*)data;
+  unsigned long long old = *head, seen;
+  while ((seen = atomicCAS(head, old, ((old >> 32) + 1) << 32 | GID)) != old) old = seen;
+  out[GID] = (unsigned)old < 256;
+}
+
+// Messages, queues, tickets.
+
+KERNEL(message_by_flag_between_blocks) {
+  volatile int* flag = data;
+  int* message = data + 64;
+  if (blockIdx.x == 0) {
+    message[TID] = TID * 5;
+    __threadfence();
+    __syncthreads();
+    if (TID == 0) *flag = 1;
+    out[GID] = 1;
+  } else {
+    while (*flag == 0) {
+    }
+    __threadfence();
+    out[GID] = message[63 - TID] == (63 - TID) * 5;
+  }
+}
+
+KERNEL(message_by_flag_between_warps) {
+  __shared__ volatile int flag;
+  __shared__ int message[32];
+  if (TID == 0) flag = 0;
+  __syncthreads();
+  if (TID < 32) {
+    message[TID] = TID + 9;
+    __threadfence_block();
+    __syncwarp();
+    if (TID == 0) flag = 1;
+    out[GID] = 1;
+  } else {
+    while (flag == 0) {
+    }
+    __threadfence_block();
+    out[GID] = message[63 - TID] == 63 - TID + 9;
+  }
+}
+
+KERNEL(release_and_acquire) {
+  int *flag = data, *message = data + 32;
+  if (blockIdx.x == 1 && TID == 0) {
+    *message = 77;
+    asm volatile("st.release.gpu.global.u32 [%0], 1;" ::"l"(flag) : "memory");
+  }
+  int seen = 0;
+  if (TID == 0 && blockIdx.x != 1) {
+    while (seen == 0) asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(flag) : "memory");
+    seen = *message;
+  }
+  out[GID] = TID != 0 || blockIdx.x == 1 || seen == 77;
+}
+
+KERNEL(queue_of_work) {
+  __shared__ int item;
+  int* queue = data;
+  int mine = 0;
+  while (true) {
+    if (TID == 0) item = atomicAdd(queue, 1);
+    __syncthreads();
+    int now = item;
+    __syncthreads();
+    if (now >= 20) break;
+    data[64 + now * 64 + TID] = now + 1;
+    mine++;
+  }
+  out[GID] = mine <= 20;
+}
+
+KERNEL(queue_looked_at_first) {
+  // A plain look saves the atomic; what it sees may be old.
+  int taken = 0;
+  if (TID == 0)
+    while (data[3] < 12)
+      if (atomicAdd(&data[3], 1) < 12) taken++;
+  out[GID] = taken <= 12;
+}
+
+KERNEL(lock_in_shared_of_every_thread) {
+  __shared__ int lock, count;
+  if (TID == 0) lock = 0, count = 0;
+  __syncthreads();
+  for (bool done = false; !done;) {
+    if (atomicCAS(&lock, 0, 1) == 0) {
+      __threadfence_block();
+      count++;
+      __threadfence_block();
+      atomicExch(&lock, 0);
+      done = true;
+    }
+  }
+  __syncthreads();
+  out[GID] = count == 64;
+}
+
+// Threads that leave.
+
+KERNEL(first_warp_leaves) {
+  __shared__ int s[64];
+  s[TID] = TID;
+  out[GID] = 1;
+  if (TID < 32) return;
+  __syncthreads();
+  out[GID] = s[TID - 32] == TID - 32;
+}
+
+KERNEL(half_of_each_warp_leaves) {
+  __shared__ int s[64];
+  s[TID] = TID;
+  out[GID] = 1;
+  if (TID % 32 >= 16) return;
+  __syncthreads();
+  out[GID] = s[TID + 16] == TID + 16 && s[TID ^ 32] == (TID ^ 32);
+}
+
+KERNEL(tail_of_the_grid_leaves) {
+  __shared__ int s[64];
+  if (GID >= 200) {
+    out[GID] = 1;
+    return;
+  }
+  s[TID] = GID;
+  __syncthreads();
+  out[GID] = s[TID & 7] == blockIdx.x * 64 + (TID & 7);
+}
+
+// Warp-synchronous code with what it needs.
+
+KERNEL(scan_of_a_warp) {
+  __shared__ int s[64];
+  int lane = TID % 32;
+  s[TID] = 1;
+  __syncwarp();
+  for (int step = 1; step < 32; step *= 2) {
+    int other = lane >= step ? s[TID - step] : 0;
+    __syncwarp();
+    s[TID] += other;
+    __syncwarp();
+  }
+  out[GID] = s[TID] == lane + 1;
+}
+
+KERNEL(transposition_within_a_warp) {
+  __shared__ int tile[2][8][5];
+  int warp = TID / 32, lane = TID % 32;
+  for (int round = 0; round < 3; round++) {
+    tile[warp][lane / 4][lane % 4] = lane + round;
+    __syncwarp();
+    int value = tile[warp][lane % 8][lane / 8];
+    __syncwarp();
+    out[GID] = value == lane % 8 * 4 + lane / 8 + round;
+  }
+}
+
+KERNEL(leader_tells_its_warp) {
+  __shared__ int told[2];
+  if (TID % 32 == 5) told[TID / 32] = TID * 2;
+  __syncwarp();
+  out[GID] = told[TID / 32] == (TID / 32 * 32 + 5) * 2;
+}
+
+KERNEL(halves_of_a_warp_apart) {
+  __shared__ int s[64];
+  unsigned mask = TID % 32 < 16 ? 0x0000ffffu : 0xffff0000u;
+  for (int i = 0; i < 4; i++) {
+    s[TID] = TID + i;
+    __syncwarp(mask);
+    int value = s[TID ^ 15];
+    __syncwarp(mask);
+    if (value != (TID ^ 15) + i) return;
+  }
+  out[GID] = 1;
+}
+
+KERNEL(matrix_after_syncwarp) {
+  __shared__ __align__(16) int s[64 * 4];
+  for (int i = 0; i < 4; i++) s[TID * 4 + i] = TID % 8 * 4 + i;
+  __syncwarp();
+  unsigned at = (unsigned)__cvta_generic_to_shared(s + TID / 32 * 32 * 4 + TID % 8 * 4), value;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 %0, [%1];" : "=r"(value) : "r"(at) : "memory");
+  out[GID] = value == TID % 32;
+}
+
+namespace cg = cooperative_groups;
+
+KERNEL(tiles_of_eight) {
+  __shared__ int s[64];
+  auto tile = cg::tiled_partition<8>(cg::this_thread_block());
+  s[TID] = TID;
+  tile.sync();
+  int other = s[TID ^ 7];
+  tile.sync();
+  s[TID] = other + 1;
+  tile.sync();
+  int sum = 0;
+  for (int i = 0; i < 8; i++) sum += s[TID / 8 * 8 + i];
+  out[GID] = sum == TID / 8 * 64 + 28 + 8;
+}
+
+KERNEL(tiles_that_diverge) {
+  __shared__ int s[64];
+  auto tile = cg::tiled_partition<16>(cg::this_thread_block());
+  int rounds = TID / 16 + 1, value = TID;
+  for (int i = 0; i < rounds; i++) {
+    s[TID] = value;
+    tile.sync();
+    value = s[TID / 16 * 16 + (tile.thread_rank() + 1) % 16];
+    tile.sync();
+  }
+  out[GID] = value == TID / 16 * 16 + (TID + rounds) % 16;
+}
+
+KERNEL(tile_reduction_by_shuffles) {
+  auto tile = cg::tiled_partition<4>(cg::this_thread_block());
+  int value = TID;
+  for (int i = tile.size() / 2; i > 0; i /= 2) value += tile.shfl_xor(value, i);
+  out[GID] = value == TID / 4 * 16 + 6;
+}
+
+KERNEL(lanes_that_happen_to_be_here) {
+  __shared__ int count[2];
+  if (TID < 2) count[TID] = 0;
+  __syncthreads();
+  if (TID % 3 == 0) {
+    auto here = cg::coalesced_threads();
+    int before = 0;
+    if (here.thread_rank() == 0) before = atomicAdd(&count[TID / 32], here.size());
+    before = here.shfl(before, 0) + here.thread_rank();
+    out[GID] = before < 11;
+  } else {
+    out[GID] = 1;
+  }
+}
+
+// Fences, sums, flags.
+
+KERNEL(threadfence_sum_of_all_threads) {
+  __shared__ int partial[64];
+  __shared__ bool last;
+  int* sums = data + 32;
+  partial[TID] = GID;
+  __syncthreads();
+  for (int step = 32; step > 0; step /= 2) {
+    if (TID < step) partial[TID] += partial[TID + step];
+    __syncthreads();
+  }
+  if (TID == 0) {
+    sums[blockIdx.x] = partial[0];
+    __threadfence();
+    last = atomicAdd(data, 1) == gridDim.x - 1;
+  }
+  __syncthreads();
+  int total = 32640;
+  if (last) {
+    __threadfence();
+    total = 0;
+    for (int i = 0; i < gridDim.x; i++) total += ((volatile int*)sums)[i];
+  }
+  out[GID] = total == 32640;
+}
+
+KERNEL(counter_that_the_last_one_resets) {
+  if (TID == 0 && atomicAdd(&data[9], 1) == gridDim.x - 1) data[9] = 0;
+  out[GID] = 1;
+}
+
+KERNEL(blocks_raise_the_same_flag) {  // WARNS
+  data[7] = 1;
+  out[GID] = 1;
+}
+
+KERNEL(warps_raise_the_same_flag) {  // WARNS
+  __shared__ int raised;
+  if (TID == 0) raised = 0;
+  __syncthreads();
+  if (TID % 5 == 0) raised = 1;
+  __syncthreads();
+  out[GID] = raised == 1;
+}
+
+KERNEL(any_lane_may_win) {  // WARNS
+  __shared__ int winner[2];
+  winner[TID / 32] = TID;
+  __syncwarp();
+  out[GID] = winner[TID / 32] / 32 == TID / 32;
+}
+
+KERNEL(shuffle_between_write_and_read) {  // WARNS
+  __shared__ int s[64];
+  s[TID] = TID;
+  int value = __shfl_xor_sync(~0u, (int)TID, 1);
+  out[GID] = s[TID ^ 1] == value;
+}
+
+KERNEL(exchange_makes_memory_defined) {
+  int old = atomicExch(&fresh[GID], 4);
+  out[GID] = fresh[GID] == 4;
+  if (n < 0) out[0] = old;
 }

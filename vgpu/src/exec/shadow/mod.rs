@@ -57,15 +57,24 @@ impl Site {
     }
 }
 
+/// What the other party of a race did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Deed {
+    Read,
+    Wrote,
+    /// By an atomic or volatile access.
+    Changed,
+}
+
 /// The other party of a race.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Conflict {
-    /// Another warp of the block, and whether it wrote.
-    Warp { warp: u32, wrote: bool, site: Site },
+    /// Another warp of the block.
+    Warp { warp: u32, did: Deed, site: Site },
     /// Another lane of the warp. `weakly` when something made the lanes meet that does not order memory.
-    Lane { lane: Option<u32>, wrote: bool, site: Site, weakly: bool },
+    Lane { lane: Option<u32>, did: Deed, site: Site, weakly: bool },
     /// Another block, or several (`None`).
-    Block { block: Option<u32>, wrote: bool, site: Site },
+    Block { block: Option<u32>, did: Deed, site: Site },
     /// The bytes belong to a copy under way.
     InFlight,
 }
