@@ -177,16 +177,16 @@ pub fn conv2d(
 
 #[cfg(test)]
 mod tests {
-    use super::super::matmul::tests::{bits, random, tolerance, values};
     use super::*;
     use crate::cpu::simd;
+    use crate::ops::testing::{Sum, bits, check_sums, random, random_in, values};
     use crate::tensor::{DType, Tensor};
 
     fn frozen(weight: &Tensor, layout: Layout, dtype: DType) -> Weight {
         Weight::frozen(weight, layout, dtype).unwrap()
     }
 
-    /// Exact output and sum of magnitudes at one place.
+    /// The definition, with x [B, H, W, C], w [O, I, KH, KW] and an output [B, OH, OW, O].
     fn direct(
         x: &[f64],
         w: &[f64],
@@ -194,9 +194,9 @@ mod tests {
         [kh, kw]: [usize; 2],
         config: Conv2dConfig,
         [b, oy, ox, o]: [usize; 4],
-    ) -> (f64, f64) {
+    ) -> Sum {
         let [top, _, left, _] = config.padding;
-        let (mut sum, mut magnitude) = (0.0, 0.0);
+        let mut products = Vec::new();
         for ky in 0..kh {
             for kx in 0..kw {
                 let (y, xx) = (oy * config.stride + ky, ox * config.stride + kx);
@@ -205,13 +205,11 @@ mod tests {
                 }
                 for i in 0..c {
                     let pixel = x[((b * h + y - top) * wd + xx - left) * c + i];
-                    let term = pixel * w[((o * c + i) * kh + ky) * kw + kx];
-                    sum += term;
-                    magnitude += term.abs();
+                    products.push(pixel * w[((o * c + i) * kh + ky) * kw + kx]);
                 }
             }
         }
-        (sum, magnitude)
+        products.into_iter().collect()
     }
 
     #[test]
@@ -220,35 +218,33 @@ mod tests {
         let down = Conv2dConfig { stride: 2, padding: [0, 1, 0, 1] };
         let odd = Conv2dConfig { stride: 3, padding: [2, 0, 1, 3] };
         let cases = [
-            // image [H, W, I], output channels, kernel, config
-            ([1, 1, 1], 1, [1, 1], same(1, 0)),
-            ([7, 5, 4], 33, [3, 3], same(1, 1)),
-            ([9, 12, 65], 7, [3, 3], same(2, 1)),
-            ([8, 6, 33], 31, [3, 3], down),
-            ([5, 11, 40], 17, [1, 1], same(1, 0)),
-            ([13, 7, 3], 20, [5, 2], odd),
-            ([2, 1, 130], 5, [3, 3], same(1, 1)),
+            // image [H, W, I], output [OH, OW, O], kernel, config
+            ([1, 1, 1], [1, 1, 1], [1, 1], same(1, 0)),
+            ([7, 5, 4], [7, 5, 33], [3, 3], same(1, 1)),
+            ([9, 12, 65], [5, 6, 7], [3, 3], same(2, 1)),
+            ([8, 6, 33], [4, 3, 31], [3, 3], down),
+            ([5, 11, 40], [5, 11, 17], [1, 1], same(1, 0)),
+            ([13, 7, 3], [4, 4, 20], [5, 2], odd),
+            ([2, 1, 130], [2, 1, 5], [3, 3], same(1, 1)),
         ];
-        for dtype in [DType::F32, DType::F16, DType::BF16, DType::F64] {
-            for (image, o, kernel, config) in cases {
-                let [h, wd, c] = image;
-                let x = random([2, h, wd, c], 1, dtype);
-                let w = random([o, c, kernel[0], kernel[1]], 2, dtype);
-                let packed = frozen(&w, Layout::Convolution, dtype);
-                let y = conv2d(&x, &packed, config, Epilogue::default()).unwrap();
-                let (_, oh, ow, _) = y.dims4().unwrap();
-                let (x, w, y) = (values(&x), values(&w), values(&y));
-                for (at, &y) in y.iter().enumerate() {
-                    let place = [at / (oh * ow * o), at / (ow * o) % oh, at / o % ow, at % o];
-                    let (exact, magnitude) = direct(&x, &w, image, kernel, config, place);
-                    let error = (y - exact).abs();
-                    let k = c * kernel[0] * kernel[1];
-                    assert!(
-                        error <= tolerance(dtype, k, magnitude, exact),
-                        "{dtype} {image:?} {kernel:?} {config:?} at {place:?}: error {error:e}"
-                    );
-                }
-            }
+        for (image, [oh, ow, o], kernel, config) in cases {
+            let [h, wd, c] = image;
+            check_sums(
+                &format!("conv2d {image:?} {kernel:?} {config:?}"),
+                &[random([2, h, wd, c], 1), random([o, c, kernel[0], kernel[1]], 2)],
+                c * kernel[0] * kernel[1],
+                |t| {
+                    let weight = Weight::frozen(t[1], Layout::Convolution, t[1].dtype())?;
+                    let y = conv2d(t[0], &weight, config, Epilogue::default())?;
+                    assert_eq!(y.dims(), [2, oh, ow, o]);
+                    Ok(y)
+                },
+                |t| {
+                    let place = |at| [at / (oh * ow * o), at / (ow * o) % oh, at / o % ow, at % o];
+                    let sum = |at| direct(&t[0], &t[1], image, kernel, config, place(at));
+                    (0..2 * oh * ow * o).map(sum).collect()
+                },
+            );
         }
     }
 
@@ -272,8 +268,8 @@ mod tests {
             for (image, o, padding) in cases {
                 let [h, wd, c] = image;
                 let config = Conv2dConfig { stride: 1, padding };
-                let x = random([2, h, wd, c], 8, DType::F32);
-                let w = random([o, c, 3, 3], 9, DType::F32);
+                let x = random([2, h, wd, c], 8);
+                let w = random([o, c, 3, 3], 9);
                 let fast = frozen(&w, Layout::ConvolutionAt(1), DType::F32);
                 assert!(matches!(fast.packed().unwrap(), Packed::Winograd { .. }));
                 let plain = frozen(&w, Layout::Convolution, DType::F32);
@@ -284,7 +280,7 @@ mod tests {
                 let exact: Vec<f64> = (0..y.len())
                     .map(|at| {
                         let place = [at / (oh * ow * o), at / (ow * o) % oh, at / o % ow, at % o];
-                        direct(&x, &w, image, [3, 3], config, place).0
+                        direct(&x, &w, image, [3, 3], config, place).exact
                     })
                     .collect();
                 let error = |y: &[f64]| rms(y.iter().zip(&exact).map(|(y, e)| y - e));
@@ -308,9 +304,9 @@ mod tests {
     fn images_do_not_depend_on_the_batch_or_on_threads() {
         let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
         for (dtype, channels) in [(DType::F32, 70), (DType::F32, 80), (DType::BF16, 70)] {
-            let x = random([7, 9, 7, channels], 3, dtype);
-            let temb = random([7, 40], 4, dtype);
-            let weight = random([40, channels, 3, 3], 5, dtype);
+            let x = random_in(dtype, [7, 9, 7, channels], 3);
+            let temb = random_in(dtype, [7, 40], 4);
+            let weight = random_in(dtype, [40, channels, 3, 3], 5);
             let packed = frozen(&weight, Layout::ConvolutionAt(1), dtype);
             let run = |x: &Tensor, temb: &Tensor| {
                 let epilogue = Epilogue { add_channel: Some(temb), ..Default::default() };
@@ -331,8 +327,8 @@ mod tests {
 
     #[test]
     fn strided_views_are_their_copies() {
-        let x = random([1, 40, 6, 8], 6, DType::F32).permute(&[0, 2, 3, 1]).unwrap(); // [1, 6, 8, 40]
-        let packed = frozen(&random([9, 40, 3, 3], 7, DType::F32), Layout::Convolution, DType::F32);
+        let x = random([1, 40, 6, 8], 6).permute(&[0, 2, 3, 1]).unwrap(); // [1, 6, 8, 40]
+        let packed = frozen(&random([9, 40, 3, 3], 7), Layout::Convolution, DType::F32);
         let run =
             |x: &Tensor| conv2d(x, &packed, Conv2dConfig::new(1, 1), Epilogue::default()).unwrap();
         assert_eq!(bits(&run(&x)), bits(&run(&x.contiguous().unwrap())));
@@ -340,17 +336,16 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_an_error() {
-        let packed = frozen(&random([4, 3, 3, 3], 1, DType::F32), Layout::Convolution, DType::F32);
+        let packed = frozen(&random([4, 3, 3, 3], 1), Layout::Convolution, DType::F32);
         let run = |shape: [usize; 4], config| {
-            conv2d(&random(shape, 2, DType::F32), &packed, config, Epilogue::default())
+            conv2d(&random(shape, 2), &packed, config, Epilogue::default())
         };
         assert!(run([1, 5, 5, 4], Conv2dConfig::new(1, 1)).is_err());
         assert!(run([1, 2, 2, 3], Conv2dConfig::new(1, 0)).is_err());
         assert!(run([1, 5, 5, 3], Conv2dConfig::new(0, 1)).is_err());
         assert!(run([1, 5, 5, 3], Conv2dConfig { stride: 1, padding: [usize::MAX; 4] }).is_err());
-        let packed =
-            frozen(&random([4, 16, 3, 3], 1, DType::F32), Layout::ConvolutionAt(1), DType::F32);
-        let x = random([1, 5, 5, 16], 2, DType::F32);
+        let packed = frozen(&random([4, 16, 3, 3], 1), Layout::ConvolutionAt(1), DType::F32);
+        let x = random([1, 5, 5, 16], 2);
         assert!(conv2d(&x, &packed, Conv2dConfig::new(2, 1), Epilogue::default()).is_err());
     }
 }

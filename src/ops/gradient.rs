@@ -224,3 +224,71 @@ fn walk(root: Arc<Node>, grad: Tensor) -> Result<Gradients> {
 pub(super) fn zeros(meta: Meta, device: Device) -> Result<Tensor> {
     Tensor::zeros(meta.shape, meta.dtype, device)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::elementwise::{mul, scale, silu};
+    use crate::ops::reduce::sum;
+    use crate::ops::testing::random;
+    use crate::tensor::DType;
+
+    fn total(t: &Tensor) -> Tensor {
+        sum(t, &(0..t.rank()).collect::<Vec<_>>()).unwrap()
+    }
+
+    #[test]
+    fn paths_add_up_and_unused_variables_have_no_gradient() {
+        let (x, unused) = (random([3, 4], 1).variable(), random([3, 4], 2).variable());
+        // x + x^2 + 2 x, each path of another length.
+        let y = add(&add(&x, &mul(&x, &x).unwrap()).unwrap(), &scale(&x, 2.0).unwrap()).unwrap();
+        let mut gradients = backward(total(&y)).unwrap();
+        let expected: Vec<f32> = x.to_vec::<f32>().unwrap().iter().map(|x| 3.0 + 2.0 * x).collect();
+        let gradient = gradients.take(&x).unwrap().to_vec::<f32>().unwrap();
+        for (got, expected) in gradient.iter().zip(expected) {
+            // Three roundings of numbers below 8.
+            assert!((got - expected).abs() <= 3.0 * 4.0 * f32::EPSILON, "{got} {expected}");
+        }
+        assert!(gradients.get(&x).is_none() && gradients.get(&unused).is_none());
+    }
+
+    #[test]
+    fn nothing_is_recorded_where_nobody_asks() {
+        let (x, y) = (random([3], 1), random([3], 2).variable());
+        assert!(!silu(&x).unwrap().requires_grad());
+        assert!(silu(&y).unwrap().requires_grad());
+        assert!(!silu(&y.detach()).unwrap().requires_grad());
+        let inside = no_grad(|| (silu(&y).unwrap(), y.narrow(0, 0, 2).unwrap()));
+        assert!(!inside.0.requires_grad() && !inside.1.requires_grad());
+        assert!(y.narrow(0, 0, 2).unwrap().requires_grad());
+        // A panic inside leaves recording on.
+        let caught = std::panic::catch_unwind(|| no_grad(|| panic!("inside")));
+        assert!(caught.is_err() && silu(&y).unwrap().requires_grad());
+        // Gradients are not recorded themselves.
+        let gradients = backward(total(&mul(&y, &y).unwrap())).unwrap();
+        assert!(!gradients.get(&y).unwrap().requires_grad());
+    }
+
+    #[test]
+    fn a_long_chain_fits_the_stack() {
+        // Dropped inside each other, so many nodes would need some 20 MiB of it.
+        let x = random([1], 1).variable();
+        let chain = |n| (0..n).fold(x.clone(), |y, _| scale(&y, 1.0).unwrap());
+        drop(chain(200_000));
+        let gradients = backward(total(&chain(200_000))).unwrap();
+        assert_eq!(gradients.get(&x).unwrap().to_vec::<f32>().unwrap(), [1.0]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error() {
+        let x = random([2], 1).variable();
+        assert!(matches!(backward(x.clone()), Err(Error::Shape { .. })));
+        let constant = backward(random([1], 1)).err().unwrap();
+        assert!(matches!(&constant, Error::Value { .. }), "{constant}");
+        let grad = |shape: &[usize], dtype| random(shape, 2).to_dtype(dtype).unwrap();
+        let refused = backward_from(x.clone(), grad(&[3], DType::F32));
+        assert!(matches!(refused, Err(Error::Shape { .. })));
+        let refused = backward_from(x, grad(&[2], DType::F64));
+        assert!(matches!(refused, Err(Error::DType { found: DType::F64, .. })));
+    }
+}

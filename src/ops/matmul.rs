@@ -243,60 +243,13 @@ pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
     use crate::cpu::simd;
-    use crate::ops::testing::check_gradient;
+    use crate::ops::testing::{
+        Sum, assert_sums, bits, check_gradient, check_sums, random, random_in, values,
+    };
     use crate::ops::weight::Layout;
-    use crate::tensor::Shape;
-
-    /// Numbers in [-1, 1), the same for the same seed.
-    pub(in crate::ops) fn noise(len: usize, seed: u64) -> Vec<f64> {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let step = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 11) as f64 / (1u64 << 52) as f64 - 1.0
-        };
-        std::iter::repeat_with(step).take(len).collect()
-    }
-
-    /// [`noise`] as a tensor.
-    pub(in crate::ops) fn random(shape: impl Into<Shape>, seed: u64, dtype: DType) -> Tensor {
-        let shape = shape.into();
-        let t = Tensor::from_vec(noise(shape.elements(), seed), shape).unwrap();
-        t.to_dtype(dtype).unwrap()
-    }
-
-    pub(in crate::ops) fn values(t: &Tensor) -> Vec<f64> {
-        t.to_dtype(DType::F64).unwrap().to_vec().unwrap()
-    }
-
-    /// The bits, or rather their widening, which is exact.
-    pub(in crate::ops) fn bits(t: &Tensor) -> Vec<u64> {
-        values(t).iter().map(|x| x.to_bits()).collect()
-    }
-
-    /// Half the distance between 1 and the next value.
-    pub(in crate::ops) fn unit_roundoff(dtype: DType) -> f64 {
-        match dtype {
-            DType::F64 => 2f64.powi(-53),
-            DType::F32 => 2f64.powi(-24),
-            DType::F16 => 2f64.powi(-11),
-            _ => 2f64.powi(-8),
-        }
-    }
-
-    /// A sum of k products has an error of at most `k u sum |a b|` (Higham, Accuracy and Stability, 3.1),
-    /// u being that of the accumulator; storing it adds that of its dtype. The 4 are for the epilogue.
-    pub(in crate::ops) fn tolerance(dtype: DType, k: usize, magnitude: f64, result: f64) -> f64 {
-        let acc = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
-        let subnormal = 2f64.powi(-24); // spacing of f16 near 0
-        (k + 4) as f64 * unit_roundoff(acc) * magnitude
-            + unit_roundoff(dtype) * result.abs()
-            + subnormal * unit_roundoff(dtype)
-    }
 
     /// A weight [N, K] in the layout of the kernel.
     fn frozen(weight: &Tensor, dtype: DType) -> Weight {
@@ -312,31 +265,50 @@ pub(super) mod tests {
         (DType::F32, DType::BF16),
     ];
 
+    /// The exact product of the rows of x [.., K] by the rows of w [N, K].
+    fn products(x: &[f64], w: &[f64], k: usize) -> Vec<Sum> {
+        let dot = |x: &[f64], w: &[f64]| x.iter().zip(w).map(|(x, w)| x * w).collect::<Sum>();
+        x.chunks(k).flat_map(|x| w.chunks(k).map(move |w| dot(x, w))).collect()
+    }
+
+    const SIZES: [(usize, usize, usize); 6] =
+        [(1, 1, 1), (1, 7, 33), (7, 33, 1), (33, 65, 31), (13, 321, 17), (150, 645, 50)];
+
     #[test]
     fn linear_is_the_formula_at_odd_sizes() {
-        let sizes =
-            [(1, 1, 1), (1, 7, 33), (7, 33, 1), (33, 65, 31), (13, 321, 17), (150, 645, 50)];
         simd::at_each_level(|level| {
-            for (x_type, w_type) in DTYPES {
-                for (m, k, n) in sizes {
-                    let x = random([m, k], 1, x_type);
-                    let w = random([n, k], 2, w_type);
-                    let packed = frozen(&w, w_type);
-                    let y = values(&linear(&x, &packed, Epilogue::default()).unwrap());
-                    let (x, w) = (values(&x), values(&w));
-                    for i in 0..m {
-                        for j in 0..n {
-                            let terms = || (0..k).map(|l| x[i * k + l] * w[j * k + l]);
-                            let (exact, magnitude) =
-                                (terms().sum::<f64>(), terms().map(f64::abs).sum());
-                            let error = (y[i * n + j] - exact).abs();
-                            assert!(
-                                error <= tolerance(x_type, k, magnitude, exact),
-                                "{} {x_type} {w_type} [{m}, {k}, {n}] at {i}, {j}: error {error:e}",
-                                level.name()
-                            );
-                        }
-                    }
+            for (m, k, n) in SIZES {
+                check_sums(
+                    &format!("linear [{m}, {k}, {n}], {}", level.name()),
+                    &[random([m, k], 1), random([n, k], 2)],
+                    k,
+                    |t| {
+                        linear(
+                            t[0],
+                            &Weight::frozen(t[1], Layout::Matrix, t[1].dtype())?,
+                            Epilogue::default(),
+                        )
+                    },
+                    |t| products(&t[0], &t[1], k),
+                );
+            }
+        });
+    }
+
+    #[test]
+    fn weights_of_16_bits_multiply_f32() {
+        simd::at_each_level(|level| {
+            for w_type in [DType::F16, DType::BF16] {
+                for (m, k, n) in SIZES {
+                    let (x, w) = (random([m, k], 1), random_in(w_type, [n, k], 2));
+                    let y = linear(&x, &frozen(&w, w_type), Epilogue::default()).unwrap();
+                    let exact = products(&values(&x), &values(&w), k);
+                    assert_sums(
+                        &y,
+                        &exact,
+                        k,
+                        &format!("{} {w_type} [{m}, {k}, {n}]", level.name()),
+                    );
                 }
             }
         });
@@ -348,8 +320,8 @@ pub(super) mod tests {
         simd::at_each_level(|level| {
             let one_thread = simd::pool(1);
             for (x_type, w_type) in DTYPES {
-                let x = random([512, k], 3, x_type);
-                let packed = frozen(&random([n, k], 4, w_type), w_type);
+                let x = random_in(x_type, [512, k], 3);
+                let packed = frozen(&random_in(w_type, [n, k], 4), w_type);
                 let product = |x: &Tensor| bits(&linear(x, &packed, Epilogue::default()).unwrap());
                 let whole = product(&x);
                 assert!(one_thread.install(|| product(&x)) == whole, "{} {x_type}", level.name());
@@ -380,18 +352,12 @@ pub(super) mod tests {
         };
         for dtype in [DType::F32, DType::F16, DType::BF16, DType::F64] {
             let acc = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
-            let x = random([images, t, k], 5, dtype);
-            let w = random([n, k], 6, dtype);
-            let (bias, add) = (random([n], 7, acc), random([images, n], 8, dtype));
-            let residual = random([images, t, n], 9, dtype);
+            let x = random_in(dtype, [images, t, k], 5);
+            let w = random_in(dtype, [n, k], 6);
+            let (bias, add) = (random_in(acc, [n], 7), random_in(dtype, [images, n], 8));
+            let residual = random_in(dtype, [images, t, n], 9);
             let packed = frozen(&w, dtype);
-            for act in [
-                Activation::Identity,
-                Activation::Silu,
-                Activation::Gelu,
-                Activation::GeluTanh,
-                Activation::QuickGelu,
-            ] {
+            for act in Activation::ALL {
                 let epilogue = Epilogue {
                     bias: Some(&bias),
                     add_channel: Some(&add),
@@ -399,28 +365,27 @@ pub(super) mod tests {
                     act,
                     scale: 0.75,
                 };
-                let y = values(&linear(&x, &packed, epilogue).unwrap());
+                let y = linear(&x, &packed, epilogue).unwrap();
                 let [x, w, bias, add, residual] = [&x, &w, &bias, &add, &residual].map(values);
-                for (i, &y) in y.iter().enumerate() {
-                    let (row, j) = (i / n, i % n);
-                    let terms = || (0..k).map(|l| x[row * k + l] * w[j * k + l]);
-                    let sum = terms().sum::<f64>() + bias[j] + add[row / t * n + j];
-                    let exact = exact_act(act, sum) * 0.75 + residual[i];
-                    // Every activation's slope is below 1.2; `vector_*` are exact to 4 ulp.
-                    let magnitude = 1.2 * terms().map(f64::abs).sum::<f64>() + 4.0;
-                    let error = (y - exact).abs();
-                    assert!(
-                        error <= tolerance(dtype, k, magnitude, exact),
-                        "{dtype} {act:?} at {i}: {error:e}"
-                    );
-                }
+                let expected: Vec<Sum> = products(&x, &w, k)
+                    .into_iter()
+                    .enumerate()
+                    .map(|(i, Sum { exact, magnitude })| {
+                        let (row, j) = (i / n, i % n);
+                        let sum = exact + bias[j] + add[row / t * n + j];
+                        // Every activation's slope is below 1.2; `vector_*` are exact to 4 ulp.
+                        let exact = exact_act(act, sum) * 0.75 + residual[i];
+                        Sum { exact, magnitude: 1.2 * magnitude + 4.0 }
+                    })
+                    .collect();
+                assert_sums(&y, &expected, k, &format!("{act:?}"));
             }
         }
     }
 
     #[test]
     fn gradients_are_those_of_differences() {
-        let f64s = |shape: &[usize], seed| random(shape, seed, DType::F64);
+        let f64s = |shape: &[usize], seed| random_in(DType::F64, shape, seed);
         for (x, k, n) in [(&[1][..], 1, 1), (&[7], 5, 3), (&[2, 5], 33, 17), (&[3, 4, 2], 6, 9)] {
             let (of_x, of_y) = ([x, &[k]].concat(), [x, &[n]].concat());
             let images = if x.is_empty() { 1 } else { x[0] };
@@ -464,10 +429,30 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn matmul_is_the_formula_at_odd_sizes() {
+        for (batch, m, k, n) in [(1, 1, 1, 1), (7, 1, 33, 5), (2, 65, 31, 7), (3, 7, 1, 18)] {
+            check_sums(
+                &format!("matmul {batch} x [{m}, {k}, {n}]"),
+                &[random([batch, m, k], 31), random([batch, k, n], 32)],
+                k,
+                |t| matmul(t[0], t[1]),
+                |t| {
+                    let element = |i: usize| {
+                        let (b, row, column) = (i / (m * n), i / n % m, i % n);
+                        let (a, b) = (&t[0][(b * m + row) * k..], &t[1][b * k * n + column..]);
+                        (0..k).map(|l| a[l] * b[l * n]).collect()
+                    };
+                    (0..batch * m * n).map(element).collect()
+                },
+            );
+        }
+    }
+
+    #[test]
     fn matmul_is_a_batch_of_products() {
         let (batch, m, k, n) = (3, 7, 33, 18);
-        let a = random([batch, k, m], 10, DType::F32).transpose(1, 2).unwrap();
-        let b = random([batch, n, k], 11, DType::F32);
+        let a = random([batch, k, m], 10).transpose(1, 2).unwrap();
+        let b = random([batch, n, k], 11);
         let c = matmul(&a, &b.transpose(1, 2).unwrap()).unwrap();
         assert_eq!(c.dims(), [batch, m, n]);
         for i in 0..batch {
@@ -482,10 +467,10 @@ pub(super) mod tests {
 
     #[test]
     fn not_a_number_stays_in_its_row() {
-        let mut x = noise(9 * 40, 12);
+        let mut x = values(&random([9, 40], 12));
         x[4 * 40 + 39] = f64::NAN;
         let x = Tensor::from_vec(x, [9, 40]).unwrap().to_dtype(DType::F32).unwrap();
-        let packed = frozen(&random([20, 40], 13, DType::F32), DType::F32);
+        let packed = frozen(&random([20, 40], 13), DType::F32);
         for act in [Activation::Identity, Activation::Silu, Activation::Gelu, Activation::QuickGelu]
         {
             let y = values(&linear(&x, &packed, Epilogue { act, ..Default::default() }).unwrap());
@@ -495,26 +480,21 @@ pub(super) mod tests {
 
     #[test]
     fn empty_products() {
-        let packed = frozen(&random([5, 0], 1, DType::F32), DType::F32);
-        let bias = random([5], 2, DType::F32);
-        let y =
-            linear(&random([2, 0], 3, DType::F32), &packed, Epilogue::bias(Some(&bias))).unwrap();
+        let packed = frozen(&random([5, 0], 1), DType::F32);
+        let bias = random([5], 2);
+        let y = linear(&random([2, 0], 3), &packed, Epilogue::bias(Some(&bias))).unwrap();
         assert_eq!(values(&y), values(&bias).repeat(2));
-        let packed = frozen(&random([5, 3], 1, DType::F32), DType::F32);
-        assert!(
-            linear(&random([0, 3], 3, DType::F32), &packed, Epilogue::default())
-                .unwrap()
-                .is_empty()
-        );
+        let packed = frozen(&random([5, 3], 1), DType::F32);
+        assert!(linear(&random([0, 3], 3), &packed, Epilogue::default()).unwrap().is_empty());
     }
 
     #[test]
     fn what_does_not_fit_is_an_error() {
-        let packed = frozen(&random([5, 3], 1, DType::F32), DType::F32);
-        let x = random([2, 3], 2, DType::F32);
-        let wrong = random([2, 3], 3, DType::F32);
-        assert!(linear(&random([2, 4], 2, DType::F32), &packed, Epilogue::default()).is_err());
-        assert!(linear(&random([2, 3], 2, DType::BF16), &packed, Epilogue::default()).is_err());
+        let packed = frozen(&random([5, 3], 1), DType::F32);
+        let x = random([2, 3], 2);
+        let wrong = random([2, 3], 3);
+        assert!(linear(&random([2, 4], 2), &packed, Epilogue::default()).is_err());
+        assert!(linear(&random_in(DType::BF16, [2, 3], 2), &packed, Epilogue::default()).is_err());
         assert!(linear(&x, &packed, Epilogue::bias(Some(&wrong))).is_err());
         assert!(
             linear(&x, &packed, Epilogue { residual: Some(&wrong), ..Default::default() }).is_err()
@@ -524,6 +504,6 @@ pub(super) mod tests {
                 .is_err()
         );
         assert!(matmul(&x, &wrong).is_err());
-        assert!(matmul(&random([3], 1, DType::F32), &wrong).is_err());
+        assert!(matmul(&random([3], 1), &wrong).is_err());
     }
 }

@@ -20,6 +20,11 @@ pub fn random(shape: impl Into<Shape>, seed: u64) -> Tensor {
     Tensor::from_vec((0..shape.elements()).map(|_| next()).collect(), shape).unwrap()
 }
 
+/// [`random`] in another dtype.
+pub fn random_in(dtype: DType, shape: impl Into<Shape>, seed: u64) -> Tensor {
+    random(shape, seed).to_dtype(dtype).unwrap()
+}
+
 /// The elements as f64.
 pub fn values(t: &Tensor) -> Vec<f64> {
     t.to_device(Device::Cpu).unwrap().to_dtype(DType::F64).unwrap().to_vec::<f64>().unwrap()
@@ -89,6 +94,32 @@ pub fn check(
     op: impl Fn(&[&Tensor]) -> Result<Tensor>,
     reference: impl Fn(&[Vec<f64>]) -> Vec<f64>,
 ) {
+    check_against(what, inputs, op, reference, |got, expected, what| {
+        assert_close(got, expected, units, what);
+    });
+}
+
+/// As [`check`], of sums of `terms` products: `reference` gives each sum, and the sum of its products' magnitudes (see
+/// [`assert_sums`]).
+pub fn check_sums(
+    what: &str,
+    inputs: &[Tensor],
+    terms: usize,
+    op: impl Fn(&[&Tensor]) -> Result<Tensor>,
+    reference: impl Fn(&[Vec<f64>]) -> Vec<Sum>,
+) {
+    check_against(what, inputs, op, reference, |got, expected, what| {
+        assert_sums(got, expected, terms, what);
+    });
+}
+
+fn check_against<E>(
+    what: &str,
+    inputs: &[Tensor],
+    op: impl Fn(&[&Tensor]) -> Result<Tensor>,
+    reference: impl Fn(&[Vec<f64>]) -> Vec<E>,
+    compare: impl Fn(&Tensor, &[E], &str),
+) {
     for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
         let inputs: Vec<Tensor> = inputs.iter().map(|t| t.to_dtype(dtype).unwrap()).collect();
         let views: Vec<Tensor> = inputs.iter().map(strided).collect();
@@ -96,10 +127,51 @@ pub fn check(
         for device in devices() {
             let Some(got) = run(&op, &inputs, device) else { continue };
             assert_eq!(got.dtype(), dtype, "{what}: dtype of the output");
-            assert_close(&got, &expected, units, &format!("{what} on {device}"));
+            compare(&got, &expected, &format!("{what} on {device}"));
             let of_views = run(&op, &views, device).unwrap();
             assert_eq!(bits(&got), bits(&of_views), "{what} ({dtype}, {device}) of strided views");
         }
+    }
+}
+
+/// A sum of products, exactly, and the sum of their magnitudes.
+#[derive(Clone, Copy, Debug)]
+pub struct Sum {
+    pub exact: f64,
+    pub magnitude: f64,
+}
+
+impl FromIterator<f64> for Sum {
+    fn from_iter<I: IntoIterator<Item = f64>>(products: I) -> Self {
+        let add = |s: Self, x: f64| Self { exact: s.exact + x, magnitude: s.magnitude + x.abs() };
+        products.into_iter().fold(Self { exact: 0.0, magnitude: 0.0 }, add)
+    }
+}
+
+/// Half the distance between 1 and the next value.
+pub fn unit_roundoff(dtype: DType) -> f64 {
+    match dtype {
+        DType::F64 => 2f64.powi(-53),
+        DType::F32 => 2f64.powi(-24),
+        DType::F16 => 2f64.powi(-11),
+        _ => 2f64.powi(-8),
+    }
+}
+
+/// Asserts that sums of `terms` products are as exact as their dtype allows: their error is at most
+/// `terms u sum |a b|` (Higham, Accuracy and Stability, 3.1), u being that of the accumulator; storing them adds that of
+/// their dtype. Four more terms are for an epilogue.
+pub fn assert_sums(got: &Tensor, expected: &[Sum], terms: usize, what: &str) {
+    let dtype = got.dtype();
+    let acc = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+    let subnormal = 2f64.powi(-24); // spacing of f16 near 0
+    let got = values(got);
+    assert_eq!(got.len(), expected.len(), "{what}: number of elements");
+    for (i, (got, Sum { exact, magnitude })) in got.iter().zip(expected).enumerate() {
+        let tolerance = (terms + 4) as f64 * unit_roundoff(acc) * magnitude
+            + unit_roundoff(dtype) * (exact.abs() + subnormal);
+        let error = (got - exact).abs();
+        assert!(error <= tolerance, "{what} ({dtype}), element {i}: {got} instead of {exact}");
     }
 }
 
