@@ -9,7 +9,7 @@ use super::gpu::Gpu;
 use super::stream::{Access, Stream, Use};
 use crate::error::{Error, Result};
 use crate::tensor::{Storage, Tensor};
-use crate::types::Device;
+use crate::types::{DType, Device, Shape};
 
 /// How a kernel is spread over the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,6 +142,31 @@ impl Args {
                 )
             }
         })
+    }
+}
+
+/// Storage as plain words, for kernels that move elements without looking at them.
+impl Tensor {
+    /// The whole storage, whatever this tensor shows of it, as a vector of `dtype`.
+    pub(crate) fn storage_as(&self, dtype: DType) -> Self {
+        let bytes = match &*self.storage {
+            Storage::Cpu(buffer) => buffer.bytes().len(),
+            Storage::Cuda(buffer) => buffer.len(),
+        };
+        let shape = Shape::from([bytes / dtype.size()]);
+        Self { dtype, ..self.with_layout(shape, shape.contiguous_strides(), 0) }
+    }
+
+    /// Calls `f` with this tensor in the form of [`Self::storage_as`].
+    pub(crate) fn with_storage_as<R>(&mut self, dtype: DType, f: impl FnOnce(&mut Self) -> R) -> R {
+        let seen = (self.shape, self.strides, self.offset, self.dtype);
+        let words = self.storage_as(dtype);
+        (self.shape, self.strides, self.offset, self.dtype) =
+            (words.shape, words.strides, 0, dtype);
+        drop(words); // it shares the storage
+        let result = f(self);
+        (self.shape, self.strides, self.offset, self.dtype) = seen;
+        result
     }
 }
 
