@@ -142,7 +142,7 @@ fn check_vae(name: &str, images: usize, latents: usize) -> Result<()> {
         let image = model.decode(&get(&golden, &format!("decode.{i}.latent")))?;
         assert_close("image", &image, &get(&golden, &format!("decode.{i}.image")), TOLERANCE);
     }
-    let tiled = model.decode_tiled(&get(&golden, "tiled.latent"))?;
+    let tiled = model.decode_tiled(&get(&golden, "tiled.latent"), &mut || Ok(()))?;
     assert_close("tiled image", &tiled, &get(&golden, "tiled.image"), TOLERANCE);
     Ok(())
 }

@@ -5,14 +5,18 @@ mod golden;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use golden::{assert_close, assert_same, get};
 use image::{DynamicImage, GrayImage, RgbImage};
-use nadir::Result;
 use nadir::io::TensorSource;
 use nadir::io::safetensors::SafeTensors;
-use nadir::pipeline::{InitImage, LoadOptions, Request, TextToImage, Watch};
-use nadir::tensor::{DType, Tensor};
+use nadir::pipeline::{
+    Cancel, Event, InitImage, LoadOptions, Request, Run, Settings, SlotId, TextToImage, Warning,
+};
+use nadir::tensor::{DType, Device, Tensor};
+use nadir::text::weighting::LongPrompt;
+use nadir::{Error, Result};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -61,31 +65,34 @@ impl Case {
         TextToImage::load(&self.folder, &LoadOptions { dtype, ..LoadOptions::default() })
     }
 
+    /// The request for the first picture of the case.
     fn request(&self) -> Request {
         let arguments = &self.json["arguments"];
         let text = |name: &str| arguments[name].as_str().unwrap_or_default().to_owned();
         let number = |name: &str| arguments[name].as_f64().map(|x| x as f32);
         let count = |name: &str| arguments[name].as_u64().map(|x| x as usize);
-        let seed = self.json["seed"].as_u64().unwrap();
-        let images = self.json["num_images_per_prompt"].as_u64().unwrap();
-        Request {
+        let settings = Settings {
             prompt: text("prompt"),
             negative_prompt: text("negative_prompt"),
             width: count("width"),
             height: count("height"),
-            steps: count("num_inference_steps").unwrap(),
-            guidance_scale: number("guidance_scale").unwrap(),
+            steps: count("num_inference_steps"),
+            guidance_scale: number("guidance_scale"),
             guidance_rescale: number("guidance_rescale").unwrap_or_default(),
             eta: number("eta").unwrap_or_default(),
             clip_skip: count("clip_skip").unwrap_or_default(),
-            seeds: (seed..seed + images).collect(),
-            batch: images as usize,
-            init: self.init(arguments["strength"].as_f64()),
-            ..Request::default()
-        }
+            strength: arguments["strength"].as_f64(),
+            ..Settings::default()
+        };
+        let seed = self.json["seed"].as_u64().unwrap();
+        Request { settings, seed, init: self.init().map(Arc::new), ..Request::default() }
     }
 
-    fn init(&self, strength: Option<f64>) -> Option<InitImage> {
+    fn images(&self) -> usize {
+        self.json["num_images_per_prompt"].as_u64().unwrap() as usize
+    }
+
+    fn init(&self) -> Option<InitImage> {
         let picture = self.golden.read("init").ok()?; // [H, W, 3]
         let (height, width) = (picture.dim(0) as u32, picture.dim(1) as u32);
         let image = RgbImage::from_raw(width, height, picture.to_vec().unwrap()).unwrap();
@@ -93,24 +100,36 @@ impl Case {
             let grey = GrayImage::from_raw(width, height, mask.to_vec().unwrap()).unwrap();
             DynamicImage::from(grey).to_rgb8()
         });
-        Some(InitImage { image, strength: strength.unwrap(), mask })
+        Some(InitImage { image, mask })
     }
 }
 
-/// Keeps what a run shows.
+/// The same request for `n` consecutive seeds.
+fn seeds(request: &Request, n: usize) -> Vec<Request> {
+    (0..n as u64).map(|i| Request { seed: request.seed + i, ..request.clone() }).collect()
+}
+
+/// What became of one request.
 #[derive(Default)]
-struct Record {
+struct Drawn {
+    /// Behind every step; [1, h, w, 4].
     latents: Vec<Tensor>,
-    warnings: Vec<String>,
+    warnings: Vec<Warning>,
+    picture: RgbImage,
 }
 
-impl Watch for Record {
-    fn latents(&mut self, _: usize, latents: &Tensor) {
-        self.latents.push(latents.clone());
-    }
-    fn warn(&mut self, message: &str) {
-        self.warnings.push(message.to_owned());
-    }
+fn generate(model: &TextToImage, requests: Vec<Request>, limit: usize) -> Result<Vec<Drawn>> {
+    let mut drawn: Vec<Drawn> = requests.iter().map(|_| Drawn::default()).collect();
+    model.generate(requests, limit, &mut |event| {
+        match event {
+            Event::Began { slot, warnings, .. } => drawn[slot.0].warnings = warnings,
+            Event::Stepped { slot, latents, .. } => drawn[slot.0].latents.push(latents),
+            Event::Finished { slot, result } => drawn[slot.0].picture = result?,
+            _ => {}
+        }
+        Ok(())
+    })?;
+    Ok(drawn)
 }
 
 /// The bytes of an image as numbers from 0 to 1.
@@ -128,24 +147,23 @@ fn psnr(ours: &[u8], theirs: &[f32]) -> f64 {
 
 fn check_f32(name: &str) -> Result<()> {
     let case = Case::open(name)?;
-    let mut seen = Record::default();
-    let images = case.load(DType::F32)?.generate(&case.request(), &mut seen)?;
-    // The long prompt is cut with a warning, as diffusers does; nothing else deserves one.
-    assert_eq!(
-        seen.warnings.len(),
-        usize::from(name == "euler_a_clip_skip"),
-        "{:?}",
-        seen.warnings
-    );
-    let latents = get(&case.golden, "latents"); // [steps, B, h, w, 4]
-    assert_eq!(seen.latents.len(), latents.dim(0), "steps");
-    for (step, ours) in seen.latents.iter().enumerate() {
-        let theirs = latents.narrow(0, step, 1)?.reshape(ours.dims())?;
-        // Ten times what one pass through the UNet may differ by: guidance multiplies a difference by up to
-        // 2 * 7.5, and steps pass it on.
-        assert_close(&format!("{name} step {step}"), ours, &theirs, 1e-4);
+    let n = case.images();
+    let drawn = generate(&case.load(DType::F32)?, seeds(&case.request(), n), n)?;
+    for Drawn { warnings, .. } in &drawn {
+        // The long prompt is cut with a warning, as diffusers does; nothing else deserves one.
+        assert_eq!(warnings.len(), usize::from(name == "euler_a_clip_skip"), "{warnings:?}");
     }
-    let bytes: Vec<u8> = images.iter().flat_map(|image| image.as_raw()).copied().collect();
+    let latents = get(&case.golden, "latents"); // [steps, B, h, w, 4]
+    for (i, Drawn { latents: ours, .. }) in drawn.iter().enumerate() {
+        assert_eq!(ours.len(), latents.dim(0), "steps");
+        for (step, ours) in ours.iter().enumerate() {
+            let theirs = latents.narrow(0, step, 1)?.narrow(1, i, 1)?.reshape(ours.dims())?;
+            // Ten times what one pass through the UNet may differ by: guidance multiplies a difference by up to
+            // 2 * 7.5, and steps pass it on.
+            assert_close(&format!("{name} {i} step {step}"), ours, &theirs, 1e-4);
+        }
+    }
+    let bytes: Vec<u8> = drawn.iter().flat_map(|drawn| drawn.picture.as_raw()).copied().collect();
     let psnr = psnr(&bytes, &get(&case.golden, "image").to_vec()?);
     println!("{name}: {psnr:.1} dB (59 at most, since pixels are rounded)");
     assert!(psnr >= 50.0, "{name}: {psnr} dB");
@@ -157,13 +175,14 @@ fn check_f32(name: &str) -> Result<()> {
 fn check_16_bits(name: &str, dtype: DType) -> Result<()> {
     let case = Case::open(name)?;
     let torch: Vec<f64> = serde_json::from_value(case.json["bf16_psnr"].clone()).unwrap();
-    let first = case.request().seeds[0];
-    let seeds = (first..first + torch.len() as u64).collect();
-    let request = Request { seeds, batch: torch.len(), ..case.request() };
-    let exact = case.load(DType::F32)?.generate(&request, &mut ())?;
-    let rounded = case.load(dtype)?.generate(&request, &mut ())?;
-    let ours: Vec<f64> =
-        rounded.iter().zip(&exact).map(|(a, b)| psnr(a.as_raw(), &levels(b))).collect();
+    let requests = seeds(&case.request(), torch.len());
+    let exact = generate(&case.load(DType::F32)?, requests.clone(), torch.len())?;
+    let rounded = generate(&case.load(dtype)?, requests, torch.len())?;
+    let ours: Vec<f64> = rounded
+        .iter()
+        .zip(&exact)
+        .map(|(a, b)| psnr(a.picture.as_raw(), &levels(&b.picture)))
+        .collect();
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
     let (ours, torch) = (mean(&ours), mean(&torch));
     println!("{name}: {ours:.1} dB in {dtype}, torch {torch:.1} in bf16");
@@ -209,53 +228,44 @@ fn no_case_is_left_out() {
     }
 }
 
-/// Images and last latents of `request`, in a pool of `threads` threads.
-fn draw(
-    model: &TextToImage,
-    request: &Request,
-    threads: usize,
-) -> Result<(Vec<RgbImage>, Vec<Tensor>)> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-    let mut seen = Record::default();
-    let images = pool.install(|| model.generate(request, &mut seen))?;
-    // The last latents of every batch: each batch shows `steps` of them.
-    let steps = seen.latents.len() / request.seeds.len().div_ceil(request.batch);
-    let last = seen.latents.chunks(steps).map(|batch| batch[steps - 1].clone());
-    let mut alone = Vec::new();
-    for batch in last {
-        for i in 0..batch.dim(0) {
-            alone.push(batch.narrow(0, i, 1)?.contiguous()?); // [1, h, w, 4]
-        }
-    }
-    Ok((images, alone))
-}
-
 /// An image does not depend on how many are drawn with it, on its place among them, or on the threads.
 fn check_company(name: &str, dtype: DType) -> Result<()> {
     let case = Case::open(name)?;
     let model = case.load(dtype)?;
-    let request = Request { steps: 3, seeds: (1..=7).collect(), ..case.request() };
-    let (images, latents) = draw(&model, &Request { batch: 1, ..request.clone() }, 1)?;
-    assert_ne!(images[0], images[1]);
-    for (batch, threads) in [(1, 2), (2, 1), (2, 2), (7, 1), (7, 2)] {
+    let mut request = Request { seed: 1, ..case.request() };
+    request.settings.steps = Some(3);
+    let requests = seeds(&request, 7);
+    let draw = |requests: &[Request], limit: usize, threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| generate(&model, requests.to_vec(), limit))
+    };
+    let alone = draw(&requests, 1, 1)?;
+    assert_ne!(alone[0].picture, alone[1].picture);
+    for (limit, threads) in [(1, 2), (2, 1), (2, 2), (7, 1), (7, 2)] {
         for reversed in [false, true] {
-            let mut request = Request { batch, ..request.clone() };
+            let mut requests = requests.clone();
             if reversed {
-                request.seeds.reverse();
+                requests.reverse();
             }
-            let (mut other_images, mut other_latents) = draw(&model, &request, threads)?;
+            let mut others = draw(&requests, limit, threads)?;
             if reversed {
-                other_images.reverse();
-                other_latents.reverse();
+                others.reverse();
             }
-            for i in 0..images.len() {
-                let what = format!("{name}: seed {} at batch {batch}, {threads} threads", i + 1);
-                assert_same(&what, &other_latents[i], &latents[i]);
-                assert!(images[i] == other_images[i], "{what}");
+            for (i, (one, other)) in alone.iter().zip(&others).enumerate() {
+                let what = format!("{name}: seed {} of {limit}, {threads} threads", i + 1);
+                assert_drawn_alike(&what, one, other);
             }
         }
     }
     Ok(())
+}
+
+fn assert_drawn_alike(what: &str, one: &Drawn, other: &Drawn) {
+    assert_eq!(one.latents.len(), other.latents.len(), "{what}");
+    for (a, b) in one.latents.iter().zip(&other.latents) {
+        assert_same(what, a, b);
+    }
+    assert!(one.picture == other.picture, "{what}");
 }
 
 #[test]
@@ -276,4 +286,146 @@ fn company_changes_no_image_with_noise_in_every_step() -> Result<()> {
 #[test]
 fn company_changes_no_painting() -> Result<()> {
     check_company("inpaint9_dpmpp", DType::F32)
+}
+
+/// What a server does with a run: eight pictures of different prompts, seeds, guidance, samplers and steps, two of
+/// which join late, one cancelled, one made non-finite. Each of the others is the one drawn alone.
+fn check_run(dtype: DType) -> Result<()> {
+    let model = Case::open("pndm")?.load(dtype)?;
+    let picture = |prompt: &str, seed: u64, scale: f32, sampler: &str, steps: usize| Request {
+        settings: Settings {
+            prompt: prompt.into(),
+            guidance_scale: Some(scale),
+            scheduler: Some(sampler.into()),
+            steps: Some(steps),
+            ..Settings::default()
+        },
+        seed,
+        ..Request::default()
+    };
+    let mut requests = [
+        picture("a satellite image of a river", 1, 7.5, "ddim", 6),
+        picture("a forest", 2, 1.0, "euler_a", 5),
+        // Weights beyond f32 once they are multiplied: the hidden states are infinite.
+        picture("(a pasture:300000000000000000000000000000000000000)", 3, 3.0, "unipc", 4),
+        picture("an airport", 4, 2.0, "heun", 3),
+        picture(&"highways and houses ".repeat(40), 5, 4.0, "dpm++2m_karras", 7),
+        picture("(a lake:1.4)", 6, 9.0, "pndm", 4),
+        picture("", 7, 5.0, "dpm++2m_sde", 5),
+        picture("a sea", 8, 1.0, "lcm", 4),
+    ];
+    requests[0].settings.negative_prompt = "clouds".into();
+    requests[3].settings.guidance_rescale = 0.7;
+    // Its context is longer than that of the others.
+    requests[4].settings.long_prompts = LongPrompt::Chunk;
+    requests[5].init = Some(Arc::new(InitImage {
+        image: RgbImage::from_fn(32, 32, |x, y| image::Rgb([8 * x as u8, 8 * y as u8, 90])),
+        mask: None,
+    }));
+    requests[6].settings.vae_tiling = true;
+    let (late, cancelled, overflowing) = ([6, 7], 1, 2);
+
+    let mut run = Run::new(&model, model.default_size(), 5)?;
+    let mut ids = Vec::new();
+    for request in &requests[..6] {
+        ids.push(run.join(request.clone())?);
+    }
+    let mut drawn: Vec<Drawn> = requests.iter().map(|_| Drawn::default()).collect();
+    let mut results: Vec<Option<Result<RgbImage>>> = requests.iter().map(|_| None).collect();
+    while !run.is_empty() {
+        for event in run.step()? {
+            match event {
+                Event::Stepped { slot, latents, evaluated } => {
+                    drawn[slot.0].latents.push(latents);
+                    assert_eq!(drawn[slot.0].latents.len(), evaluated);
+                }
+                Event::Finished { slot, result } => {
+                    assert!(results[slot.0].is_none(), "{slot:?} finishes twice");
+                    results[slot.0] = Some(result);
+                }
+                _ => {}
+            }
+        }
+        if ids.len() == 6 && drawn[0].latents.len() == 2 {
+            for i in late {
+                ids.push(run.join(requests[i].clone())?);
+            }
+            // Goes before those that wait and those that began.
+            run.set_priority(ids[7], 1);
+            requests[cancelled].cancel.cancel();
+        }
+    }
+    assert_eq!(ids, (0..8).map(SlotId).collect::<Vec<_>>());
+
+    for (i, (mut one, result)) in drawn.into_iter().zip(results).enumerate() {
+        let what = format!("slot {i} in {dtype}");
+        match result.unwrap_or_else(|| panic!("{what} did not finish")) {
+            Err(Error::Interrupted) => assert_eq!(i, cancelled),
+            Err(Error::NotFinite(_)) => assert_eq!(i, overflowing),
+            Err(error) => panic!("{what}: {error}"),
+            Ok(picture) => {
+                assert!(i != cancelled && i != overflowing, "{what}");
+                one.picture = picture;
+                let alone = generate(&model, vec![requests[i].clone()], 1)?.remove(0);
+                assert_drawn_alike(&what, &one, &alone);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn eight_slots_draw_what_each_draws_alone_in_f32() -> Result<()> {
+    check_run(DType::F32)
+}
+
+#[test]
+fn eight_slots_draw_what_each_draws_alone_in_bf16() -> Result<()> {
+    check_run(DType::BF16)
+}
+
+#[test]
+fn a_run_refuses_what_it_cannot_draw() -> Result<()> {
+    let model = Case::open("pndm")?.load(DType::F32)?;
+    let mut run = Run::new(&model, model.default_size(), 2)?;
+    let mut refuses = |change: fn(&mut Request), field: &str| {
+        let mut request = Request::default();
+        change(&mut request);
+        match run.join(request) {
+            Err(Error::Argument { name, .. }) => assert_eq!(name, field),
+            other => panic!("{field}: {other:?}"),
+        }
+    };
+    refuses(|r| r.settings.width = Some(512), "width");
+    refuses(|r| r.settings.steps = Some(0), "steps");
+    refuses(|r| r.settings.scheduler = Some("magic".into()), "scheduler");
+    refuses(|r| r.settings.clip_skip = 99, "clip_skip");
+    refuses(|r| r.settings.strength = Some(0.5), "init_image");
+    assert!(run.is_empty());
+    assert!(matches!(Run::new(&model, (64, 64), 0), Err(Error::Argument { name: "batch", .. })));
+    Ok(())
+}
+
+/// A server shares a model between threads and moves runs to them.
+#[test]
+fn threads_share_models_and_move_runs() {
+    fn share<T: Send + Sync>() {}
+    fn give<T: Send>() {}
+    share::<TextToImage>();
+    share::<Request>();
+    give::<Run<'_>>();
+    give::<Event>();
+}
+
+/// Long work stops inside of itself too: between the chunks of a prompt and the tiles of a picture.
+#[test]
+fn cancellation_reaches_into_long_prompts_and_large_pictures() -> Result<()> {
+    let model = Case::open("pndm")?.load(DType::F32)?;
+    let cancel = Cancel::default();
+    cancel.cancel();
+    let latents = Tensor::zeros([1, 64, 64, 4], DType::F32, Device::Cpu)?;
+    assert!(matches!(model.decode(&latents, true, &cancel), Err(Error::Interrupted)));
+    let request = Request { cancel, ..Request::default() };
+    assert!(matches!(model.draw(request), Err(Error::Interrupted)));
+    Ok(())
 }

@@ -5,13 +5,11 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::builder::styling::{AnsiColor, Style, Styles};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use nadir::Error;
-use nadir::noise::NoiseSource;
+use nadir::pipeline::Settings;
 use nadir::tensor::DType;
-
-use super::recipe::{LongPrompts, PromptSyntax};
 
 const STYLES: Styles = Styles::styled()
     .header(Style::new().bold())
@@ -68,9 +66,8 @@ pub struct Generate {
     #[command(flatten)]
     pub prompt: Prompt,
 
-    /// What the picture should not show
-    #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true)]
-    pub negative_prompt: String,
+    #[command(flatten)]
+    pub settings: Settings,
 
     /// Model: a diffusers folder, `org/name` in the local hub cache, or a model that ships
     ///
@@ -79,7 +76,7 @@ pub struct Generate {
     pub model: Option<String>,
 
     #[command(flatten)]
-    pub run: Run,
+    pub execution: Execution,
 
     /// Weight files of this variant: `fp16` for `model.fp16.safetensors`
     #[arg(long, value_name = "NAME", help_heading = "Model")]
@@ -96,76 +93,14 @@ pub struct Generate {
     #[arg(allow_negative_numbers = true, value_parser = parse_seed)]
     pub seed: Option<Seed>,
 
-    /// Width in pixels [default: the model's, or that of the init image]
-    #[arg(short = 'W', long, value_name = "PIXELS", help_heading = "Picture")]
-    #[arg(allow_negative_numbers = true)]
-    pub width: Option<usize>,
-
-    /// Height in pixels [default: the model's, or that of the init image]
-    #[arg(short = 'H', long, value_name = "PIXELS", help_heading = "Picture")]
-    #[arg(allow_negative_numbers = true)]
-    pub height: Option<usize>,
-
-    /// Denoising steps [default: the model's, else 50]
-    #[arg(long, value_name = "N", help_heading = "Sampling")]
-    #[arg(allow_negative_numbers = true)]
-    #[arg(visible_alias = "num-inference-steps")]
-    pub steps: Option<usize>,
-
-    /// Classifier-free guidance: how strongly the text is followed; 1 is none [default: the model's, else 7.5]
-    #[arg(long, value_name = "X", help_heading = "Sampling", visible_alias = "guidance-scale")]
-    #[arg(allow_negative_numbers = true)]
-    pub cfg_scale: Option<f32>,
-
-    /// Share by which guidance is rescaled against overexposure (Lin et al. 2023), 0 to 1
-    #[arg(long, value_name = "X", default_value_t = 0.0, help_heading = "Sampling")]
-    #[arg(allow_negative_numbers = true)]
-    pub guidance_rescale: f32,
-
-    /// Noise that DDIM adds at each step: 0 none, 1 as DDPM
-    #[arg(long, value_name = "X", default_value_t = 0.0, help_heading = "Sampling")]
-    #[arg(allow_negative_numbers = true)]
-    pub eta: f32,
-
-    /// Sampler [default: the model's]; an unknown name lists the known ones
-    #[arg(long, value_name = "NAME", help_heading = "Sampling", visible_alias = "sampling-method")]
-    pub scheduler: Option<String>,
-
-    /// Layers of the text encoder to leave out, as diffusers counts (its 1 is A1111's and sd.cpp's 2)
-    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Sampling")]
-    #[arg(allow_negative_numbers = true)]
-    pub clip_skip: usize,
-
-    /// What to do with a prompt longer than the text encoder reads (77 tokens)
-    #[arg(long, value_enum, default_value_t = LongPrompts::Truncate, help_heading = "Sampling")]
-    pub long_prompts: LongPrompts,
-
-    /// How weights are written: `explicit` is (word:1.3), `webui` also (word) and [word], `plain` none
-    #[arg(long, value_enum, default_value_t = PromptSyntax::Explicit, help_heading = "Sampling")]
-    pub prompt_syntax: PromptSyntax,
-
-    /// Whose random numbers: `torch` (its CPU generator), `philox` or `philox:SMSxBLOCKS` (its CUDA generator)
-    #[arg(long, value_name = "SOURCE", default_value = "torch", help_heading = "Sampling")]
-    #[arg(value_parser = typed::<NoiseSource>)]
-    pub noise: NoiseSource,
-
     /// Start from this picture instead of from noise
     #[arg(short, long, value_name = "FILE", help_heading = "Image to image", alias = "init-img")]
     pub init_image: Option<PathBuf>,
-
-    /// How much of the init image is drawn anew, 0 to 1 [default: 0.8; with a mask 1]
-    #[arg(long, value_name = "X", help_heading = "Image to image", requires = "init_image")]
-    #[arg(allow_negative_numbers = true)]
-    pub strength: Option<f64>,
 
     /// Draw only where this picture is white, and keep the init image where it is black
     #[arg(long, value_name = "FILE", help_heading = "Image to image", alias = "mask")]
     #[arg(requires = "init_image")]
     pub mask_image: Option<PathBuf>,
-
-    /// Decode in tiles: large pictures need less memory, and differ a little at the seams
-    #[arg(long, help_heading = "Sampling")]
-    pub vae_tiling: bool,
 
     /// A .png file, or a folder that gets nadir-SEED.png for each picture [default: this folder]
     ///
@@ -187,13 +122,13 @@ pub struct Prompt {
     pub positional: Option<String>,
 
     /// The prompt, for those who like to name it
-    #[arg(short = 'p', long = "prompt", value_name = "TEXT")]
+    #[arg(id = "prompt", short = 'p', long = "prompt", value_name = "TEXT")]
     pub named: Option<String>,
 }
 
 /// Where and how to compute: what no picture's content depends on, but for the rounding of `dtype`.
 #[derive(Debug, Args)]
-pub struct Run {
+pub struct Execution {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Model")]
     pub device: String,
@@ -248,7 +183,7 @@ pub struct Replay {
     pub mask_image: Option<PathBuf>,
 
     #[command(flatten)]
-    pub run: Run,
+    pub execution: Execution,
 }
 
 /// Say what this machine and this build can do
@@ -263,6 +198,14 @@ pub struct Doctor {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// The flag for a field of the library's: what an argument is called inside is what the library calls it.
+pub fn flag(field: &str) -> String {
+    let mut cli = Cli::command();
+    let arguments = cli.get_subcommands_mut().flat_map(|command| command.get_arguments());
+    let mut longs = arguments.filter(|arg| arg.get_id() == field).filter_map(|arg| arg.get_long());
+    longs.next().map_or_else(|| field.to_owned(), |long| format!("--{long}"))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -305,8 +248,6 @@ pub fn dashed(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn parse(args: &[&str]) -> Result<Generate, clap::Error> {
@@ -332,16 +273,42 @@ mod tests {
             let args: Vec<_> = line.split_whitespace().collect();
             let parsed = parse(&args).unwrap();
             assert_eq!(parsed.prompt.named.as_deref(), Some("a_river"));
-            assert_eq!(parsed.negative_prompt, "b");
-            assert_eq!((parsed.steps, parsed.cfg_scale), (Some(7), Some(2.0)));
             assert_eq!((parsed.num_images, parsed.seed), (3, Some(Seed::Number(5))));
-            assert_eq!((parsed.guidance_rescale, parsed.clip_skip), (0.5, 1));
-            assert_eq!((parsed.eta, parsed.width, parsed.height), (1.0, Some(8), Some(16)));
+            let settings = parsed.settings;
+            assert_eq!(settings.negative_prompt, "b");
+            assert_eq!((settings.steps, settings.guidance_scale), (Some(7), Some(2.0)));
+            assert_eq!((settings.guidance_rescale, settings.clip_skip), (0.5, 1));
+            assert_eq!((settings.eta, settings.width, settings.height), (1.0, Some(8), Some(16)));
         }
-        assert_eq!(
-            parse(&["x", "--sampling-method", "euler"]).unwrap().scheduler.as_deref(),
-            Some("euler")
-        );
+        let settings = parse(&["x", "--sampling-method", "euler"]).unwrap().settings;
+        assert_eq!(settings.scheduler.as_deref(), Some("euler"));
+    }
+
+    #[test]
+    fn arguments_default_to_what_the_library_does() {
+        assert_eq!(parse(&["x"]).unwrap().settings, Settings::default());
+    }
+
+    #[test]
+    fn every_field_of_the_library_has_a_flag() {
+        let settings = serde_json::to_value(Settings {
+            scheduler: Some(String::new()),
+            strength: Some(0.0),
+            ..Settings::default()
+        });
+        for field in settings.unwrap().as_object().unwrap().keys() {
+            let field = if field == "num_inference_steps" { "steps" } else { field };
+            assert!(flag(field).starts_with("--"), "{field}");
+        }
+        let flags = [
+            ("guidance_scale", "--cfg-scale"),
+            ("prompt", "--prompt"),
+            ("init_image", "--init-image"),
+            ("device", "--device"),
+            ("threads", "--threads"),
+            ("nothing", "nothing"),
+        ];
+        flags.iter().for_each(|(field, expected)| assert_eq!(flag(field), *expected));
     }
 
     #[test]

@@ -4,50 +4,34 @@ use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::path::PathBuf;
 
+use nadir::pipeline::Settings;
 use nadir::tensor::DType;
 
 use super::args::{self, Seed};
-use super::draw::{self, Job};
+use super::destination::Destination;
+use super::draw::{self, Drawing};
 use super::model::Model;
-use super::output::Output;
 use super::recipe::{Recipe, Source};
 
 pub fn run(args: args::Generate) -> anyhow::Result<()> {
-    let output = Output::resolve(args.output.as_deref())?;
+    let destination = Destination::resolve(args.output.as_deref())?;
     let model = Model::find(args.model.as_deref())?;
-    let suggestions = model.suggestions()?;
+    let prompt = args.prompt.positional.or(args.prompt.named).unwrap_or_default();
+    let seed = match args.seed {
+        Some(Seed::Number(seed)) => seed,
+        Some(Seed::Random) | None => random_seed(),
+    };
     let source = |path: PathBuf| Source { path, hash: String::new() };
     let recipe = Recipe {
-        nadir: env!("CARGO_PKG_VERSION").to_owned(),
-        model: model.name.clone(),
-        model_hash: String::new(),
         variant: args.variant,
-        dtype: args.run.dtype.unwrap_or(DType::F32),
-        device: String::new(),
-        prompt: args.prompt.positional.or(args.prompt.named).unwrap_or_default(),
-        negative_prompt: args.negative_prompt,
-        width: args.width,
-        height: args.height,
-        num_inference_steps: args.steps.unwrap_or(suggestions.steps),
-        guidance_scale: args.cfg_scale.unwrap_or(suggestions.guidance_scale),
-        guidance_rescale: args.guidance_rescale,
-        eta: args.eta,
-        clip_skip: args.clip_skip,
-        seed: match args.seed {
-            Some(Seed::Number(seed)) => seed,
-            Some(Seed::Random) | None => random_seed(),
-        },
+        dtype: args.execution.dtype.unwrap_or(DType::F32),
         num_images: args.num_images,
-        scheduler: args.scheduler,
-        noise: args.noise,
-        long_prompts: args.long_prompts,
-        prompt_syntax: args.prompt_syntax,
-        vae_tiling: args.vae_tiling,
         init_image: args.init_image.map(source),
         mask_image: args.mask_image.map(source),
-        strength: args.strength,
+        ..Recipe::new(model.name.clone(), Settings { prompt, ..args.settings }, seed)
     };
-    draw::draw(Job { recipe, model, output, run: args.run, each: true, grid: args.grid })
+    let (execution, grid) = (args.execution, args.grid);
+    draw::draw(Drawing { recipe, model, destination, execution, separately: true, grid })
 }
 
 /// 32 bits: short enough to be typed again, and what other programs draw from.

@@ -1,12 +1,12 @@
 //! The command line: arguments, what they mean together, and what is shown while they are carried out.
 
 mod args;
+mod destination;
 mod doctor;
 mod draw;
 mod generate;
 mod interrupt;
 mod model;
-mod output;
 mod progress;
 mod recipe;
 mod replay;
@@ -35,7 +35,7 @@ pub fn main() -> ExitCode {
             let code = exit_code(&error);
             match code {
                 interrupt::EXIT_CODE => eprintln!("interrupted: {error}"),
-                _ => eprintln!("error: {error}"),
+                _ => eprintln!("error: {}", in_our_words(&error)),
             }
             ExitCode::from(code)
         }
@@ -55,6 +55,16 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Doctor(args) => return Ok(doctor::run(&args)),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// An error as the command line has it: the library's fields are flags here.
+fn in_our_words(error: &anyhow::Error) -> String {
+    match error.downcast_ref::<Error>() {
+        Some(Error::Argument { name, found, expected }) => {
+            format!("{}: {found} is not possible: {expected}", args::flag(name))
+        }
+        _ => error.to_string(),
+    }
 }
 
 /// 2 where the user can do something about it, 130 after Ctrl-C, otherwise 1.

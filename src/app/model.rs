@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use nadir::io::config::Config;
 use nadir::io::folder::PipelineFolder;
 use nadir::io::hub;
 use nadir::pipeline::sampler::SamplerConfig;
@@ -14,10 +13,6 @@ use nadir::{Error, Result};
 /// The model that ships and that is used when none is named.
 pub const DEFAULT: &str = "eurosat-64";
 
-/// Diffusers' defaults for models that suggest none.
-const STEPS: usize = 50;
-const GUIDANCE_SCALE: f32 = 7.5;
-
 /// A model that was found on this machine.
 #[derive(Debug)]
 pub struct Model {
@@ -25,13 +20,6 @@ pub struct Model {
     pub name: String,
     /// Its diffusers folder.
     pub folder: PathBuf,
-}
-
-/// What a model's `nadir.json` suggests.
-#[derive(Debug, PartialEq)]
-pub struct Suggestions {
-    pub steps: usize,
-    pub guidance_scale: f32,
 }
 
 impl Model {
@@ -53,24 +41,6 @@ impl Model {
             None => hub::locate(name)?,
         };
         Ok(Self { name: name.to_owned(), folder })
-    }
-
-    /// Number of steps and guidance that suit the model.
-    ///
-    /// # Errors
-    /// Its `nadir.json` is there and cannot be understood.
-    pub fn suggestions(&self) -> Result<Suggestions> {
-        let path = self.folder.join("nadir.json");
-        if !path.exists() {
-            return Ok(Suggestions { steps: STEPS, guidance_scale: GUIDANCE_SCALE });
-        }
-        let config = Config::open(path)?;
-        let suggestions = Suggestions {
-            steps: config.usize("num_inference_steps", STEPS)?,
-            guidance_scale: config.f32("guidance_scale", GUIDANCE_SCALE)?,
-        };
-        config.finish()?;
-        Ok(suggestions)
     }
 
     /// The name that other programs know a sampler by: the one asked for, or else the model's own.
@@ -139,23 +109,17 @@ fn no_default() -> Error {
 
 #[cfg(test)]
 mod tests {
+    use nadir::pipeline::Suggestions;
+
     use super::*;
 
     #[test]
     fn the_default_ships_and_suggests() {
         let model = Model::find(None).unwrap();
         assert_eq!(model.name, DEFAULT);
-        assert_eq!(model.suggestions().unwrap(), Suggestions { steps: 20, guidance_scale: 3.0 });
+        let suggestions = Suggestions { steps: 20, guidance_scale: 3.0 };
+        assert_eq!(Suggestions::open(&model.folder).unwrap(), suggestions);
         assert_eq!(Model::find(Some(DEFAULT)).unwrap().folder, model.folder);
-    }
-
-    #[test]
-    fn other_models_suggest_what_diffusers_does() {
-        let folder = tempfile::tempdir().unwrap();
-        let model = Model::find(folder.path().to_str()).unwrap();
-        assert_eq!(model.suggestions().unwrap(), Suggestions { steps: 50, guidance_scale: 7.5 });
-        std::fs::write(folder.path().join("nadir.json"), r#"{ "steps": 3 }"#).unwrap();
-        assert!(model.suggestions().unwrap_err().to_string().contains("nadir.json"));
     }
 
     #[test]

@@ -1,26 +1,21 @@
 //! All that a picture depends on: filled by `generate`, kept in the PNG, read back by `replay`.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use clap::ValueEnum;
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
 use nadir::io::png::{self, Parameters};
-use nadir::noise::NoiseSource;
-use nadir::pipeline::{InitImage, Request};
+use nadir::pipeline::{Cancel, InitImage, Request, Settings};
 use nadir::tensor::DType;
-use nadir::text::weighting::{LongPrompt, Syntax};
 use nadir::{Error, Result};
 
-/// Pictures of one command. Their pixels stay in memory until the end.
+/// Pictures of one command.
 const MAX_IMAGES: usize = 100_000;
 
 /// Settings of one command, under diffusers' names where it has one.
-///
-/// Unknown fields are refused: the picture of a later version must not come out different in silence.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Recipe {
     /// Version of nadir that wrote this.
     pub nadir: String,
@@ -35,34 +30,20 @@ pub struct Recipe {
     pub dtype: DType,
     /// Where it ran: the last bits of a result depend on it. Empty before that is decided.
     pub device: String,
-    pub prompt: String,
-    pub negative_prompt: String,
-    /// None: the model's own size, or that of the init image.
-    pub width: Option<usize>,
-    pub height: Option<usize>,
-    pub num_inference_steps: usize,
-    pub guidance_scale: f32,
-    pub guidance_rescale: f32,
-    pub eta: f32,
-    pub clip_skip: usize,
+    /// Of the settings those that leave a choice to the model have its choice, once it is loaded.
+    #[serde(flatten)]
+    pub settings: Settings,
     /// Of the first picture.
     pub seed: u64,
     /// Pictures with consecutive seeds: in a file more than one when it is a grid.
     pub num_images: usize,
-    /// None: the model's own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub scheduler: Option<String>,
-    #[serde(with = "text")]
-    pub noise: NoiseSource,
-    pub long_prompts: LongPrompts,
-    pub prompt_syntax: PromptSyntax,
-    pub vae_tiling: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init_image: Option<Source>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mask_image: Option<Source>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub strength: Option<f64>,
+    /// What this version does not know.
+    #[serde(flatten, skip_serializing)]
+    pub unknown: serde_json::Map<String, serde_json::Value>,
 }
 
 /// A picture that a recipe starts from.
@@ -75,105 +56,84 @@ pub struct Source {
     pub hash: String,
 }
 
-/// See `--long-prompts`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum LongPrompts {
-    /// Leave out what is too long, with a warning
-    Truncate,
-    /// Encode it in pieces and use all of it
-    Chunk,
-}
-
-/// See `--prompt-syntax`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum PromptSyntax {
-    /// Brackets are text
-    Plain,
-    /// (word:1.3) weighs
-    Explicit,
-    /// (word), ((word)) and [word] weigh too
-    Webui,
-}
-
-impl From<LongPrompts> for LongPrompt {
-    fn from(long: LongPrompts) -> Self {
-        match long {
-            LongPrompts::Truncate => Self::Truncate,
-            LongPrompts::Chunk => Self::Chunk,
-        }
-    }
-}
-
-impl From<PromptSyntax> for Syntax {
-    fn from(syntax: PromptSyntax) -> Self {
-        match syntax {
-            PromptSyntax::Plain => Self::Plain,
-            PromptSyntax::Explicit => Self::Explicit,
-            PromptSyntax::Webui => Self::Webui,
-        }
-    }
-}
-
 impl Recipe {
-    /// The request that the pipeline gets.
+    /// A recipe of this version.
+    pub fn new(model: String, settings: Settings, seed: u64) -> Self {
+        Self {
+            nadir: env!("CARGO_PKG_VERSION").to_owned(),
+            model,
+            model_hash: String::new(),
+            variant: None,
+            dtype: DType::F32,
+            device: String::new(),
+            settings,
+            seed,
+            num_images: 1,
+            init_image: None,
+            mask_image: None,
+            unknown: serde_json::Map::new(),
+        }
+    }
+
+    /// Checks what can be judged without the model.
     ///
     /// # Errors
-    /// Names the first setting that cannot be, of those that can be judged without the model.
-    pub fn request(&self, init: Option<InitImage>, batch: usize) -> Result<Request> {
+    /// Names the first setting that cannot be.
+    pub fn check(&self) -> Result<()> {
         if !matches!(self.dtype, DType::F32 | DType::F16 | DType::BF16) {
-            return Err(Error::argument("--dtype", self.dtype, "one of f32, f16, bf16"));
+            return Err(Error::argument("dtype", self.dtype, "one of f32, f16, bf16"));
         }
         if !(1..=MAX_IMAGES).contains(&self.num_images) {
             let expected = format!("a number from 1 to {MAX_IMAGES}");
-            return Err(Error::argument("--num-images", self.num_images, expected));
+            return Err(Error::argument("num_images", self.num_images, expected));
         }
-        let last = self.seed.checked_add(self.num_images as u64 - 1).ok_or_else(|| {
+        if self.seed.checked_add(self.num_images as u64 - 1).is_none() {
             let expected = format!("at most 2^64 - {}, for {0} pictures", self.num_images);
-            Error::argument("--seed", self.seed, expected)
-        })?;
-        let request = Request {
-            prompt: self.prompt.clone(),
-            negative_prompt: self.negative_prompt.clone(),
-            width: self.width,
-            height: self.height,
-            steps: self.num_inference_steps,
-            guidance_scale: self.guidance_scale,
-            guidance_rescale: self.guidance_rescale,
-            eta: self.eta,
-            clip_skip: self.clip_skip,
-            seeds: (self.seed..=last).collect(),
-            scheduler: self.scheduler.clone(),
-            noise: self.noise,
-            long_prompts: self.long_prompts.into(),
-            prompt_syntax: self.prompt_syntax.into(),
-            init,
-            batch,
-            vae_tiling: self.vae_tiling,
-        };
-        request.check()?;
-        Ok(request)
+            return Err(Error::argument("seed", self.seed, expected));
+        }
+        if self.init_image.is_none()
+            && (self.mask_image.is_some() || self.settings.strength.is_some())
+        {
+            let expected = "a picture, with a mask or a strength";
+            return Err(Error::argument("init_image", "none", expected));
+        }
+        self.settings.check()
+    }
+
+    /// What the pipeline is asked for, a request for each picture.
+    pub fn requests(
+        &self,
+        init: Option<InitImage>,
+        cancel: &Cancel,
+    ) -> impl Iterator<Item = Request> {
+        let init = init.map(Arc::new);
+        (0..self.num_images as u64).map(move |i| Request {
+            settings: self.settings.clone(),
+            seed: self.seed + i,
+            init: init.clone(),
+            cancel: cancel.clone(),
+        })
     }
 
     /// In the web UI's form.
     fn parameters(&self, sampler: &str) -> Parameters {
         let parameters = Parameters {
-            prompt: self.prompt.clone(),
-            negative_prompt: self.negative_prompt.clone(),
+            prompt: self.settings.prompt.clone(),
+            negative_prompt: self.settings.negative_prompt.clone(),
             settings: Vec::new(),
         };
-        let size = |side: Option<usize>| side.map_or_else(String::new, |side| side.to_string());
+        let settings = &self.settings;
+        let size = (settings.width.unwrap_or_default(), settings.height.unwrap_or_default());
         let mut parameters = parameters
-            .with("Steps", self.num_inference_steps)
+            .with("Steps", settings.steps.unwrap_or_default())
             .with("Sampler", sampler)
-            .with("CFG scale", self.guidance_scale)
+            .with("CFG scale", settings.guidance_scale.unwrap_or_default())
             .with("Seed", self.seed)
-            .with("Size", format!("{}x{}", size(self.width), size(self.height)))
+            .with("Size", format!("{}x{}", size.0, size.1))
             .with("Model hash", &self.model_hash)
             .with("Model", &self.model)
-            .with_clip_skip(self.clip_skip);
-        if let Some(strength) = self.strength {
+            .with_clip_skip(settings.clip_skip);
+        if let Some(strength) = settings.strength {
             parameters = parameters.with("Denoising strength", strength);
         }
         parameters.with("Version", format!("nadir {}", self.nadir))
@@ -194,11 +154,18 @@ impl Recipe {
     /// # Errors
     /// It is no picture of nadir's, or one of a version that had settings this one does not know.
     pub fn read(path: &Path) -> Result<Self> {
-        serde_json::from_value(png::read_replay(path)?).map_err(|e| {
+        let wrong = |found| {
             let expected = "settings that this version knows";
             let advice = "A picture of a later version needs that version.";
-            Error::file(path, "text \"nadir\"", expected, e.to_string(), advice)
-        })
+            Error::file(path, "text \"nadir\"", expected, found, advice)
+        };
+        let recipe: Self =
+            serde_json::from_value(png::read_replay(path)?).map_err(|e| wrong(e.to_string()))?;
+        // What it does not understand must not come out different in silence.
+        match recipe.unknown.keys().next() {
+            Some(field) => Err(wrong(format!("the unknown field {field:?}"))),
+            None => Ok(recipe),
+        }
     }
 }
 
@@ -227,32 +194,26 @@ mod tests {
     use super::*;
 
     fn recipe() -> Recipe {
-        Recipe {
-            nadir: "0.1.0".into(),
-            model: "org/name".into(),
-            model_hash: "0123abcd".into(),
-            variant: None,
-            dtype: DType::BF16,
-            device: "cpu".into(),
+        let settings = Settings {
             prompt: "a \u{1f6f0} \"river\"\nin two lines".into(),
-            negative_prompt: String::new(),
             width: Some(72),
             height: Some(64),
-            num_inference_steps: 20,
-            guidance_scale: 7.1,
-            guidance_rescale: 0.0,
+            steps: Some(20),
+            guidance_scale: Some(7.1),
             eta: 0.3,
             clip_skip: 1,
-            seed: u64::MAX - 1,
-            num_images: 2,
             scheduler: Some("euler_a".into()),
             noise: "philox:80x16".parse().unwrap(),
-            long_prompts: LongPrompts::Chunk,
-            prompt_syntax: PromptSyntax::Explicit,
-            vae_tiling: false,
-            init_image: Some(Source { path: "chip.png".into(), hash: "89ab".into() }),
-            mask_image: None,
             strength: Some(0.6),
+            ..Settings::default()
+        };
+        Recipe {
+            model_hash: "0123abcd".into(),
+            dtype: DType::BF16,
+            device: "cpu".into(),
+            num_images: 2,
+            init_image: Some(Source { path: "chip.png".into(), hash: "89ab".into() }),
+            ..Recipe::new("org/name".into(), settings, u64::MAX - 1)
         }
     }
 
@@ -266,7 +227,7 @@ mod tests {
         let texts = png::read_texts(&path).unwrap();
         let parameters = texts.iter().find(|(keyword, _)| keyword == png::PARAMETERS).unwrap();
         let parameters = Parameters::parse(&parameters.1);
-        assert_eq!(parameters.prompt, recipe().prompt);
+        assert_eq!(parameters.prompt, recipe().settings.prompt);
         let expected = [
             ("Sampler", "Euler a"),
             ("Seed", "18446744073709551614"),
@@ -292,18 +253,26 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_named() {
-        assert_eq!(recipe().request(None, 1).unwrap().seeds, [u64::MAX - 1, u64::MAX]);
-        let fails = |change: fn(&mut Recipe), name: &str| {
+        let seeds = recipe()
+            .requests(None, &Cancel::default())
+            .map(|request| request.seed)
+            .collect::<Vec<_>>();
+        assert_eq!(seeds, [u64::MAX - 1, u64::MAX]);
+        recipe().check().unwrap();
+        let fails = |change: fn(&mut Recipe), field: &str| {
             let mut recipe = recipe();
             change(&mut recipe);
-            let error = recipe.request(None, 1).unwrap_err().to_string();
-            assert!(error.starts_with(name), "{error}");
+            match recipe.check().unwrap_err() {
+                Error::Argument { name, .. } => assert_eq!(name, field),
+                other => panic!("{other}"),
+            }
         };
-        fails(|r| r.num_images = 3, "--seed");
-        fails(|r| r.num_images = 0, "--num-images");
-        fails(|r| r.num_images = usize::MAX, "--num-images");
-        fails(|r| r.prompt = "a\0b".into(), "--prompt");
-        fails(|r| r.dtype = DType::I64, "--dtype");
-        fails(|r| r.num_inference_steps = 0, "--steps");
+        fails(|r| r.num_images = 3, "seed");
+        fails(|r| r.num_images = 0, "num_images");
+        fails(|r| r.num_images = usize::MAX, "num_images");
+        fails(|r| r.settings.prompt = "a\0b".into(), "prompt");
+        fails(|r| r.dtype = DType::I64, "dtype");
+        fails(|r| r.settings.steps = Some(0), "steps");
+        fails(|r| r.init_image = None, "init_image");
     }
 }

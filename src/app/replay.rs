@@ -1,15 +1,15 @@
 //! `nadir replay`: from a picture to the recipe that it keeps.
 
 use super::args;
-use super::draw::{self, Job};
+use super::destination::Destination;
+use super::draw::{self, Drawing};
 use super::model::Model;
-use super::output::Output;
 use super::recipe::Recipe;
 
 pub fn run(args: args::Replay) -> anyhow::Result<()> {
-    let output = Output::resolve(args.output.as_deref())?;
+    let destination = Destination::resolve(args.output.as_deref())?;
     let mut recipe = Recipe::read(&args.image)?;
-    if let Some(dtype) = args.run.dtype {
+    if let Some(dtype) = args.execution.dtype {
         recipe.dtype = dtype;
     }
     if let Some(model) = args.model {
@@ -24,5 +24,6 @@ pub fn run(args: args::Replay) -> anyhow::Result<()> {
     }
     let model = Model::find(Some(&recipe.model))?;
     let grid = recipe.num_images > 1;
-    draw::draw(Job { recipe, model, output, run: args.run, each: !grid, grid })
+    let execution = args.execution;
+    draw::draw(Drawing { recipe, model, destination, execution, separately: !grid, grid })
 }

@@ -145,7 +145,7 @@ impl ClipText {
         }
         let Some(used) = self.layers.len().checked_sub(clip_skip) else {
             let expected = format!("the text encoder has {} layers", self.layers.len());
-            return Err(Error::argument("--clip-skip", clip_skip, expected));
+            return Err(Error::argument("clip_skip", clip_skip, expected));
         };
         // 1. embeddings
         let mut x = add(&self.tokens.forward(ids)?, &self.positions.first(t)?)?; // [B, T, C]

@@ -205,6 +205,23 @@ module!(Unet {
     "conv_out": conv_out,
 });
 
+impl Context {
+    /// The contexts of a batch from those of its parts, which have the same number of tokens.
+    ///
+    /// # Errors
+    /// `Shape` when they have not, or when there are none.
+    pub fn concat(parts: &[&Self]) -> Result<Self> {
+        let layers = parts.first().map_or(0, |first| first.0.len());
+        let layer = |i| KeyValue::concat(&parts.iter().map(|part| &part.0[i]).collect::<Vec<_>>());
+        Ok(Self((0..layers).map(layer).collect::<Result<_>>()?))
+    }
+
+    /// Number of tokens.
+    pub fn tokens(&self) -> usize {
+        self.0.first().map_or(0, KeyValue::tokens)
+    }
+}
+
 impl Unet {
     /// Builds the model from the weights at `p`.
     ///

@@ -186,11 +186,15 @@ impl Vae {
 
     /// As [`Self::decode`], in overlapping tiles of the training size that are blended into each other: the
     /// memory of one tile, whatever the size of the image. Colours may drift from tile to tile. The image is
-    /// f32, on the CPU.
+    /// f32, on the CPU. `proceed` is asked before each tile.
     ///
     /// # Errors
-    /// As [`Self::decode`].
-    pub fn decode_tiled(&self, latents: &Tensor) -> Result<Tensor> {
+    /// As [`Self::decode`]; what `proceed` answers.
+    pub fn decode_tiled(
+        &self,
+        latents: &Tensor,
+        proceed: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Tensor> {
         let (_, h, w, _) = latents.dims4()?;
         let factor = self.config.factor();
         // Neighbours share a quarter of a tile; each is shown up to where the next begins.
@@ -204,6 +208,7 @@ impl Vae {
             let mut row: Vec<Tile> = Vec::new();
             let mut strips = Vec::new();
             for (j, left) in (0..w).step_by(step).enumerate() {
+                proceed()?;
                 let part = latents.narrow(1, top, tile.min(h - top))?.narrow(
                     2,
                     left,

@@ -3,6 +3,7 @@
 use crate::error::Result;
 use crate::nn::{Linear, Module, Parameter, Params, join};
 use crate::ops::attention::{AttentionConfig, attention};
+use crate::ops::layout::concat;
 use crate::ops::matmul::Epilogue;
 use crate::tensor::Tensor;
 
@@ -41,6 +42,23 @@ impl Module for Attention {
         for (name, layer) in [(q, &self.q), (k, &self.k), (v, &self.v), (out, &self.out)] {
             layer.visit(&join(prefix, name), visit);
         }
+    }
+}
+
+impl KeyValue {
+    /// Contexts of equal length, one behind the other along the batch.
+    ///
+    /// # Errors
+    /// `Shape` when they differ in more than their batch.
+    pub fn concat(parts: &[&Self]) -> Result<Self> {
+        let k: Vec<_> = parts.iter().map(|part| &part.k).collect();
+        let v: Vec<_> = parts.iter().map(|part| &part.v).collect();
+        Ok(Self { k: concat(&k, 0)?, v: concat(&v, 0)? })
+    }
+
+    /// Length of the context in tokens.
+    pub fn tokens(&self) -> usize {
+        self.k.dim(1)
     }
 }
 

@@ -37,7 +37,7 @@ impl FromStr for NoiseSource {
     fn from_str(text: &str) -> Result<Self> {
         let bad = || {
             Error::argument(
-                "--noise",
+                "noise",
                 text,
                 "expected torch, philox or philox:SMSxBLOCKS (such as philox:108x8, an A100)",
             )

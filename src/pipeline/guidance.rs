@@ -5,30 +5,39 @@ use crate::ops::elementwise::linear_combination;
 use crate::tensor::Tensor;
 
 /// Classifier-free guidance (Ho & Salimans 2022): uncond + scale (cond - uncond).
-///
-/// `prediction` [2 B, h, w, C] f32 holds the predictions without the prompt, then those with it. With
-/// `rescale` above 0 the guided prediction gets back that part of the contrast of the one with the prompt
-/// (Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed", section 3.4).
-///
-/// # Errors
-/// None for a prediction of this shape.
-pub(super) fn guide(prediction: &Tensor, scale: f32, rescale: f32) -> Result<Tensor> {
-    let batch = prediction.dim(0) / 2;
-    let uncond = prediction.narrow(0, 0, batch)?; // [B, h, w, C]
-    let cond = prediction.narrow(0, batch, batch)?;
-    let guided = linear_combination(&[(1.0 - scale, &uncond), (scale, &cond)])?;
-    if rescale == 0.0 {
-        return Ok(guided);
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Guidance {
+    scale: f32,
+    rescale: f32,
+}
+
+impl Guidance {
+    /// None where the prompt alone is followed. With `rescale` above 0 the guided prediction gets back that part of
+    /// the contrast of the one with the prompt (Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps
+    /// are Flawed", section 3.4).
+    pub(super) fn new(scale: f32, rescale: f32) -> Option<Self> {
+        // A scale of 1 is the prompt alone; diffusers takes anything below for the same.
+        (scale > 1.0).then_some(Self { scale, rescale })
     }
-    let each = guided.len() / batch;
-    let with_prompt = cond.to_vec::<f32>()?;
-    let mut values = guided.to_vec::<f32>()?;
-    for (guided, cond) in values.chunks_exact_mut(each).zip(with_prompt.chunks_exact(each)) {
-        let contrast = (deviation(cond) / deviation(guided)) as f32;
+
+    /// From the predictions without the prompt and with it, [2, h, w, C] f32, to the guided one [1, h, w, C].
+    ///
+    /// # Errors
+    /// None for a prediction of this shape.
+    pub(super) fn apply(self, prediction: &Tensor) -> Result<Tensor> {
+        let (scale, rescale) = (self.scale, self.rescale);
+        let uncond = prediction.narrow(0, 0, 1)?; // [1, h, w, C]
+        let cond = prediction.narrow(0, 1, 1)?;
+        let guided = linear_combination(&[(1.0 - scale, &uncond), (scale, &cond)])?;
+        if rescale == 0.0 {
+            return Ok(guided);
+        }
+        let mut values = guided.to_vec::<f32>()?;
+        let contrast = (deviation(&cond.to_vec()?) / deviation(&values)) as f32;
         let factor = rescale * contrast + (1.0 - rescale);
-        guided.iter_mut().for_each(|x| *x *= factor);
+        values.iter_mut().for_each(|x| *x *= factor);
+        Tensor::from_vec(values, guided.shape())?.to_device(guided.device())
     }
-    Tensor::from_vec(values, guided.shape())?.to_device(guided.device())
 }
 
 /// Standard deviation of a sample, as torch.std takes it.
@@ -45,14 +54,14 @@ mod tests {
     #[test]
     fn scale_one_is_the_prompt_alone_and_full_rescale_restores_its_contrast() {
         let values: Vec<f32> =
-            (0..4 * 15).map(|i| (i as f32 * 0.7).sin() + i as f32 * 0.01).collect();
-        let prediction = Tensor::from_slice(&values, [4, 3, 5, 1]).unwrap();
-        let cond = &values[30..];
-        let same = guide(&prediction, 1.0, 0.0).unwrap().to_vec::<f32>().unwrap();
-        assert!(same.iter().zip(cond).all(|(a, b)| a == b));
-        let guided = guide(&prediction, 7.5, 1.0).unwrap().to_vec::<f32>().unwrap();
-        for (guided, cond) in guided.chunks(15).zip(cond.chunks(15)) {
-            assert!((deviation(guided) / deviation(cond) - 1.0).abs() < 1e-5);
-        }
+            (0..2 * 15).map(|i| (i as f32 * 0.7).sin() + i as f32 * 0.01).collect();
+        let prediction = Tensor::from_slice(&values, [2, 3, 5, 1]).unwrap();
+        let guide = |scale, rescale| {
+            Guidance { scale, rescale }.apply(&prediction).unwrap().to_vec::<f32>().unwrap()
+        };
+        assert_eq!(guide(1.0, 0.0), values[15..]);
+        assert!((deviation(&guide(7.5, 1.0)) / deviation(&values[15..]) - 1.0).abs() < 1e-5);
+        assert!((deviation(&guide(7.5, 0.0)) / deviation(&values[15..]) - 1.0).abs() > 0.1);
+        assert!(Guidance::new(1.0, 0.5).is_none());
     }
 }

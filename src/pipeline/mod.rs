@@ -1,11 +1,21 @@
 //! What users ask for, made of models: from a prompt to an image.
 
 mod guidance;
+mod load;
 mod prompt;
+mod recent;
 mod request;
+mod resolve;
+mod run;
 pub mod sampler;
+mod settings;
+mod slot;
 mod start;
 mod text_to_image;
 
-pub use request::{InitImage, Request, Watch};
-pub use text_to_image::{LoadOptions, TextToImage};
+pub use load::{LoadOptions, Suggestions};
+pub use prompt::Warning;
+pub use request::{Cancel, InitImage, Request};
+pub use run::{Event, Run, SlotId};
+pub use settings::{SIZE_STEP, Settings};
+pub use text_to_image::TextToImage;

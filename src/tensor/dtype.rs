@@ -8,7 +8,7 @@ impl std::str::FromStr for DType {
 
     /// Reads the names that [`DType::from_name`] knows.
     fn from_str(s: &str) -> Result<Self> {
-        Self::from_name(s).ok_or_else(|| Error::argument("--dtype", s, "one of f32, f16, bf16"))
+        Self::from_name(s).ok_or_else(|| Error::argument("dtype", s, "one of f32, f16, bf16"))
     }
 }
 

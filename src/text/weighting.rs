@@ -5,6 +5,9 @@
 //! AUTOMATIC1111 web UI write: `(text)` is 1.1, `[text]` is 1 / 1.1, and groups nest by multiplication. In both
 //! a backslash takes the meaning from a bracket: `\(`, `\)`.
 
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
 use super::tokenizer::{ClipTokenizer, check_prompt};
 use crate::error::Result;
 
@@ -12,7 +15,8 @@ use crate::error::Result;
 const BRACKET: f32 = 1.1;
 
 /// Which weight syntax a prompt is read with.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
 pub enum Syntax {
     /// None: every character is text.
     Plain,
@@ -24,7 +28,8 @@ pub enum Syntax {
 }
 
 /// What becomes of a prompt that is longer than the context.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
 pub enum LongPrompt {
     /// Cut off and report, as diffusers does.
     #[default]

@@ -202,7 +202,7 @@ impl SamplerConfig {
         let kind = named.map(|named| named.kind).or(class);
         let Some(kind) = kind.filter(|kind| !karras || WITH_KARRAS.contains(kind)) else {
             let known = format!("known are {}", Self::names().collect::<Vec<_>>().join(", "));
-            return Err(Error::argument("--scheduler", name, known));
+            return Err(Error::argument("scheduler", name, known));
         };
         if kind != self.kind {
             self.kind = kind;

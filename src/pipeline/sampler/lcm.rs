@@ -39,7 +39,7 @@ impl Lcm {
         }
         if !(1..=original).contains(&steps) {
             return Err(Error::argument(
-                "num_inference_steps",
+                "steps",
                 steps,
                 format!("this consistency model was distilled for 1 to {original} steps"),
             ));

@@ -50,7 +50,7 @@ impl Pndm {
         } else {
             if steps < RUNGE_KUTTA_STEPS {
                 return Err(Error::argument(
-                    "num_inference_steps",
+                    "steps",
                     steps,
                     format!(
                         "PNDM with Runge-Kutta steps (skip_prk_steps false) takes at least {RUNGE_KUTTA_STEPS}"

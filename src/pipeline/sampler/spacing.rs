@@ -83,18 +83,14 @@ impl Spacing {
 
 fn check(steps: usize, train: usize) -> Result<()> {
     match steps {
-        0 => Err(Error::argument("num_inference_steps", 0, "at least one step is needed")),
+        0 => Err(Error::argument("steps", 0, "at least one step is needed")),
         _ if steps > train => Err(too_many(steps, train)),
         _ => Ok(()),
     }
 }
 
 fn too_many(steps: usize, most: usize) -> Error {
-    Error::argument(
-        "num_inference_steps",
-        steps,
-        format!("this scheduler has at most {most} steps"),
-    )
+    Error::argument("steps", steps, format!("this scheduler has at most {most} steps"))
 }
 
 /// From `end` down in strides of `stride`, less one. Where rounding lets numpy's `arange` go on to 0, diffusers runs one

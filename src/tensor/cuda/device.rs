@@ -80,7 +80,7 @@ pub fn choose(request: &str) -> Result<(Device, String)> {
                 None => None,
             };
             let ordinal: usize = ordinal.ok_or_else(|| {
-                Error::argument("--device", request, "one of auto, cpu, cuda, cuda:N")
+                Error::argument("device", request, "one of auto, cpu, cuda, cuda:N")
             })?;
             compiler()?;
             let gpu = &Gpu::open(ordinal)?.properties;
@@ -140,7 +140,7 @@ pub(super) fn properties(ordinal: usize) -> Result<Properties> {
     let count = device_count()?;
     if ordinal >= count {
         let expected = format!("this machine has {count} CUDA device(s), counted from 0");
-        return Err(Error::argument("--device", format!("cuda:{ordinal}"), expected));
+        return Err(Error::argument("device", format!("cuda:{ordinal}"), expected));
     }
     let what = "asking for the device";
     guarded(what, || {

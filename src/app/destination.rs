@@ -8,14 +8,14 @@ use nadir::{Error, Result};
 
 /// A place for one picture or several.
 #[derive(Debug, PartialEq)]
-pub enum Output {
+pub enum Destination {
     /// Pictures get names that are free in it.
     Folder(PathBuf),
     /// The picture; with several, the stem of their names.
     File(PathBuf),
 }
 
-impl Output {
+impl Destination {
     /// What `path` stands for, checked now so that no picture is computed for a place it cannot go to.
     ///
     /// # Errors
@@ -39,7 +39,7 @@ impl Output {
             atomic::check_folder(path, folder)?;
             if !path.extension().is_some_and(|e| e.eq_ignore_ascii_case("png")) {
                 let expected = "a file name that ends in .png, or an existing folder";
-                return Err(Error::argument("--output", path.display(), expected));
+                return Err(Error::argument("output", path.display(), expected));
             }
             writable(folder)?;
         }
@@ -96,23 +96,23 @@ mod tests {
     #[test]
     fn a_folder_gives_free_names() {
         let folder = tempfile::tempdir().unwrap();
-        let output = Output::resolve(Some(folder.path())).unwrap();
-        assert_eq!(output.image(7, true), folder.path().join("nadir-7.png"));
+        let destination = Destination::resolve(Some(folder.path())).unwrap();
+        assert_eq!(destination.image(7, true), folder.path().join("nadir-7.png"));
         fs::write(folder.path().join("nadir-7.png"), "").unwrap();
-        assert_eq!(output.image(7, false), folder.path().join("nadir-7-2.png"));
+        assert_eq!(destination.image(7, false), folder.path().join("nadir-7-2.png"));
         fs::write(folder.path().join("nadir-7-2.png"), "").unwrap();
-        assert_eq!(output.image(7, false), folder.path().join("nadir-7-3.png"));
-        assert_eq!(output.grid(7), folder.path().join("nadir-7-grid.png"));
+        assert_eq!(destination.image(7, false), folder.path().join("nadir-7-3.png"));
+        assert_eq!(destination.grid(7), folder.path().join("nadir-7-grid.png"));
     }
 
     #[test]
     fn a_file_is_itself_or_a_stem() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("river.v2.png");
-        let output = Output::resolve(Some(&file)).unwrap();
-        assert_eq!(output.image(7, false), file);
-        assert_eq!(output.image(7, true), folder.path().join("river.v2-7.png"));
-        assert_eq!(output.grid(7), folder.path().join("river.v2-grid.png"));
+        let destination = Destination::resolve(Some(&file)).unwrap();
+        assert_eq!(destination.image(7, false), file);
+        assert_eq!(destination.image(7, true), folder.path().join("river.v2-7.png"));
+        assert_eq!(destination.grid(7), folder.path().join("river.v2-grid.png"));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "the check leaves nothing");
     }
 
@@ -120,7 +120,7 @@ mod tests {
     fn places_that_cannot_be() {
         let folder = tempfile::tempdir().unwrap();
         for wrong in ["none/", "none/x.png", "x.jpg", "x"] {
-            assert!(Output::resolve(Some(&folder.path().join(wrong))).is_err(), "{wrong}");
+            assert!(Destination::resolve(Some(&folder.path().join(wrong))).is_err(), "{wrong}");
         }
     }
 }

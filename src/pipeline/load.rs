@@ -1,0 +1,208 @@
+//! From a diffusers folder to a pipeline: which components there must be, and whether they fit together.
+
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::io::TensorSource;
+use crate::io::config::Config;
+use crate::io::folder::PipelineFolder;
+use crate::models::clip::{ClipText, ClipTextConfig};
+use crate::models::unet::{Unet, UnetConfig};
+use crate::models::vae::{Vae, VaeConfig};
+use crate::nn::Params;
+use crate::pipeline::sampler::SamplerConfig;
+use crate::pipeline::text_to_image::TextToImage;
+use crate::tensor::{DType, Device, release_unused_memory};
+use crate::text::tokenizer::ClipTokenizer;
+
+/// How to hold a model.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// What the networks compute in.
+    pub dtype: DType,
+    /// Where they compute.
+    pub device: Device,
+    /// Weight files to prefer: `fp16` for `model.fp16.safetensors`.
+    pub variant: Option<String>,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self { dtype: DType::F32, device: Device::Cpu, variant: None }
+    }
+}
+
+/// What a model is best used with: its `nadir.json`, or else diffusers' defaults.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Suggestions {
+    /// Denoising steps.
+    pub steps: usize,
+    /// Weight of the prompt against the negative prompt.
+    pub guidance_scale: f32,
+}
+
+impl Default for Suggestions {
+    fn default() -> Self {
+        Self { steps: 50, guidance_scale: 7.5 }
+    }
+}
+
+impl Suggestions {
+    /// Reads the `nadir.json` of a model's folder.
+    ///
+    /// # Errors
+    /// The file is there and cannot be understood.
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
+        let (path, default) = (folder.as_ref().join("nadir.json"), Self::default());
+        if !path.exists() {
+            return Ok(default);
+        }
+        let config = Config::open(path)?;
+        let suggestions = Self {
+            steps: config.usize("num_inference_steps", default.steps)?,
+            guidance_scale: config.f32("guidance_scale", default.guidance_scale)?,
+        };
+        config.finish()?;
+        Ok(suggestions)
+    }
+}
+
+impl TextToImage {
+    /// Loads a diffusers folder.
+    ///
+    /// # Errors
+    /// A component that is missing, damaged or of a kind that nadir does not know.
+    pub fn load(folder: impl AsRef<Path>, options: &LoadOptions) -> Result<Self> {
+        let folder = PipelineFolder::open(folder, options.variant.as_deref())?;
+        check_classes(&folder)?;
+        let suggestions = Suggestions::open(folder.root())?;
+        let mut notes = Vec::new();
+        let tokenizer = ClipTokenizer::open(folder.folder("tokenizer")?)?;
+        let text_encoder =
+            load(&folder, "text_encoder", options, options.dtype, &mut notes, |config, params| {
+                ClipText::load(ClipTextConfig::read(config)?, params)
+            })?;
+        let unet = load(&folder, "unet", options, options.dtype, &mut notes, |config, params| {
+            Unet::load(UnetConfig::read(config)?, params)
+        })?;
+        let config = VaeConfig::read(&folder.config("vae")?)?;
+        let dtype = vae_dtype(options.dtype, &config);
+        let vae = load(&folder, "vae", options, dtype, &mut notes, |_, params| {
+            Vae::load(config.clone(), params)
+        })?;
+        let scheduler =
+            SamplerConfig::open(folder.folder("scheduler")?.join("scheduler_config.json"))?;
+        let model = Self {
+            tokenizer,
+            text_encoder,
+            unet,
+            vae,
+            scheduler,
+            suggestions,
+            device: options.device,
+            notes,
+        };
+        check_fit(&model, &folder)?;
+        // What the weights were read into, of sizes that no step asks for.
+        release_unused_memory();
+        Ok(model)
+    }
+}
+
+/// Activations of many autoencoders overflow f16, and the image would be black.
+fn vae_dtype(dtype: DType, config: &VaeConfig) -> DType {
+    if dtype == DType::F16 && config.force_upcast { DType::F32 } else { dtype }
+}
+
+/// Pipelines that are nothing but these components, and the one class that nadir has of each.
+fn check_classes(folder: &PipelineFolder) -> Result<()> {
+    let advice = "nadir runs Stable Diffusion 1.x and 2.x.";
+    let wrong = |what: &str, expected: &str, found: &str| {
+        Err(Error::file(folder.root().join("model_index.json"), what, expected, found, advice))
+    };
+    let class = folder.class()?;
+    let known = [
+        "StableDiffusionPipeline",
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
+    ];
+    if !known.contains(&class.as_str()) {
+        return wrong("_class_name", &known.join(" or "), &class);
+    }
+    for (name, known) in [
+        ("text_encoder", "CLIPTextModel"),
+        ("unet", "UNet2DConditionModel"),
+        ("vae", "AutoencoderKL"),
+    ] {
+        let class = folder.component(name)?.unwrap_or_default();
+        if class != known {
+            return wrong(name, known, &class);
+        }
+    }
+    Ok(())
+}
+
+/// Loads one component; what its files hold beyond it becomes a note.
+fn load<T>(
+    folder: &PipelineFolder,
+    name: &str,
+    options: &LoadOptions,
+    dtype: DType,
+    notes: &mut Vec<String>,
+    build: impl FnOnce(&Config, &Params) -> Result<T>,
+) -> Result<T> {
+    let config = folder.config(name)?;
+    let weights = folder.weights(name)?;
+    notes.extend(weights.note().map(|note| format!("{name}: {note}")));
+    let file = weights.names().first().map(|first| weights.origin(first)).unwrap_or_default();
+    let params = Params::new(weights, dtype, options.device);
+    let model = build(&config, &params)?;
+    let unused = params.finish()?;
+    if let Some(first) = unused.first() {
+        notes.push(format!(
+            "{file}: {} tensors are not part of the model ({first}, ...)",
+            unused.len()
+        ));
+    }
+    Ok(model)
+}
+
+/// Components that do not belong together are found now, not in the middle of a run.
+fn check_fit(model: &TextToImage, folder: &PipelineFolder) -> Result<()> {
+    let (text, unet, vae) = (model.text_encoder.config(), model.unet.config(), model.vae.config());
+    let misfit = |what: &str, expected: usize, found: usize| {
+        let advice = "These components are not of one model.";
+        Err(Error::file(folder.root(), what, expected.to_string(), found.to_string(), advice))
+    };
+    if let Some(&other) = unet.cross_attention_dim.iter().find(|&&d| d != text.hidden_size) {
+        return misfit("cross_attention_dim of the unet", text.hidden_size, other);
+    }
+    if unet.out_channels != vae.latent_channels {
+        return misfit("out_channels of the unet", vae.latent_channels, unet.out_channels);
+    }
+    if unet.in_channels != vae.latent_channels && !model.is_inpainting() {
+        return misfit("in_channels of the unet", vae.latent_channels, unet.in_channels);
+    }
+    if model.tokenizer.vocabulary() > text.vocab_size {
+        return misfit(
+            "vocab_size of the text encoder",
+            model.tokenizer.vocabulary(),
+            text.vocab_size,
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_without_suggestions_suggests_what_diffusers_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || Suggestions::open(folder.path());
+        assert_eq!(open().unwrap(), Suggestions { steps: 50, guidance_scale: 7.5 });
+        std::fs::write(folder.path().join("nadir.json"), r#"{ "steps": 3 }"#).unwrap();
+        assert!(open().unwrap_err().to_string().contains("nadir.json"));
+    }
+}

@@ -1,0 +1,92 @@
+//! What a request means for a model: its defaults filled in, its sampler, and what the model cannot do.
+
+use crate::error::{Error, Result};
+use crate::pipeline::request::Request;
+use crate::pipeline::sampler::Sampler;
+use crate::pipeline::settings::Settings;
+use crate::pipeline::text_to_image::TextToImage;
+
+impl TextToImage {
+    /// What the user should know about the files that were loaded.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Width and height in pixels that the model was trained on.
+    pub fn default_size(&self) -> (usize, usize) {
+        // 64 is what diffusers takes for the oldest folders.
+        let side = self.unet.config().sample_size.unwrap_or(64) * self.vae.config().factor();
+        (side, side)
+    }
+
+    /// The same settings with the model's own choice where they leave it to the model: they draw the same picture
+    /// whatever the model suggests later.
+    ///
+    /// # Errors
+    /// A size that the model cannot have.
+    pub fn resolve(&self, settings: &Settings) -> Result<Settings> {
+        let (width, height) = self.size(settings)?;
+        Ok(Settings {
+            width: Some(width),
+            height: Some(height),
+            steps: Some(self.steps(settings)),
+            guidance_scale: Some(self.guidance_scale(settings)),
+            ..settings.clone()
+        })
+    }
+
+    /// Width and height in pixels.
+    ///
+    /// # Errors
+    /// `Argument`: see [`Settings::size`].
+    pub fn size(&self, settings: &Settings) -> Result<(usize, usize)> {
+        settings.size(self.default_size(), self.vae.config().factor())
+    }
+
+    fn steps(&self, settings: &Settings) -> usize {
+        settings.steps.unwrap_or(self.suggestions.steps)
+    }
+
+    pub(super) fn guidance_scale(&self, settings: &Settings) -> f32 {
+        settings.guidance_scale.unwrap_or(self.suggestions.guidance_scale)
+    }
+
+    /// Height, width and channels of the latents.
+    pub(super) fn latent_size(&self, (width, height): (usize, usize)) -> [usize; 3] {
+        let vae = self.vae.config();
+        [height / vae.factor(), width / vae.factor(), vae.latent_channels]
+    }
+
+    /// Whether the UNet takes a mask and a masked image along with the latents.
+    pub(super) fn is_inpainting(&self) -> bool {
+        self.unet.config().in_channels == 2 * self.vae.config().latent_channels + 1
+    }
+
+    /// Checks that the model can draw what is asked, before anything is computed: the sampler, its steps laid out.
+    ///
+    /// # Errors
+    /// `Argument`, naming the first field whose value is not possible.
+    pub fn sampler(&self, request: &Request) -> Result<Box<dyn Sampler>> {
+        request.check()?;
+        let mask = request.init.as_ref().is_some_and(|init| init.mask.is_some());
+        if self.is_inpainting() && !mask {
+            let expected = "this model paints into a picture: it needs one, and a mask";
+            return Err(Error::argument("mask_image", "none", expected));
+        }
+        let (settings, layers) = (&request.settings, self.text_encoder.config().num_hidden_layers);
+        if settings.clip_skip > layers {
+            let expected = format!("the text encoder has {layers} layers");
+            return Err(Error::argument("clip_skip", settings.clip_skip, expected));
+        }
+        let mut config = self.scheduler.clone();
+        if let Some(name) = &settings.scheduler {
+            config = config.with_sampler(name)?;
+        }
+        let config = config.for_stable_diffusion(mask);
+        let sampler = config.build(self.steps(settings), f64::from(settings.eta))?;
+        if request.init.is_some() {
+            sampler.start_index(request.strength())?;
+        }
+        Ok(sampler)
+    }
+}

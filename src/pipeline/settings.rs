@@ -1,0 +1,250 @@
+//! The settings of a picture: the one definition that requests to the library, the recipe in a PNG (JSON) and
+//! the command line's arguments follow.
+//!
+//! A field's documentation is also its help on the command line. Errors name fields as they are called here; a
+//! front end that calls them otherwise translates.
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::noise::NoiseSource;
+use crate::text::weighting::{LongPrompt, Syntax};
+
+/// What a picture depends on besides the model, the seed and the pictures that it starts from. JSON has
+/// diffusers' names.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Args)]
+#[serde(default)]
+pub struct Settings {
+    /// What the picture shows; may be empty
+    // The command line takes it with a flag or without.
+    #[arg(skip)]
+    pub prompt: String,
+
+    /// What the picture should not show; needs guidance
+    #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    pub negative_prompt: String,
+
+    /// Width in pixels [default: the model's, or that of the init image]
+    #[arg(short = 'W', long, value_name = "PIXELS", help_heading = "Picture")]
+    #[arg(allow_negative_numbers = true)]
+    pub width: Option<usize>,
+
+    /// Height in pixels [default: the model's, or that of the init image]
+    #[arg(short = 'H', long, value_name = "PIXELS", help_heading = "Picture")]
+    #[arg(allow_negative_numbers = true)]
+    pub height: Option<usize>,
+
+    /// Denoising steps [default: the model's, else 50]
+    #[serde(rename = "num_inference_steps")]
+    #[arg(long, value_name = "N", help_heading = "Sampling", allow_negative_numbers = true)]
+    #[arg(visible_alias = "num-inference-steps")]
+    pub steps: Option<usize>,
+
+    /// Classifier-free guidance: how strongly the text is followed; 1 is none [default: the model's, else 7.5]
+    #[arg(long = "cfg-scale", value_name = "X", help_heading = "Sampling")]
+    #[arg(allow_negative_numbers = true, visible_alias = "guidance-scale")]
+    pub guidance_scale: Option<f32>,
+
+    /// Share by which guidance is rescaled against overexposure (Lin et al. 2023), 0 to 1
+    #[arg(long, value_name = "X", default_value_t = 0.0, help_heading = "Sampling")]
+    #[arg(allow_negative_numbers = true)]
+    pub guidance_rescale: f32,
+
+    /// Noise that DDIM adds at each step: 0 none, 1 as DDPM
+    #[arg(long, value_name = "X", default_value_t = 0.0, help_heading = "Sampling")]
+    #[arg(allow_negative_numbers = true)]
+    pub eta: f32,
+
+    /// Layers of the text encoder to leave out, as diffusers counts (its 1 is A1111's and sd.cpp's 2)
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Sampling")]
+    #[arg(allow_negative_numbers = true)]
+    pub clip_skip: usize,
+
+    /// Sampler [default: the model's]; an unknown name lists the known ones
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[arg(long, value_name = "NAME", help_heading = "Sampling", visible_alias = "sampling-method")]
+    pub scheduler: Option<String>,
+
+    /// Whose random numbers: `torch` (its CPU generator), `philox` or `philox:SMSxBLOCKS` (its CUDA generator)
+    #[serde(with = "text")]
+    #[arg(long, value_name = "SOURCE", default_value = "torch", help_heading = "Sampling")]
+    #[arg(value_parser = parse_noise)]
+    pub noise: NoiseSource,
+
+    /// What to do with a prompt longer than the text encoder reads (77 tokens)
+    #[arg(long, value_enum, default_value_t, help_heading = "Sampling")]
+    pub long_prompts: LongPrompt,
+
+    /// How weights are written: `explicit` is (word:1.3), `webui` also (word) and [word], `plain` none
+    #[arg(long, value_enum, default_value_t, help_heading = "Sampling")]
+    pub prompt_syntax: Syntax,
+
+    /// Decode in tiles: large pictures need less memory, and differ a little at the seams
+    #[arg(long, help_heading = "Sampling")]
+    pub vae_tiling: bool,
+
+    /// How much of the init image is drawn anew, 0 to 1 [default: 0.8; with a mask 1]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[arg(long, value_name = "X", help_heading = "Image to image", allow_negative_numbers = true)]
+    pub strength: Option<f64>,
+}
+
+impl Default for Settings {
+    /// The model's own, where it has a say.
+    fn default() -> Self {
+        Self {
+            prompt: String::new(),
+            negative_prompt: String::new(),
+            width: None,
+            height: None,
+            steps: None,
+            guidance_scale: None,
+            guidance_rescale: 0.0,
+            eta: 0.0,
+            clip_skip: 0,
+            scheduler: None,
+            noise: NoiseSource::default(),
+            long_prompts: LongPrompt::default(),
+            prompt_syntax: Syntax::default(),
+            vae_tiling: false,
+            strength: None,
+        }
+    }
+}
+
+/// Sizes are multiples of this in every Stable Diffusion pipeline of diffusers, whatever the autoencoder.
+pub const SIZE_STEP: usize = 8;
+
+impl Settings {
+    /// Checks what can be checked without a model.
+    ///
+    /// # Errors
+    /// `Argument`, naming the first field whose value is not possible.
+    pub fn check(&self) -> Result<()> {
+        for (name, prompt) in [("prompt", &self.prompt), ("negative_prompt", &self.negative_prompt)]
+        {
+            if prompt.contains('\0') {
+                let expected = "a text without NUL characters";
+                return Err(Error::argument(name, format!("{prompt:?}"), expected));
+            }
+        }
+        for (name, size) in [("width", self.width), ("height", self.height)] {
+            size.map_or(Ok(0), |size| check_size(name, size, SIZE_STEP))?;
+        }
+        if let Some(steps) = self.steps.filter(|steps| !(1..=1000).contains(steps)) {
+            return Err(Error::argument("steps", steps, "1 to 1000"));
+        }
+        let in_range = |name, x: f64, high: f64| match (0.0..=high).contains(&x) {
+            true => Ok(()),
+            false => Err(Error::argument(name, x, format!("a number from 0 to {high}"))),
+        };
+        in_range("guidance_scale", self.guidance_scale.unwrap_or_default().into(), 1000.0)?;
+        in_range("guidance_rescale", self.guidance_rescale.into(), 1.0)?;
+        in_range("eta", self.eta.into(), 1.0)?;
+        in_range("strength", self.strength.unwrap_or_default(), 1.0)
+    }
+
+    /// Width and height in pixels, for a model whose own size is `default` and whose latents are `factor`
+    /// times smaller.
+    ///
+    /// # Errors
+    /// `Argument` when a size is zero, beyond 8192, or not a multiple of 8, which diffusers asks for, and of
+    /// `factor`.
+    pub fn size(&self, default: (usize, usize), factor: usize) -> Result<(usize, usize)> {
+        let factor = factor.max(SIZE_STEP);
+        let width = check_size("width", self.width.unwrap_or(default.0), factor)?;
+        Ok((width, check_size("height", self.height.unwrap_or(default.1), factor)?))
+    }
+}
+
+fn check_size(name: &'static str, size: usize, step: usize) -> Result<usize> {
+    let possible = (1..=8192).contains(&size) && size.is_multiple_of(step);
+    let expected = format!("a multiple of {step} from {step} to 8192");
+    if possible { Ok(size) } else { Err(Error::argument(name, size, expected)) }
+}
+
+/// The library's error names the field once more than a command line needs.
+fn parse_noise(text: &str) -> Result<NoiseSource, String> {
+    text.parse().map_err(|error| match error {
+        Error::Argument { expected, .. } => expected,
+        other => other.to_string(),
+    })
+}
+
+/// Values that JSON holds as text.
+mod text {
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<T: Display, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(value)
+    }
+
+    pub fn deserialize<'de, T, D>(from: D) -> Result<T, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        String::deserialize(from)?.parse().map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn impossible_settings_are_named_by_their_field() {
+        let fails = |change: fn(&mut Settings), field: &str| {
+            let mut settings = Settings::default();
+            change(&mut settings);
+            match settings.check().unwrap_err() {
+                Error::Argument { name, .. } => assert_eq!(name, field),
+                other => panic!("{other}"),
+            }
+        };
+        Settings::default().check().unwrap();
+        fails(|s| s.steps = Some(0), "steps");
+        fails(|s| s.height = Some(60), "height");
+        fails(|s| s.prompt = "a\0b".into(), "prompt");
+        fails(|s| s.guidance_scale = Some(f32::NAN), "guidance_scale");
+        fails(|s| s.eta = 1.5, "eta");
+        fails(|s| s.strength = Some(-0.1), "strength");
+    }
+
+    #[test]
+    fn sizes_are_multiples_of_the_factor() {
+        let size =
+            |width, height| Settings { width, height, ..Settings::default() }.size((64, 32), 4);
+        assert_eq!(size(None, None).unwrap(), (64, 32));
+        assert_eq!(size(Some(72), None).unwrap(), (72, 32));
+        for (width, height) in [(Some(0), None), (None, Some(63)), (None, Some(60))] {
+            assert!(matches!(size(width, height), Err(Error::Argument { .. })));
+        }
+        assert!(matches!(size(None, Some(80_000)), Err(Error::Argument { name: "height", .. })));
+    }
+
+    /// Names that pictures already carry.
+    #[test]
+    fn json_has_the_names_of_diffusers() {
+        let settings = Settings {
+            prompt: "a".into(),
+            steps: Some(20),
+            guidance_scale: Some(7.1),
+            noise: "philox:80x16".parse().unwrap(),
+            long_prompts: LongPrompt::Chunk,
+            ..Settings::default()
+        };
+        let json = serde_json::to_value(&settings).unwrap();
+        assert_eq!(json["num_inference_steps"], 20);
+        assert_eq!(
+            (json["noise"].as_str(), json["long_prompts"].as_str()),
+            (Some("philox:80x16"), Some("chunk"))
+        );
+        assert_eq!(serde_json::from_value::<Settings>(json).unwrap(), settings);
+        assert_eq!(serde_json::from_str::<Settings>("{}").unwrap(), Settings::default());
+    }
+}

@@ -1,0 +1,100 @@
+//! One picture on its way from noise to latents, between two evaluations of the UNet.
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::models::unet::Context;
+use crate::ops::elementwise::scale;
+use crate::ops::layout::concat;
+use crate::pipeline::guidance::Guidance;
+use crate::pipeline::sampler::Sampler;
+use crate::pipeline::start::{Noise, Start};
+use crate::tensor::{Device, Tensor};
+
+/// The state of one picture. It takes a row of the UNet's batch, or two with guidance: without the prompt, with it.
+pub(super) struct Denoising {
+    pub(super) sampler: Box<dyn Sampler>,
+    pub(super) noise: Noise,
+    pub(super) start: Start,
+    /// [1, h, w, 4], f32
+    pub(super) latents: Tensor,
+    /// The evaluation to come.
+    pub(super) next: usize,
+    /// Embeddings of all timesteps; [evaluations, 4 width].
+    pub(super) timesteps: Tensor,
+    /// Keys and values of the negative prompt, with guidance, and of the prompt; a row each.
+    pub(super) text: Vec<Arc<Context>>,
+    pub(super) guidance: Option<Guidance>,
+}
+
+impl Denoising {
+    /// Rows of the UNet's batch that it takes.
+    pub(super) fn rows(&self) -> usize {
+        self.text.len()
+    }
+
+    /// Length of its prompts in tokens.
+    pub(super) fn tokens(&self) -> usize {
+        self.text[0].tokens()
+    }
+
+    /// Evaluations of the UNet from start to end.
+    pub(super) fn evaluations(&self) -> usize {
+        self.sampler.timesteps().len() - self.start.first
+    }
+
+    /// Evaluations made so far.
+    pub(super) fn evaluated(&self) -> usize {
+        self.next - self.start.first
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        self.next == self.sampler.timesteps().len()
+    }
+
+    /// What the UNet is to see: [rows, h, w, 4 or 9], and embeddings of the timestep [rows, 4 width].
+    pub(super) fn input(&self) -> Result<(Tensor, Tensor)> {
+        let mut latents = scale(&self.latents, self.sampler.input_scale(self.next))?;
+        if let Some(mask_and_image) = &self.start.mask_and_image {
+            latents = concat(&[&latents, mask_and_image], 3)?; // [1, h, w, 9]
+        }
+        let timestep = self.timesteps.narrow(0, self.next, 1)?; // [1, 4 width]
+        if self.guidance.is_none() {
+            return Ok((latents, timestep));
+        }
+        Ok((concat(&[&latents, &latents], 0)?, concat(&[&timestep, &timestep], 0)?))
+    }
+
+    /// Takes the sampler a step further with the UNet's `prediction` [rows, h, w, 4].
+    ///
+    /// # Errors
+    /// `NotFinite` when the latents leave the range of numbers; those of [`Sampler::step`].
+    pub(super) fn advance(&mut self, prediction: &Tensor) -> Result<()> {
+        let guided;
+        let output = match self.guidance {
+            Some(guidance) => {
+                guided = guidance.apply(prediction)?; // [1, h, w, 4]
+                &guided
+            }
+            None => prediction,
+        };
+        let noise = &mut self.noise;
+        let latents = self.sampler.step(self.next, output, &self.latents, &mut || noise.draw())?;
+        self.next += 1;
+        self.latents = self.start.restore_unmasked(latents, &*self.sampler, self.next)?;
+        // What is not finite stays so. On the host it is found at once, on a device when its values are read anyway.
+        if self.is_done() || self.latents.device() == Device::Cpu {
+            check_finite(&self.latents)?;
+        }
+        Ok(())
+    }
+}
+
+/// A black picture hides what went wrong; an error tells it.
+fn check_finite(latents: &Tensor) -> Result<()> {
+    if latents.to_vec::<f32>()?.iter().all(|x| x.is_finite()) {
+        return Ok(());
+    }
+    let advice = "try dtype f32 or bf16, a lower guidance_scale or smaller prompt weights, and check the model";
+    Err(Error::NotFinite(format!("the latents are not finite: {advice}")))
+}
