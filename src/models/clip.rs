@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::error::{Error, Result};
 use crate::io::config::Config;
-use crate::nn::{Attention, Embedding, LayerNorm, Linear, Params, module};
+use crate::nn::{Embedding, LayerNorm, Linear, MultiHeadAttention, Params, module};
 use crate::ops::elementwise::add;
 use crate::ops::matmul::{Activation, Epilogue};
 use crate::tensor::Tensor;
@@ -23,7 +23,7 @@ pub struct ClipTextConfig {
     pub intermediate_size: usize,
     /// Transformer layers.
     pub num_hidden_layers: usize,
-    /// Attention heads.
+    /// MultiHeadAttention heads.
     pub num_attention_heads: usize,
     /// The longest sequence, 77 in every published model.
     pub max_position_embeddings: usize,
@@ -81,7 +81,7 @@ pub struct ClipText {
 
 struct Layer {
     norm1: LayerNorm,
-    attention: Attention,
+    attention: MultiHeadAttention,
     norm2: LayerNorm,
     fc1: Linear,
     fc2: Linear,
@@ -164,7 +164,7 @@ impl Layer {
         let causal = true;
         Ok(Self {
             norm1: LayerNorm::load(&p.pp("layer_norm1"), c, eps)?,
-            attention: Attention::load_transformers(
+            attention: MultiHeadAttention::load_transformers(
                 &p.pp("self_attn"),
                 c,
                 config.num_attention_heads,

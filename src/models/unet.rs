@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::error::{Error, Result};
 use crate::io::config::Config;
 use crate::nn::{
-    Attention, Conv2d, GroupNorm, KeyValue, LayerNorm, Linear, Params, ResnetBlock, module,
+    Conv2d, GroupNorm, KeyValue, LayerNorm, Linear, MultiHeadAttention, Params, ResnetBlock, module,
 };
 use crate::ops::conv::Conv2dConfig;
 use crate::ops::elementwise::{geglu, silu};
@@ -37,7 +37,7 @@ pub struct UnetConfig {
     pub layers_per_block: Vec<usize>,
     /// Transformer layers inside an attention block, by level.
     pub transformer_layers: Vec<usize>,
-    /// Attention heads by level.
+    /// MultiHeadAttention heads by level.
     pub heads: Vec<usize>,
     /// Width of the text encoder's hidden states, by level.
     pub cross_attention_dim: Vec<usize>,
@@ -561,9 +561,9 @@ impl Transformer {
 /// BasicTransformerBlock: self attention, cross attention to the text, gated feed-forward.
 struct TransformerLayer {
     norm1: LayerNorm,
-    attn1: Attention,
+    attn1: MultiHeadAttention,
     norm2: LayerNorm,
-    attn2: Attention,
+    attn2: MultiHeadAttention,
     norm3: LayerNorm,
     ff1: Linear,
     ff2: Linear,
@@ -585,9 +585,15 @@ impl TransformerLayer {
         let inner = 4 * width;
         Ok(Self {
             norm1: LayerNorm::load(&p.pp("norm1"), width, EPS)?,
-            attn1: Attention::load_diffusers(&p.pp("attn1"), width, width, heads, false)?,
+            attn1: MultiHeadAttention::load_diffusers(&p.pp("attn1"), width, width, heads, false)?,
             norm2: LayerNorm::load(&p.pp("norm2"), width, EPS)?,
-            attn2: Attention::load_diffusers(&p.pp("attn2"), width, context, heads, false)?,
+            attn2: MultiHeadAttention::load_diffusers(
+                &p.pp("attn2"),
+                width,
+                context,
+                heads,
+                false,
+            )?,
             norm3: LayerNorm::load(&p.pp("norm3"), width, EPS)?,
             ff1: Linear::load(&p.pp("ff.net.0.proj"), width, 2 * inner, true)?,
             ff2: Linear::load(&p.pp("ff.net.2"), inner, width, true)?,

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::error::Result;
 use crate::io::config::Config;
-use crate::nn::{Attention, Conv2d, GroupNorm, Params, ResnetBlock, module};
+use crate::nn::{Conv2d, GroupNorm, MultiHeadAttention, Params, ResnetBlock, module};
 use crate::ops::conv::Conv2dConfig;
 use crate::ops::layout::concat;
 use crate::ops::resample::upsample_nearest;
@@ -418,10 +418,10 @@ struct MidBlock {
     resnet2: ResnetBlock,
 }
 
-/// Attention between all pixels, one head, behind a norm.
+/// MultiHeadAttention between all pixels, one head, behind a norm.
 struct MidAttention {
     norm: GroupNorm,
-    attention: Attention,
+    attention: MultiHeadAttention,
 }
 
 module!(MidAttention { "group_norm": norm, "": attention });
@@ -438,7 +438,7 @@ impl MidBlock {
         let attention = config.mid_block_add_attention.then(|| {
             let p = p.pp("attentions.0");
             let norm = GroupNorm::load(&p.pp("group_norm"), width, config.norm_num_groups, EPS)?;
-            let attention = Attention::load_diffusers(&p, width, width, 1, true)?;
+            let attention = MultiHeadAttention::load_diffusers(&p, width, width, 1, true)?;
             Ok(MidAttention { norm, attention })
         });
         Ok(Self {

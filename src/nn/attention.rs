@@ -8,7 +8,7 @@ use crate::ops::matmul::Epilogue;
 use crate::tensor::Tensor;
 
 /// Multi-head attention (Vaswani et al. 2017): softmax(q kᵀ / √d) v, between four projections.
-pub struct Attention {
+pub struct MultiHeadAttention {
     q: Linear,
     k: Linear,
     v: Linear,
@@ -36,7 +36,7 @@ pub struct KeyValue {
     v: Tensor,
 }
 
-impl Module for Attention {
+impl Module for MultiHeadAttention {
     fn visit<'a>(&'a self, prefix: &str, visit: &mut dyn FnMut(String, &'a Parameter)) {
         let Names { q, k, v, out, .. } = self.names;
         for (name, layer) in [(q, &self.q), (k, &self.k), (v, &self.v), (out, &self.out)] {
@@ -62,7 +62,7 @@ impl KeyValue {
     }
 }
 
-impl Attention {
+impl MultiHeadAttention {
     /// diffusers' names: `to_q`, `to_k`, `to_v` and `to_out.0`; all but the last without bias unless `bias`.
     ///
     /// `channels` is the width of the queries and the output, `context` that of what is attended to.
@@ -127,7 +127,7 @@ impl Attention {
         })
     }
 
-    /// Attention of `x` [B, T, C] to keys and values [B, S, heads, d], plus `residual` [B, T, C].
+    /// MultiHeadAttention of `x` [B, T, C] to keys and values [B, S, heads, d], plus `residual` [B, T, C].
     pub fn cross(&self, x: &Tensor, context: &KeyValue, residual: &Tensor) -> Result<Tensor> {
         let q = self.split_heads(&self.q.forward(x)?)?; // [B, T, heads, d]
         let y = attention(&q, &context.k, &context.v, self.config)?; // [B, T, heads, d]

@@ -7,7 +7,7 @@ mod params;
 mod resnet;
 mod save;
 
-pub use attention::{Attention, KeyValue};
+pub use attention::{KeyValue, MultiHeadAttention};
 pub use layers::{Conv2d, Embedding, GroupNorm, LayerNorm, Linear};
 pub use parameter::{Module, Parameter, parameters};
 pub(crate) use parameter::{join, module};

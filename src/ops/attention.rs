@@ -124,7 +124,7 @@ impl Attention {
         let (batch, queries, heads, channels) = inputs[0].dims4()?;
         let keys = k.len;
         let blocking = Blocking::new(channels);
-        let tile = GROUPS * blocking.queries;
+        let length = GROUPS * blocking.queries;
         // Base 2, since that is the exponential the machine is good at.
         let factor = (f64::from(self.config.scale) * std::f64::consts::LOG2_E) as f32;
         let rows = DisjointSlice::new(out.as_mut_slice::<T>()?);
@@ -132,14 +132,20 @@ impl Attention {
         for_each(batch * heads, &|head| {
             let (b, h) = (head / heads, head % heads);
             let (k, v) = (pack_keys(k.head(b, h), &blocking), pack_values(v.head(b, h), &blocking));
-            for_each(queries.div_ceil(tile), &|i| {
+            for_each(queries.div_ceil(length), &|i| {
                 let mut scratch = Scratch::default();
-                let (first, count) = (i * tile, tile.min(queries - i * tile));
-                let job =
-                    Job { blocking, keys, channels, first, count, causal: self.config.causal };
-                scratch.start(&job, q.head(b, h), factor);
-                attend(&job, &k, &v, &mut scratch);
-                scratch.finish(&job);
+                let (first, count) = (i * length, length.min(queries - i * length));
+                let tile = QueryTile {
+                    blocking,
+                    keys,
+                    channels,
+                    first,
+                    count,
+                    causal: self.config.causal,
+                };
+                scratch.start(&tile, q.head(b, h), factor);
+                attend(&tile, &k, &v, &mut scratch);
+                scratch.finish(&tile);
                 for (t, row) in scratch.rows.chunks_exact(channels).take(count).enumerate() {
                     let at = ((b * queries + first + t) * heads + h) * channels;
                     // SAFETY: the row of (b, first + t, h), and no other task has the same b, h and tile.
@@ -284,7 +290,7 @@ fn scatter<const N: usize>(row: &[f32], i: usize, rows: usize, to: &mut [f32]) {
 }
 
 /// A tile of queries of one head.
-struct Job {
+struct QueryTile {
     blocking: Blocking,
     keys: usize,
     channels: usize,
@@ -313,57 +319,57 @@ struct Scratch {
 
 impl Scratch {
     /// Loads the tile's queries, times `factor`, and resets the rest.
-    fn start<T: Float<Acc = f32>>(&mut self, job: &Job, q: Head<T>, factor: f32) {
-        let width = job.blocking.queries;
-        let groups = job.count.div_ceil(width);
+    fn start<T: Float<Acc = f32>>(&mut self, tile: &QueryTile, q: Head<T>, factor: f32) {
+        let width = tile.blocking.queries;
+        let groups = tile.count.div_ceil(width);
         let refill = |v: &mut Vec<f32>, len: usize, x: f32| {
             v.clear();
             v.resize(len, x);
         };
-        refill(&mut self.queries, groups * job.channels * width, 0.0);
+        refill(&mut self.queries, groups * tile.channels * width, 0.0);
         refill(&mut self.max, groups * width, f32::NEG_INFINITY);
         refill(&mut self.sum, groups * width, 0.0);
-        let padded = job.channels.next_multiple_of(job.blocking.channels);
+        let padded = tile.channels.next_multiple_of(tile.blocking.channels);
         refill(&mut self.output, groups * padded * width, 0.0);
         self.scores.resize(KEYS * width, 0.0);
-        self.rows.resize(groups * width * job.channels, 0.0);
-        let mut rows = q.rows(job.first, job.count, groups * width);
+        self.rows.resize(groups * width * tile.channels, 0.0);
+        let mut rows = q.rows(tile.first, tile.count, groups * width);
         rows.iter_mut().for_each(|x| *x *= factor);
-        let size = width * job.channels;
+        let size = width * tile.channels;
         for (rows, to) in rows.chunks_exact(size).zip(self.queries.chunks_exact_mut(size)) {
-            transpose(rows, width, job.channels, to);
+            transpose(rows, width, tile.channels, to);
         }
     }
 
     /// Divides by the sums of weights, and turns the tile into rows [D] of queries.
-    fn finish(&mut self, job: &Job) {
-        let width = job.blocking.queries;
-        let padded = job.channels.next_multiple_of(job.blocking.channels);
+    fn finish(&mut self, tile: &QueryTile) {
+        let width = tile.blocking.queries;
+        let padded = tile.channels.next_multiple_of(tile.blocking.channels);
         let groups = self.output.chunks_exact_mut(padded * width).zip(self.sum.chunks_exact(width));
-        let rows = self.rows.chunks_exact_mut(width * job.channels);
+        let rows = self.rows.chunks_exact_mut(width * tile.channels);
         for ((output, sum), rows) in groups.zip(rows) {
             for lanes in output.chunks_exact_mut(width) {
                 lanes.iter_mut().zip(sum).for_each(|(x, sum)| *x /= sum);
             }
-            transpose(&output[..width * job.channels], job.channels, width, rows);
+            transpose(&output[..width * tile.channels], tile.channels, width, rows);
         }
     }
 }
 
 simd! {
     /// Softmax of a tile's scores and the sum of the values that it weights, not yet divided by its sum.
-    fn attend(s, job: &Job, keys: &[f32], values: &[f32], scratch: &mut Scratch) {
+    fn attend(s, tile: &QueryTile, keys: &[f32], values: &[f32], scratch: &mut Scratch) {
         if S::REGISTERS >= 32 {
-            match job.blocking.channels {
-                12 => tile::<S, 12, 12>(s, job, keys, values, scratch),
-                10 => tile::<S, 12, 10>(s, job, keys, values, scratch),
-                _ => tile::<S, 12, 8>(s, job, keys, values, scratch),
+            match tile.blocking.channels {
+                12 => attend_tile::<S, 12, 12>(s, tile, keys, values, scratch),
+                10 => attend_tile::<S, 12, 10>(s, tile, keys, values, scratch),
+                _ => attend_tile::<S, 12, 8>(s, tile, keys, values, scratch),
             }
         } else {
-            match job.blocking.channels {
-                6 => tile::<S, 6, 6>(s, job, keys, values, scratch),
-                5 => tile::<S, 6, 5>(s, job, keys, values, scratch),
-                _ => tile::<S, 6, 4>(s, job, keys, values, scratch),
+            match tile.blocking.channels {
+                6 => attend_tile::<S, 6, 6>(s, tile, keys, values, scratch),
+                5 => attend_tile::<S, 6, 5>(s, tile, keys, values, scratch),
+                _ => attend_tile::<S, 6, 4>(s, tile, keys, values, scratch),
             }
         }
     }
@@ -371,36 +377,38 @@ simd! {
 
 /// [`attend`] with panels of K keys and V channels.
 #[inline(always)]
-fn tile<S: Simd, const K: usize, const V: usize>(
+fn attend_tile<S: Simd, const K: usize, const V: usize>(
     s: S,
-    job: &Job,
+    tile: &QueryTile,
     keys: &[f32],
     values: &[f32],
     scratch: &mut Scratch,
 ) {
-    let (width, channels) = (2 * S::LANES, job.channels);
+    let (width, channels) = (2 * S::LANES, tile.channels);
     let padded = channels.next_multiple_of(V);
-    let groups = job.count.div_ceil(width);
+    let groups = tile.count.div_ceil(width);
     // What the loops below read and write without further checks.
-    assert!(job.blocking.queries == width && job.blocking.keys == K && job.blocking.channels == V);
-    assert!(keys.len() == job.keys.next_multiple_of(K) * channels);
-    assert!(values.len() == job.keys * padded);
+    assert!(
+        tile.blocking.queries == width && tile.blocking.keys == K && tile.blocking.channels == V
+    );
+    assert!(keys.len() == tile.keys.next_multiple_of(K) * channels);
+    assert!(values.len() == tile.keys * padded);
     assert!(scratch.queries.len() == groups * channels * width);
     assert!(scratch.output.len() == groups * padded * width);
     assert!(scratch.scores.len() == KEYS * width && KEYS.is_multiple_of(K));
     assert!(scratch.max.len() == groups * width && scratch.sum.len() == groups * width);
 
     let scores = scratch.scores.as_mut_ptr();
-    for start in (0..job.keys).step_by(KEYS) {
-        let count = KEYS.min(job.keys - start);
+    for start in (0..tile.keys).step_by(KEYS) {
+        let count = KEYS.min(tile.keys - start);
         for g in 0..groups {
-            let first = job.first + g * width;
-            if job.causal && start >= first + width {
+            let first = tile.first + g * width;
+            if tile.causal && start >= first + width {
                 continue; // all of these keys come after all of these queries
             }
             // SAFETY: the lengths were checked above. A panel of keys holds K * channels elements and there
             // are count.div_ceil(K) of them from `start`, a multiple of K, on; scores have
-            // count.next_multiple_of(K) rows of `width`; a panel of values holds V * job.keys elements, of which V * count from
+            // count.next_multiple_of(K) rows of `width`; a panel of values holds V * tile.keys elements, of which V * count from
             // V * start on are read; g < groups.
             unsafe {
                 let queries = scratch.queries.as_ptr().add(g * channels * width);
@@ -411,7 +419,7 @@ fn tile<S: Simd, const K: usize, const V: usize>(
                         store(s, scores.add((p * K + i) * width), row);
                     }
                 }
-                if job.causal && start + count > first + 1 {
+                if tile.causal && start + count > first + 1 {
                     for key in 0..count {
                         // Query `first + lane` sees keys up to itself.
                         let unseen = (start + key).saturating_sub(first).min(width);
@@ -440,7 +448,7 @@ fn tile<S: Simd, const K: usize, const V: usize>(
 
                 let output = scratch.output.as_mut_ptr().add(g * padded * width);
                 for p in 0..padded / V {
-                    let panel = values.as_ptr().add((p * job.keys + start) * V);
+                    let panel = values.as_ptr().add((p * tile.keys + start) * V);
                     let products = product::<S, V>(s, panel, scores, count);
                     for (i, row) in products.into_iter().enumerate() {
                         accumulate(s, output.add((p * V + i) * width), correction, row);
