@@ -665,9 +665,9 @@ mod tests {
 
     #[test]
     fn linear_combinations_of_any_length() {
-        for n in 1..6 {
-            let inputs: Vec<Tensor> = (0..n).map(|i| random([3, 5, 700], 12 + i)).collect();
-            let c = |i: usize| 0.75 - 0.5 * i as f32;
+        for n in 1..=8 {
+            let inputs: Vec<Tensor> = (0..n).map(|i| random([3, 5, 70], 12 + i)).collect();
+            let c = |i: usize| 0.75 - 0.125 * i as f32;
             check(
                 "linear_combination",
                 &inputs,
@@ -684,11 +684,54 @@ mod tests {
                 },
             );
         }
+        // A launch of the kernel takes eight terms, the CPU's form any number.
+        let x = random([33], 21);
+        let nine: Vec<_> = (0..9).map(|i| (0.5 + i as f32, &x)).collect();
+        let expected: Vec<f64> = values(&x).iter().map(|x| 40.5 * x).collect();
+        assert_close(&linear_combination(&nine).unwrap(), &expected, 8.0, "nine terms");
+        for device in devices().skip(1) {
+            let x = x.to_device(device).unwrap();
+            let error = linear_combination(&[(0.5, &x); 9]).unwrap_err().to_string();
+            assert!(error.contains("at most 8 tensors, not 9"), "{error}");
+        }
         let batch = random([7, 45], 20);
         check_batch("linear_combination", &batch, |x| linear_combination(&[(0.3, x), (1.7, x)]));
         check_nan("linear_combination", &batch, 44, |x| {
             linear_combination(&[(0.3, &batch.to_device(x.device())?), (0.0, x)])
         });
+    }
+
+    /// Beyond 4096 blocks a thread takes several turns.
+    #[test]
+    fn every_element_of_a_large_tensor_is_written() {
+        let n = 4096 * 256 * 4 + 2800; // 16 bytes a thread, and then some take a second turn
+        let (x, b) = (random([n], 22), random([n], 23));
+        let rows = random([5001, 6], 24);
+        let half = cast(&rows, DType::F16).unwrap();
+        let all = |x: &Tensor, b: &Tensor, rows: &Tensor, half: &Tensor| {
+            [
+                scale(x, -0.375).unwrap(),
+                add(x, b).unwrap(),
+                linear_combination(&[(0.3, x), (1.7, b)]).unwrap(),
+                mul(rows, rows).unwrap(),
+                geglu(half).unwrap(),
+            ]
+        };
+        let expected = all(&x, &b, &rows, &half);
+        for device in devices().skip(1) {
+            let [x, b, rows, half] = [&x, &b, &rows, &half].map(|t| t.to_device(device).unwrap());
+            let found = all(&x, &b, &rows, &half);
+            for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                // Both devices round these alike, but for the exponential in geglu: one unit of f16.
+                let tolerance = if i == 4 { 2f64.powi(-10) } else { 0.0 };
+                for (at, (f, e)) in values(found).iter().zip(values(expected)).enumerate() {
+                    assert!(
+                        (f - e).abs() <= tolerance * e.abs(),
+                        "{i} on {device}, {at}: {f}, {e}"
+                    );
+                }
+            }
+        }
     }
 
     #[test]

@@ -201,7 +201,13 @@ pub(crate) fn apply_all(op: impl Op, slots: &[Slot]) -> Result<Vec<Tensor>> {
     let recorded = tape::is_recording() && slots.iter().any(|slot| slot.node().is_some());
     let inputs = Inputs { slots, recorded };
     let metas = op.infer(&inputs)?;
-    let outputs = metas.into_iter().map(|meta| Tensor::uninit(meta.shape, meta.dtype, device));
+    let outputs = metas.into_iter().map(|meta| {
+        #[cfg(test)]
+        if let Some(between_sentinels) = testing::guarded(&meta, device) {
+            return between_sentinels;
+        }
+        Tensor::uninit(meta.shape, meta.dtype, device)
+    });
     let mut outputs = outputs.collect::<Result<Vec<_>>>()?;
     // The call is recorded as a whole, not what it calls in turn.
     tape::no_grad(|| match device {
@@ -209,6 +215,8 @@ pub(crate) fn apply_all(op: impl Op, slots: &[Slot]) -> Result<Vec<Tensor>> {
         Device::Cpu => op.cpu(&inputs, &mut outputs),
         Device::Cuda(_) => op.cuda(&inputs, &mut outputs),
     })?;
+    #[cfg(test)]
+    testing::check_guards(op.name(), &outputs);
     if recorded {
         let node = gradient::record(op, slots, &outputs);
         let result = outputs[0].clone().with_node(node);

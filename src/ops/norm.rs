@@ -554,9 +554,16 @@ mod tests {
 
     #[test]
     fn group_norm_equals_its_formula() {
-        for (shape, groups) in
-            [([1, 1, 1, 8], 2), ([2, 7, 33, 30], 5), ([1, 65, 31, 20], 1), ([3, 2, 3, 6], 6)]
-        {
+        for (shape, groups) in [
+            ([1, 1, 1, 8], 2),
+            ([2, 7, 33, 30], 5),
+            ([1, 65, 31, 20], 1),
+            ([3, 2, 3, 6], 6),
+            // More groups than a block has warps; pixels wider than a block's threads, by vectors and by channels.
+            ([1, 9, 5, 64], 32),
+            ([1, 1, 2, 2056], 8),
+            ([2, 3, 2, 259], 7),
+        ] {
             let (gamma, beta) = parameters(shape[3]);
             for silu in [false, true] {
                 // 16 units: sums over a tile in f32, divided by a deviation near 1.
@@ -643,8 +650,8 @@ mod tests {
         let batch = random([7, 5, 3, 20], 72);
         check_batch("group_norm by x", &batch, |x| {
             let x = x.variable();
-            let y = group_norm(&x, &gamma, &beta, 4, 1e-5, true)?;
-            let weights = random(&y.dims()[1..], 73).to_dtype(y.dtype())?;
+            let y = group(&x, &gamma, &beta, 4, 1e-5, true)?;
+            let weights = random(&y.dims()[1..], 73).to_dtype(y.dtype())?.to_device(y.device())?;
             let y = crate::ops::elementwise::mul(&y, &weights)?;
             let ones = Tensor::full(*y.shape(), 1.0, y.dtype(), y.device())?;
             let mut gradients = crate::ops::gradient::backward_from(y, ones)?;

@@ -1,8 +1,12 @@
 //! What the tests of operations share: inputs, and the properties every operation has.
 
+use std::cell::Cell;
+
+use super::Meta;
 use crate::error::{Error, Result};
 use crate::ops::elementwise::mul;
 use crate::ops::gradient::backward;
+use crate::ops::layout::concat;
 use crate::ops::reduce::sum;
 use crate::tensor::{DType, Device, Shape, Tensor, cuda};
 
@@ -40,20 +44,75 @@ pub fn devices() -> impl Iterator<Item = Device> {
     [Device::Cpu].into_iter().chain(cuda::is_there_for_tests().then_some(Device::Cuda(0)))
 }
 
+/// How a run lays its tensors out in memory.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Layout {
+    /// Inputs and outputs fill storages of their own, so that a kernel sees aligned addresses.
+    Whole,
+    /// Inputs begin an element behind the start of theirs; outputs lie between sentinels, which must survive.
+    Offset,
+    /// Inputs have other strides, and an offset.
+    Strided,
+}
+
 /// What `op` makes of `inputs` on `device`; None when it has no kernel there, or none for doubles.
 fn run(
     op: &impl Fn(&[&Tensor]) -> Result<Tensor>,
     inputs: &[Tensor],
     device: Device,
+    layout: Layout,
 ) -> Option<Tensor> {
     if device != Device::Cpu && inputs.iter().any(|t| t.dtype() == DType::F64) {
         return None;
     }
-    let inputs: Vec<Tensor> = inputs.iter().map(|t| t.to_device(device).unwrap()).collect();
-    match op(&inputs.iter().collect::<Vec<_>>()) {
+    let place = |t: &Tensor| match layout {
+        Layout::Whole => t.to_device(device).unwrap(),
+        Layout::Offset => offset(t, device),
+        Layout::Strided => strided_on(t, device),
+    };
+    let inputs: Vec<Tensor> = inputs.iter().map(place).collect();
+    GUARDED.set(layout == Layout::Offset);
+    let result = op(&inputs.iter().collect::<Vec<_>>());
+    GUARDED.set(false);
+    match result {
         Err(Error::NoKernel { .. }) => None,
         result => Some(result.unwrap()),
     }
+}
+
+thread_local! {
+    /// Whether outputs are made between sentinels.
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Sentinels on each side of an output: not a multiple of what a kernel moves at a time.
+const GUARDS: usize = 3;
+/// A value that all float types hold, and that no operation makes of a test's inputs by chance.
+const SENTINEL: f64 = -21504.0;
+
+/// Memory for an output between sentinels, where a run has asked for that; None: as always.
+pub fn guarded(meta: &Meta, device: Device) -> Option<Result<Tensor>> {
+    let is_float = matches!(meta.dtype, DType::F64 | DType::F32 | DType::F16 | DType::BF16);
+    (GUARDED.get() && is_float).then(|| {
+        let length = meta.shape.elements() + 2 * GUARDS;
+        let whole = Tensor::full([length], SENTINEL, meta.dtype, device)?;
+        Ok(whole.with_layout(meta.shape, meta.shape.contiguous_strides(), GUARDS))
+    })
+}
+
+/// Asserts that an operation has written nothing around its outputs.
+pub fn check_guards(op: &str, outputs: &[Tensor]) {
+    if !GUARDED.replace(false) {
+        return;
+    }
+    for out in outputs.iter().filter(|out| out.offset() == GUARDS) {
+        let length = out.len() + 2 * GUARDS;
+        let all = values(&out.with_layout([length].into(), [1].into(), 0));
+        let (front, back) = (&all[..GUARDS], &all[length - GUARDS..]);
+        let intact = front.iter().chain(back).all(|&x| x == SENTINEL);
+        assert!(intact, "{op} wrote outside of its output {out:?}: {front:?}, {back:?}");
+    }
+    GUARDED.set(true);
 }
 
 /// Asserts that `got` is within `units` rounding errors of `dtype`, and `units` of the f32 that it was
@@ -86,7 +145,7 @@ pub fn assert_close(got: &Tensor, expected: &[f64], units: f64, what: &str) {
 }
 
 /// Runs `op` on `inputs` in all four dtypes and on every device against the formula `reference` in f64 (see
-/// [`assert_close`]), and on strided views of the same values, which must give the same bits.
+/// [`assert_close`]), and on offset and strided views of the same values, which must give the same bits.
 pub fn check(
     what: &str,
     inputs: &[Tensor],
@@ -122,14 +181,15 @@ fn check_against<E>(
 ) {
     for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
         let inputs: Vec<Tensor> = inputs.iter().map(|t| t.to_dtype(dtype).unwrap()).collect();
-        let views: Vec<Tensor> = inputs.iter().map(strided).collect();
         let expected = reference(&inputs.iter().map(values).collect::<Vec<_>>());
         for device in devices() {
-            let Some(got) = run(&op, &inputs, device) else { continue };
+            let Some(got) = run(&op, &inputs, device, Layout::Whole) else { continue };
             assert_eq!(got.dtype(), dtype, "{what}: dtype of the output");
             compare(&got, &expected, &format!("{what} on {device}"));
-            let of_views = run(&op, &views, device).unwrap();
-            assert_eq!(bits(&got), bits(&of_views), "{what} ({dtype}, {device}) of strided views");
+            for layout in [Layout::Offset, Layout::Strided] {
+                let again = run(&op, &inputs, device, layout).unwrap();
+                assert!(bits(&got) == bits(&again), "{what} ({dtype}, {device}): {layout:?}");
+            }
         }
     }
 }
@@ -223,16 +283,33 @@ pub fn check_gradient(what: &str, inputs: &[Tensor], op: impl Fn(&[&Tensor]) -> 
 
 /// The same values as `t` behind other strides and an offset.
 pub fn strided(t: &Tensor) -> Tensor {
+    strided_on(t, t.device())
+}
+
+/// As [`strided`], of a CPU tensor: the view is made on `device`, so that its kernels see it as it is.
+fn strided_on(t: &Tensor, device: Device) -> Tensor {
     let rank = t.rank();
     if rank < 2 {
-        return t.clone();
+        return t.to_device(device).unwrap();
     }
     let order: Vec<usize> = (0..rank).rev().collect();
     let back = t.permute(&order).unwrap().contiguous().unwrap();
     // A row before and one behind, so that the view does not start where the storage does.
     let padding = back.narrow(0, 0, 1.min(back.dim(0))).unwrap();
-    let padded = crate::ops::layout::concat(&[&padding, &back, &padding], 0).unwrap();
+    let padded = concat(&[&padding, &back, &padding], 0).unwrap().to_device(device).unwrap();
     padded.narrow(0, padding.dim(0), back.dim(0)).unwrap().permute(&order).unwrap()
+}
+
+/// The same values as those of the CPU tensor `t`, contiguous on `device` from the second element of their storage
+/// on: no vector access fits there.
+fn offset(t: &Tensor, device: Device) -> Tensor {
+    let flat = t.reshape([t.len()]).unwrap();
+    let padding = match t.len() {
+        0 => return t.to_device(device).unwrap(),
+        _ => flat.narrow(0, 0, 1).unwrap(),
+    };
+    let padded = concat(&[&padding, &flat, &padding], 0).unwrap().to_device(device).unwrap();
+    padded.narrow(0, 1, t.len()).unwrap().reshape(*t.shape()).unwrap()
 }
 
 /// Asserts that `op` gives each entry of dimension 0 the bits that it has alone, whatever the batch.
@@ -241,11 +318,18 @@ pub fn check_batch(what: &str, batch: &Tensor, op: impl Fn(&Tensor) -> Result<Te
     for dtype in [DType::F32, DType::F16, DType::BF16] {
         let batch = batch.to_dtype(dtype).unwrap();
         for device in devices() {
-            let Some(whole) = run(&op, std::slice::from_ref(&batch), device) else { continue };
+            let run = |batch: Tensor, layout| run(&op, &[batch], device, layout);
+            let Some(whole) = run(batch.clone(), Layout::Whole) else { continue };
             for i in 0..batch.dim(0) {
-                let alone = run(&op, &[batch.narrow(0, i, 1).unwrap()], device).unwrap();
-                let slot = whole.narrow(0, i, 1).unwrap();
-                assert_eq!(bits(&alone), bits(&slot), "{what} ({dtype}, {device}): entry {i}");
+                let entry = batch.narrow(0, i, 1).unwrap();
+                let slot = bits(&whole.narrow(0, i, 1).unwrap());
+                for layout in [Layout::Whole, Layout::Offset] {
+                    let alone = run(entry.clone(), layout).unwrap();
+                    assert!(
+                        bits(&alone) == slot,
+                        "{what} ({dtype}, {device}): {layout:?} entry {i}"
+                    );
+                }
             }
         }
     }
@@ -258,7 +342,9 @@ pub fn check_nan(what: &str, input: &Tensor, at: usize, op: impl Fn(&Tensor) -> 
     poisoned[at] = f32::NAN;
     let poisoned = Tensor::from_vec(poisoned, input.shape()).unwrap();
     for device in devices() {
-        let Some(out) = run(&op, std::slice::from_ref(&poisoned), device) else { continue };
+        let Some(out) = run(&op, std::slice::from_ref(&poisoned), device, Layout::Whole) else {
+            continue;
+        };
         assert!(values(&out).iter().any(|x| x.is_nan()), "{what} swallowed a NaN on {device}");
     }
 }

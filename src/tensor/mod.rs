@@ -260,6 +260,7 @@ impl Tensor {
         };
         let from: &[W] = bytemuck::cast_slice(from.bytes());
         let to: &mut [W] = bytemuck::cast_slice_mut(to.bytes_mut());
+        let to = &mut to[out.offset..][..self.shape.elements()];
         let row = self.shape.last().copied().unwrap_or(1).max(1);
         let step = self.strides.last().copied().unwrap_or(1);
         let copy_row = |i: usize, to: &mut [W]| {
