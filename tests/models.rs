@@ -3,7 +3,7 @@
 mod golden;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use golden::{assert_close, assert_same, get};
 use nadir::Result;
@@ -16,6 +16,7 @@ use nadir::models::unet::{Unet, UnetConfig};
 use nadir::models::vae::{Vae, VaeConfig};
 use nadir::nn::{Keep, Module, Params, parameters, save as save_module};
 use nadir::ops::elementwise::silu;
+use nadir::pipeline::{LoadOptions, TextToImage};
 use nadir::tensor::{DType, Device, Tensor};
 
 /// Share of the largest activation by which two f32 implementations may differ: sums of a few hundred terms in
@@ -181,7 +182,7 @@ fn check_saved<M: Module>(
         let params = Params::new(Weights::open(&folder, None)?, DType::F32, Device::Cpu);
         let model = build(&config, &params.keeping(keep))?;
         // The files are f16, which f32 holds exactly.
-        let dtype = Some(DType::F16);
+        let dtype = (keep != Keep::Frozen).then_some(DType::F16);
         let path = to.path().join(format!("{keep:?}.safetensors"));
         save_module(&model, &Weights::open(&folder, None)?, &path, dtype)?;
         let ours = contents(&path);
@@ -208,6 +209,43 @@ fn a_saved_component_is_the_file_that_was_read() -> Result<()> {
     for name in ["clip_l", "openclip"] {
         check_saved(name, "model.safetensors", text)?;
     }
+    Ok(())
+}
+
+#[test]
+fn a_saved_pipeline_is_the_folder_that_was_read() -> Result<()> {
+    fn files(folder: &Path, below: &Path, found: &mut BTreeMap<PathBuf, Vec<u8>>) {
+        for entry in std::fs::read_dir(folder.join(below)).unwrap() {
+            let entry = entry.unwrap();
+            let path = below.join(entry.file_name());
+            if entry.file_type().unwrap().is_dir() {
+                files(folder, &path, found);
+            } else {
+                found.insert(path.clone(), std::fs::read(folder.join(path)).unwrap());
+            }
+        }
+    }
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/eurosat-64");
+    let model = TextToImage::load(&from, &LoadOptions::default())?;
+    let scratch = tempfile::tempdir().unwrap();
+    let to = scratch.path().join("copy");
+    model.save(&from, None, &to, None)?;
+    let (mut theirs, mut ours) = (BTreeMap::new(), BTreeMap::new());
+    files(&from, Path::new(""), &mut theirs);
+    files(&to, Path::new(""), &mut ours);
+    assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>());
+    for (path, bytes) in &theirs {
+        if path.extension().is_some_and(|e| e == "safetensors") {
+            // The order of tensors in the file is the writer's.
+            assert!(contents(&to.join(path)) == contents(&from.join(path)), "{}", path.display());
+        } else {
+            assert!(ours[path] == *bytes, "{}", path.display());
+        }
+    }
+    // Nothing is overwritten, and nothing is left beside it.
+    let refused = model.save(&from, None, &to, None).unwrap_err().to_string();
+    assert!(refused.contains("not there yet"), "{refused}");
+    assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 1);
     Ok(())
 }
 

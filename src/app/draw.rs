@@ -51,7 +51,12 @@ pub fn draw(drawing: Drawing) -> anyhow::Result<()> {
     replace_checksum(&mut recipe.model_hash, hash, what, &progress);
 
     let clock = Instant::now();
-    let options = LoadOptions { dtype: recipe.dtype, device, variant: recipe.variant.clone() };
+    let options = LoadOptions {
+        dtype: recipe.dtype,
+        device,
+        variant: recipe.variant.clone(),
+        ..LoadOptions::default()
+    };
     let pipeline = TextToImage::load(&model.folder, &options)?;
     pipeline.notes().iter().for_each(|note| progress.warn(note));
     recipe.settings = pipeline.resolve(&recipe.settings)?;

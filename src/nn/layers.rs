@@ -34,7 +34,7 @@ impl Linear {
 
     /// As [`Self::forward`], ending in `epilogue` (whose bias is the layer's).
     pub fn forward_with(&self, x: &Tensor, epilogue: Epilogue) -> Result<Tensor> {
-        let bias = self.bias.as_ref().map(Parameter::value).transpose()?;
+        let bias = self.bias.as_ref().map(Parameter::value);
         linear(x, &self.weight.weight(), Epilogue { bias: bias.as_ref(), ..epilogue })
     }
 }
@@ -91,7 +91,7 @@ impl Conv2d {
 
     /// As [`Self::forward`], ending in `epilogue` (whose bias is the layer's).
     pub fn forward_with(&self, x: &Tensor, epilogue: Epilogue) -> Result<Tensor> {
-        let bias = self.bias.value()?;
+        let bias = self.bias.value();
         let epilogue = Epilogue { bias: Some(&bias), ..epilogue };
         conv2d(x, &self.weight.weight(), self.config, epilogue)
     }
@@ -132,7 +132,7 @@ impl GroupNorm {
     }
 
     fn normalize(&self, x: &Tensor, silu: bool) -> Result<Tensor> {
-        let (gamma, beta) = (self.gamma.value()?, self.beta.value()?);
+        let (gamma, beta) = (self.gamma.value(), self.beta.value());
         norm::group_norm(x, &gamma, &beta, self.groups, self.eps, silu)
     }
 }
@@ -157,7 +157,7 @@ impl LayerNorm {
 
     /// `x` [.., C]
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        norm::layer_norm(x, &self.gamma.value()?, &self.beta.value()?, self.eps)
+        norm::layer_norm(x, &self.gamma.value(), &self.beta.value(), self.eps)
     }
 }
 
@@ -179,11 +179,11 @@ impl Embedding {
 
     /// `ids` [..] -> [.., channels]
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        embedding::embedding(ids, &self.table.value()?)
+        embedding::embedding(ids, &self.table.value())
     }
 
     /// The first `n` rows [n, channels].
     pub fn first(&self, n: usize) -> Result<Tensor> {
-        self.table.value()?.narrow(0, 0, n)
+        self.table.value().narrow(0, 0, n)
     }
 }

@@ -8,14 +8,16 @@ use crate::tensor::{DType, Shape, Tensor};
 
 /// A weight of a layer.
 ///
-/// It is *frozen* when only the layout for its kernel is held, which suffices to compute; else its elements can be
-/// read and [replaced](Self::set), and it is *trainable* when gradients are to reach it. It can be changed through a
+/// It is *frozen* when it is held as its kernel needs it and no otherwise: as its file has it, for good. Else its
+/// elements can be read and [replaced](Self::set), and it is *trainable* when gradients are to reach it. It can be changed through a
 /// shared reference: a model that is being trained goes on being used.
 pub struct Parameter(RwLock<Value>);
 
 enum Value {
     /// Read as it is: a bias, a norm's factor, a table.
     Plain(Tensor),
+    /// The same of a frozen model: as its file has it.
+    Frozen(Tensor),
     /// Multiplied by.
     LaidOut(Weight),
 }
@@ -23,6 +25,10 @@ enum Value {
 impl Parameter {
     pub(super) fn plain(tensor: Tensor) -> Self {
         Self(RwLock::new(Value::Plain(tensor)))
+    }
+
+    pub(super) fn frozen(tensor: Tensor) -> Self {
+        Self(RwLock::new(Value::Frozen(tensor)))
     }
 
     pub(super) fn laid_out(weight: Weight) -> Self {
@@ -36,7 +42,7 @@ impl Parameter {
     /// Its shape, as the reference implementation has it.
     pub fn shape(&self) -> Shape {
         self.with(|value| match value {
-            Value::Plain(tensor) => *tensor.shape(),
+            Value::Plain(tensor) | Value::Frozen(tensor) => *tensor.shape(),
             Value::LaidOut(weight) => *weight.shape(),
         })
     }
@@ -44,7 +50,7 @@ impl Parameter {
     /// What its elements are held in; of a frozen weight, what it is multiplied in.
     pub fn dtype(&self) -> DType {
         self.with(|value| match value {
-            Value::Plain(tensor) => tensor.dtype(),
+            Value::Plain(tensor) | Value::Frozen(tensor) => tensor.dtype(),
             Value::LaidOut(weight) => weight.tensor().map_or(weight.dtype(), Tensor::dtype),
         })
     }
@@ -54,6 +60,7 @@ impl Parameter {
     pub fn tensor(&self) -> Option<Tensor> {
         self.with(|value| match value {
             Value::Plain(tensor) => Some(tensor.clone()),
+            Value::Frozen(_) => None,
             Value::LaidOut(weight) => weight.tensor().cloned(),
         })
     }
@@ -102,7 +109,7 @@ impl Parameter {
     fn replace(&self, tensor: Tensor) -> Result<()> {
         let mut value = self.0.write().unwrap_or_else(PoisonError::into_inner);
         *value = match &*value {
-            Value::Plain(_) => Value::Plain(tensor),
+            Value::Plain(_) | Value::Frozen(_) => Value::Plain(tensor),
             Value::LaidOut(weight) => {
                 Value::LaidOut(Weight::plain(&tensor, weight.layout(), weight.dtype())?)
             }
@@ -112,10 +119,13 @@ impl Parameter {
 
     /// What an operation reads as it is.
     ///
-    /// # Errors
-    /// `Value` for a frozen parameter, which no layer reads.
-    pub(super) fn value(&self) -> Result<Tensor> {
-        self.elements()
+    /// # Panics
+    /// For a parameter that is multiplied by: a layer knows which of its own are which.
+    pub(super) fn value(&self) -> Tensor {
+        self.with(|value| match value {
+            Value::Plain(tensor) | Value::Frozen(tensor) => tensor.clone(),
+            Value::LaidOut(_) => panic!("a parameter that a kernel multiplies by"),
+        })
     }
 
     /// What an operation multiplies by.
@@ -125,7 +135,9 @@ impl Parameter {
     pub(super) fn weight(&self) -> Weight {
         self.with(|value| match value {
             Value::LaidOut(weight) => weight.clone(),
-            Value::Plain(_) => panic!("a parameter that no kernel multiplies by"),
+            Value::Plain(_) | Value::Frozen(_) => {
+                panic!("a parameter that no kernel multiplies by")
+            }
         })
     }
 }

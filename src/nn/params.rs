@@ -149,7 +149,11 @@ impl Params {
     /// # Errors
     /// As [`Self::raw`].
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Parameter> {
-        Ok(Parameter::plain(self.kept(self.raw(name, shape)?)?))
+        let tensor = self.kept(self.raw(name, shape)?)?;
+        Ok(match self.keep {
+            Keep::Frozen => Parameter::frozen(tensor),
+            Keep::Plain | Keep::Trainable => Parameter::plain(tensor),
+        })
     }
 
     /// The vector `name` `[n]` in the dtype that biases and norms are kept in: f32, or f64 for f64 layers.

@@ -9,7 +9,7 @@ use crate::io::folder::PipelineFolder;
 use crate::models::clip::{ClipText, ClipTextConfig};
 use crate::models::unet::{Unet, UnetConfig};
 use crate::models::vae::{Vae, VaeConfig};
-use crate::nn::Params;
+use crate::nn::{Keep, Params};
 use crate::pipeline::sampler::SamplerConfig;
 use crate::pipeline::text_to_image::TextToImage;
 use crate::tensor::{DType, Device, release_unused_memory};
@@ -24,11 +24,14 @@ pub struct LoadOptions {
     pub device: Device,
     /// Weight files to prefer: `fp16` for `model.fp16.safetensors`.
     pub variant: Option<String>,
+    /// What layers keep of their weights: no more than they compute with, or what can be read, changed and trained.
+    pub keep: Keep,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { dtype: DType::F32, device: Device::Cpu, variant: None }
+        let (dtype, device, keep) = (DType::F32, Device::Cpu, Keep::Frozen);
+        Self { dtype, device, variant: None, keep }
     }
 }
 
@@ -155,7 +158,7 @@ fn load<T>(
     let weights = folder.weights(name)?;
     notes.extend(weights.note().map(|note| format!("{name}: {note}")));
     let file = weights.names().first().map(|first| weights.origin(first)).unwrap_or_default();
-    let params = Params::new(weights, dtype, options.device);
+    let params = Params::new(weights, dtype, options.device).keeping(options.keep);
     let model = build(&config, &params)?;
     let unused = params.finish()?;
     if let Some(first) = unused.first() {

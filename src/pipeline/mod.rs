@@ -8,6 +8,7 @@ mod request;
 mod resolve;
 mod run;
 pub mod sampler;
+mod save;
 mod settings;
 mod slot;
 mod start;

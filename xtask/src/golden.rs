@@ -1,12 +1,12 @@
 //! `cargo xtask golden`: the reference tensors, written anew.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::process::{root, run as run_program, target_dir, works};
+use crate::process::{cargo, root, run as run_program, target_dir, works};
 
 /// What the references are: changing a version here means new tensors.
 const PACKAGES: [&str; 6] = [
@@ -21,30 +21,42 @@ const PACKAGES: [&str; 6] = [
 /// Reads caption files that the project does not hold: runs only when it is named, with arguments.
 const NEEDS_FILES: &str = "tokenizer";
 
+/// What the generators import, and what looks at nadir's own output.
+const NO_GENERATORS: [&str; 2] = ["common.py", "check_save.py"];
+
 /// See `cargo xtask help`.
 pub fn run(args: &[String]) -> Result<()> {
     let (options, passed) = match args.iter().position(|arg| arg == "--") {
         Some(at) => (&args[..at], &args[at + 1..]),
         None => (args, &[][..]),
     };
-    let (mut python, mut names) = (None, Vec::new());
+    let (mut python, mut names, mut check) = (None, Vec::new(), false);
     let mut args = options.iter();
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--python" => {
                 python = Some(PathBuf::from(args.next().context("--python needs a path")?))
             }
+            "--check" => check = true,
             option if option.starts_with('-') => bail!("`golden` has no option `{option}`"),
             name => names.push(name.trim_end_matches(".py").to_owned()),
         }
+    }
+
+    if check {
+        if !names.is_empty() {
+            bail!("`golden --check` writes no tensors, and takes no names");
+        }
+        let python = python.map_or_else(environment, Ok)?;
+        return check_save(&python);
     }
 
     let folder = root().join("tests/golden");
     let mut generators: Vec<PathBuf> = fs::read_dir(&folder)
         .with_context(|| format!("cannot read {}", folder.display()))?
         .filter_map(|entry| Some(entry.ok()?.path()))
-        // common.py is what the generators import.
-        .filter(|path| path.extension().is_some_and(|e| e == "py") && !path.ends_with("common.py"))
+        .filter(|path| path.extension().is_some_and(|e| e == "py"))
+        .filter(|path| NO_GENERATORS.iter().all(|name| !path.ends_with(name)))
         .collect();
     generators.sort();
     let stem = |path: &PathBuf| path.file_stem().map(|s| s.to_string_lossy().into_owned());
@@ -70,6 +82,32 @@ pub fn run(args: &[String]) -> Result<()> {
         run_program(Command::new(&python).arg(&generator).args(passed))?;
     }
     Ok(())
+}
+
+/// Saves the model that ships, as each kind of weights, and has diffusers compare.
+fn check_save(python: &Path) -> Result<()> {
+    let scratch = target_dir()?.join("golden-check");
+    if scratch.exists() {
+        fs::remove_dir_all(&scratch)
+            .with_context(|| format!("cannot empty {}", scratch.display()))?;
+    }
+    fs::create_dir_all(&scratch).with_context(|| format!("cannot make {}", scratch.display()))?;
+    let original = root().join("weights/eurosat-64");
+    let mut compare = Command::new(python);
+    compare.arg(root().join("tests/golden/check_save.py")).arg(&original);
+    // The files are bf16, which f32 holds exactly.
+    for options in [
+        &["--keep", "frozen"][..],
+        &["--keep", "plain", "--dtype", "bf16"],
+        &["--keep", "trainable", "--dtype", "bf16"],
+    ] {
+        let copy = scratch.join(options[1]);
+        let mut save = cargo();
+        save.args(["run", "--quiet", "--release", "--example", "save", "--"]);
+        run_program(save.arg(&original).arg(&copy).args(options))?;
+        compare.arg(copy);
+    }
+    run_program(&mut compare)
 }
 
 /// A virtual environment with the pinned packages; returns its Python.

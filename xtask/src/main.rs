@@ -29,6 +29,8 @@ commands:
             Writes the reference tensors of tests/golden anew, by running its NAME.py (default: all that
             need no ARGS) with the pinned PyTorch, diffusers and transformers. Without --python they are
             installed under target/golden-venv first.
+  golden --check [--python PYTHON]
+            Saves the model that ships and has diffusers compare the copies with it, bit for bit.
   help      Shows this.
 
 examples:
