@@ -12,7 +12,7 @@ const ALLOWED: [(&str, &[&str]); 11] = [
     ("error", &["types"]),
     ("cpu", &["types", "error"]),
     ("tensor", &["types", "error", "cpu"]),
-    ("io", &["error", "tensor"]),
+    ("io", &["error", "cpu", "tensor"]),
     ("text", &["error", "io"]),
     ("noise", &["error", "tensor"]),
     ("ops", &["error", "cpu", "tensor"]),

@@ -13,6 +13,7 @@
 //! follow the shape of the whole batch.
 
 mod kernel;
+mod pack;
 
 use std::cell::RefCell;
 
@@ -21,12 +22,13 @@ use rayon::prelude::*;
 
 use super::parallel::DisjointSlice;
 use super::simd;
-use crate::types::{Element, Float, Real};
+use crate::types::Float;
 
 pub(super) use kernel::LDA;
 pub use kernel::{
     KC, MicroKernel, bf16_dot_kernel, bf16_kernel, f16_kernel, f32_kernel, f64_kernel,
 };
+pub use pack::{Order, pack, packed_len, unpack};
 
 /// Most rows of a block of A: 144 x 336 f32 are 190 KiB of an L2 that the block shares with C's.
 const MC: usize = 144;
@@ -57,99 +59,6 @@ impl Rows for Dense {
 /// What becomes of a piece of a row of sums: `finish(row, column, sums, out)`. `sums` are those of `row` from
 /// `column` on, `out` their places in the whole output [m, n].
 pub type Finish<'a, T, C> = dyn Fn(usize, usize, &mut [C], &mut [T]) + Sync + 'a;
-
-/// Elements of packed weights, padding included.
-pub fn packed_len<A, B, C>(kernel: MicroKernel<A, B, C>, k: usize, n: usize) -> usize {
-    n.next_multiple_of(kernel.nr) * k.next_multiple_of(kernel.step)
-}
-
-/// Packs a matrix B [k, n], whose element (k, n) is `from[n * stride + offset(k)]`, into `to`, of
-/// [`packed_len`] elements. Where types differ, a column's elements stand within `stride` of each other, as they
-/// do in weights [N, K]: a panel's columns are rounded at once.
-///
-/// # Panics
-/// When `to` has another length, or `from` does not hold an element.
-pub fn pack<T: Float, A, B: Float, C>(
-    kernel: MicroKernel<A, B, C>,
-    (k, n): (usize, usize),
-    from: &[T],
-    stride: usize,
-    offset: impl Fn(usize) -> usize + Sync,
-    to: &mut [B],
-) {
-    assert_eq!(to.len(), packed_len(kernel, k, n), "packed weights of [{k}, {n}]");
-    let MicroKernel { nr, step, .. } = kernel;
-    let panel_len = k.next_multiple_of(step) * nr;
-    if panel_len == 0 {
-        return;
-    }
-    to.par_chunks_mut(panel_len).enumerate().for_each(|(p, panel)| {
-        let columns = nr.min(n - p * nr);
-        let from = &from[p * nr * stride..];
-        let rounded;
-        let from: &[B] = if T::DTYPE == B::DTYPE {
-            bytemuck::cast_slice(from)
-        } else {
-            rounded = round(&from[..from.len().min(columns * stride)]);
-            &rounded
-        };
-        for (i, group) in panel.chunks_exact_mut(nr * step).enumerate() {
-            for s in 0..step {
-                let at = i * step + s;
-                let columns = if at < k { columns } else { 0 };
-                let offset = if at < k { offset(at) } else { 0 };
-                for j in 0..columns {
-                    group[j * step + s] = from[j * stride + offset];
-                }
-                for j in columns..nr {
-                    group[j * step + s] = B::zeroed();
-                }
-            }
-        }
-    });
-}
-
-/// Undoes [`pack`] of weights that it did not round: writes element (k, n) to `to[n * stride + offset(k)]`.
-///
-/// # Panics
-/// When `from` has another length than [`packed_len`], or `to` has no such element.
-pub fn unpack<A, B: Copy, C>(
-    kernel: MicroKernel<A, B, C>,
-    (k, n): (usize, usize),
-    from: &[B],
-    stride: usize,
-    offset: impl Fn(usize) -> usize,
-    to: &mut [B],
-) {
-    assert_eq!(from.len(), packed_len(kernel, k, n), "packed weights of [{k}, {n}]");
-    let MicroKernel { nr, step, .. } = kernel;
-    let panel = k.next_multiple_of(step) * nr;
-    for column in 0..n {
-        for row in 0..k {
-            let group = column / nr * panel + row / step * nr * step;
-            to[column * stride + offset(row)] = from[group + column % nr * step + row % step];
-        }
-    }
-}
-
-/// Rounds to another floating-point type, in pieces that whole registers work on.
-fn round<T: Float, B: Float>(from: &[T]) -> Vec<B> {
-    let mut to = vec![B::zeroed(); from.len()];
-    let (mut wide, mut other) = ([T::Acc::ZERO; 256], [B::Acc::ZERO; 256]);
-    for (from, to) in from.chunks(wide.len()).zip(to.chunks_mut(other.len())) {
-        let (wide, other) = (&mut wide[..from.len()], &mut other[..from.len()]);
-        simd::widen(from, wide);
-        if T::Acc::DTYPE == B::Acc::DTYPE {
-            simd::narrow(bytemuck::cast_slice(wide), to);
-        } else {
-            for (o, w) in other.iter_mut().zip(wide) {
-                *o = B::Acc::from_f64(w.to_f64());
-            }
-            simd::narrow(other, to);
-        }
-    }
-    to
-}
 
 /// Computes `m` rows of the product of A, gathered from `x`, and of packed weights [k, n], and hands them to
 /// `finish`.

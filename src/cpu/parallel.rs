@@ -5,6 +5,8 @@
 //! indirect call a piece.
 
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
@@ -35,6 +37,29 @@ pub fn for_each_chunk<T: Send>(out: &mut [T], len: usize, f: impl Fn(usize, &mut
         // SAFETY: chunks of different i do not overlap, and every i is visited once.
         f(i, unsafe { out.part(start, len.min(total - start)) });
     });
+}
+
+/// As [`for_each_chunk`], with a function that may fail.
+///
+/// # Errors
+/// One of those that `f` ended in; chunks that were not begun by then are left out.
+pub fn try_for_each_chunk<T: Send, E: Send>(
+    out: &mut [T],
+    len: usize,
+    f: impl Fn(usize, &mut [T]) -> Result<(), E> + Sync,
+) -> Result<(), E> {
+    let failure = Mutex::new(None);
+    let failed = AtomicBool::new(false);
+    for_each_chunk(out, len, |i, chunk| {
+        if failed.load(Ordering::Relaxed) {
+            return;
+        }
+        if let Err(error) = f(i, chunk) {
+            failed.store(true, Ordering::Relaxed);
+            failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        }
+    });
+    failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
 /// Calls `f(i, row)` for every row of `width` elements; rows are handed out in groups that are worth it.
@@ -99,6 +124,18 @@ mod tests {
             for_each_row(&mut out, width, |i, row| row.iter_mut().for_each(|x| *x += i + 1));
             assert!(out.iter().enumerate().all(|(k, &x)| x == k / width + 1), "{rows} of {width}");
         }
+    }
+
+    #[test]
+    fn a_failure_comes_back_and_ends_the_work() {
+        let mut out = vec![0; 1000];
+        let all = try_for_each_chunk(&mut out, 10, |i, chunk| {
+            chunk.fill(i);
+            Ok::<(), usize>(())
+        });
+        assert!(all.is_ok() && out.iter().enumerate().all(|(k, &x)| x == k / 10));
+        let some = try_for_each_chunk(&mut out, 10, |i, _| if i == 37 { Err(i) } else { Ok(()) });
+        assert_eq!(some, Err(37));
     }
 
     #[test]

@@ -22,8 +22,8 @@ use rayon::prelude::*;
 
 use super::gemm::{self, Blocks, Finish, KC, LDA, MicroKernel, SCRATCH};
 use super::parallel::DisjointSlice;
-use super::simd::{Simd, simd};
-use crate::types::{Float, Real};
+use super::simd::{Simd, simd, transpose, widen};
+use crate::types::{DType, Element, Float, Real};
 
 /// Points of the transform: products per tile and pair of channels.
 const POINTS: usize = 16;
@@ -52,35 +52,80 @@ pub fn pack<T: Float>(
     to: &mut [f32],
 ) {
     assert!(from.len() == o * i * 9 && to.len() == packed_len(kernel, i, o));
+    if from.is_empty() {
+        return;
+    }
     let nr = kernel.nr;
     to.par_chunks_mut(POINTS * i * nr).enumerate().for_each(|(p, panel)| {
-        for c in 0..i {
-            for j in 0..nr {
-                let n = p * nr + j;
-                let u = if n < o {
-                    transform_weight(&from[(n * i + c) * 9..][..9])
-                } else {
-                    [0.0; POINTS]
-                };
-                for (point, u) in u.into_iter().enumerate() {
-                    panel[(point * i + c) * nr + j] = u;
-                }
-            }
-        }
+        let outputs = nr.min(o - p * nr);
+        transform_panel(&from[p * nr * i * 9..][..outputs * i * 9], i, nr, panel);
     });
 }
 
-/// G g Gᵀ, in f64, rounded once.
-fn transform_weight<T: Float>(g: &[T]) -> [f32; POINTS] {
-    let rows = |a: f64, b: f64, c: f64| [a, (a + b + c) / 2.0, (a - b + c) / 2.0, c];
-    let g: [f64; 9] = std::array::from_fn(|i| g[i].to_acc().to_f64());
-    let columns: [[f64; 4]; 3] = std::array::from_fn(|x| rows(g[x], g[3 + x], g[6 + x])); // [3, 4]: Gg, transposed
-    let mut u = [0.0; POINTS];
-    for y in 0..4 {
-        let row = rows(columns[0][y], columns[1][y], columns[2][y]);
-        (0..4).for_each(|x| u[4 * y + x] = row[x] as f32);
+/// Outputs whose weights are transformed side by side. It divides every kernel's columns.
+const SIDE: usize = 8;
+/// Input channels that are transposed at a time: with 32 outputs, two blocks of 9 KiB.
+const BLOCK: usize = 8;
+
+simd! {
+    /// G g Gᵀ of the weights [outputs, i, 3, 3], in f64 and rounded once; `panel` is [16, i, nr].
+    fn transform_panel[T: Float](s, from: &[T], i: usize, nr: usize, panel: &mut [f32]) {
+        let _ = s;
+        let outputs = from.len() / (9 * i);
+        let mut rows = vec![T::Acc::ZERO; nr * BLOCK * 9];
+        let mut taps = rows.clone();
+        for first in (0..i).step_by(BLOCK) {
+            let len = 9 * BLOCK.min(i - first);
+            let (rows, taps) = (&mut rows[..nr * len], &mut taps[..len * nr]); // [nr, c 3 3], [c 3 3, nr]
+            rows[outputs * len..].fill(T::Acc::ZERO);
+            for (row, from) in rows.chunks_exact_mut(len).zip(from.chunks_exact(9 * i)) {
+                widen(&from[9 * first..][..len], row);
+            }
+            if T::Acc::DTYPE == DType::F32 {
+                transpose(bytemuck::cast_slice(rows), nr, len, bytemuck::cast_slice_mut(taps));
+            } else {
+                (0..nr * len).for_each(|at| taps[at % len * nr + at / len] = rows[at]);
+            }
+            for (c, taps) in taps.chunks_exact(9 * nr).enumerate() {
+                for j in (0..nr).step_by(SIDE) {
+                    let mut g = [[0.0; SIDE]; 9];
+                    for tap in 0..9 {
+                        for side in 0..SIDE {
+                            g[tap][side] = taps[tap * nr + j..][..SIDE][side].to_f64();
+                        }
+                    }
+                    let columns = [
+                        times_g(&g[0], &g[3], &g[6]),
+                        times_g(&g[1], &g[4], &g[7]),
+                        times_g(&g[2], &g[5], &g[8]),
+                    ]; // [3, 4]: Gg, transposed
+                    for y in 0..4 {
+                        let row = times_g(&columns[0][y], &columns[1][y], &columns[2][y]);
+                        for x in 0..4 {
+                            let to = &mut panel[((4 * y + x) * i + first + c) * nr + j..][..SIDE];
+                            for side in 0..SIDE {
+                                to[side] = row[x][side] as f32;
+                            }
+                        }
+                    }
+                }
+            }
+        }
     }
-    u
+}
+
+/// G g of a column g of weights, for [`SIDE`] outputs.
+#[inline(always)]
+fn times_g(a: &[f64; SIDE], b: &[f64; SIDE], c: &[f64; SIDE]) -> [[f64; SIDE]; 4] {
+    let mut gg = [[0.0; SIDE]; 4];
+    for side in 0..SIDE {
+        let (a, b, c) = (a[side], b[side], c[side]);
+        gg[0][side] = a;
+        gg[1][side] = (a + b + c) / 2.0;
+        gg[2][side] = (a - b + c) / 2.0;
+        gg[3][side] = c;
+    }
+    gg
 }
 
 /// The images of a convolution: [batch, height, width, channels] -> [batch, out_height, out_width, n].
@@ -300,6 +345,61 @@ simd! {
                     }
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::f16;
+
+    use super::super::gemm::f32_kernel;
+    use super::super::simd::at_each_level;
+    use super::*;
+
+    /// G g Gᵀ as it is written, a matrix product after the other.
+    fn definition(g: &[f64]) -> [f32; POINTS] {
+        const G: [[f64; 3]; 4] =
+            [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]];
+        std::array::from_fn(|at| {
+            let (y, x) = (at / 4, at % 4);
+            let column = |k: usize| (0..3).map(|j| G[y][j] * g[3 * j + k]).sum::<f64>();
+            (0..3).map(|k| column(k) * G[x][k]).sum::<f64>() as f32
+        })
+    }
+
+    fn check<T: Float>(i: usize, o: usize, element: impl Fn(usize) -> T) {
+        let weights: Vec<T> = (0..o * i * 9).map(element).collect();
+        at_each_level(|level| {
+            let kernel = f32_kernel(level);
+            let mut packed = vec![7.0; packed_len(kernel, i, o)];
+            pack(kernel, i, o, &weights, &mut packed);
+            for (at, &found) in packed.iter().enumerate() {
+                let (rest, j) = (at / kernel.nr, at % kernel.nr);
+                let (c, point, n) =
+                    (rest % i, rest / i % POINTS, rest / i / POINTS * kernel.nr + j);
+                let expected = if n < o {
+                    let g: Vec<f64> = weights[(n * i + c) * 9..][..9]
+                        .iter()
+                        .map(|w| w.to_acc().to_f64())
+                        .collect();
+                    definition(&g)[point]
+                } else {
+                    0.0
+                };
+                assert_eq!(found, expected, "{}: [{o}, {i}] at {at}", level.name());
+            }
+        });
+    }
+
+    #[test]
+    fn packed_weights_are_the_transform() {
+        // Small enough numbers that f64 holds every sum exactly.
+        let value = |i: usize| ((i * 7919) % 2003) as f32 / 16.0 - 60.0;
+        for (i, o) in [(16, 1), (16, 33), (48, 64), (3, 7)] {
+            check(i, o, value);
+            check(i, o, |at| f16::from_f32(value(at)));
+            check(i, o, |at| f64::from(value(at)) + 1e-9);
         }
     }
 }

@@ -19,6 +19,7 @@ use serde::Deserialize;
 use serde::de::{Error as _, MapAccess, Visitor};
 
 use super::{TensorInfo, TensorSource, atomic};
+use crate::cpu::parallel::try_for_each_chunk;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Device, MAX_RANK, Tensor};
 
@@ -27,6 +28,9 @@ const MAX_HEADER: u64 = 100_000_000;
 
 /// The longest sharded index that is read: names and file names only, so far smaller in practice.
 const MAX_INDEX: u64 = 100_000_000;
+
+/// Bytes of a tensor that are read at once.
+const PIECE: usize = 4 << 20;
 
 /// Bytes in front of the header.
 const PREFIX: u64 = 8;
@@ -199,8 +203,12 @@ impl TensorSource for SafeTensors {
             ));
         };
         let Shard { path, file } = &self.shards[entry.shard];
+        // On all threads: copying from the system's cache is work for more than one.
         let fill = |bytes: &mut [u8]| {
-            read_exact_at(file, bytes, entry.start).map_err(|e| Error::io(path, e))
+            try_for_each_chunk(bytes, PIECE, |i, piece| {
+                read_exact_at(file, piece, entry.start + (i * PIECE) as u64)
+            })
+            .map_err(|e| Error::io(path, e))
         };
 
         let mut tensor = Tensor::uninit(&entry.info.shape, entry.info.dtype, Device::Cpu)?;

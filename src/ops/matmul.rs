@@ -7,7 +7,7 @@ use super::epilogue::{Settings, WEIGHT, X, with_epilogue};
 use super::gradient::Call;
 use super::weight::{Packed, Panels, Weight};
 use super::{Grads, Inputs, Meta, Op, Saves, apply, tensors};
-use crate::cpu::gemm::{self, Dense, MicroKernel, Rows};
+use crate::cpu::gemm::{self, Dense, MicroKernel, Order, Rows};
 use crate::cpu::math::Math;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Device, Float, Tensor};
@@ -187,7 +187,8 @@ impl Op for MatMul {
         let batch = b.dims()[..b.rank() - 2].iter().product::<usize>();
         let (a, b) = (a.reshape([batch, out.len() / (batch * n), k])?, b.reshape([batch, k, n])?);
         let product = |i, out: &mut Tensor| {
-            let b = Panels::new(self.name(), &b.narrow(0, i, 1)?, b.dtype(), (k, n), 1, |k| k * n)?;
+            let b =
+                Panels::new(self.name(), &b.narrow(0, i, 1)?, b.dtype(), (k, n), Order::Matrix)?;
             let a = a.narrow(0, i, 1)?;
             b.multiply(self.name(), &a, &Dense { stride: k }, &Epilogue::default(), out)
         };

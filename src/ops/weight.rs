@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use super::Meta;
-use crate::cpu::gemm::{self, MicroKernel};
+use crate::cpu::gemm::{self, MicroKernel, Order};
 use crate::cpu::simd::{self, Level};
 use crate::cpu::winograd;
 use crate::dispatch_float;
@@ -142,7 +142,7 @@ impl Weight {
         match (&self.plain, self.packed.get()) {
             (Some(plain), _) => plain.detach().to_dtype(self.dtype),
             (None, Some(Packed::Panels(panels))) => {
-                panels.unpack(self.layout.op(), self.shape, offsets(self.layout, &self.shape))
+                panels.unpack(self.layout.op(), self.shape, order(self.layout, &self.shape))
             }
             (None, _) => Err(self.frozen_error()),
         }
@@ -174,14 +174,10 @@ impl Layout {
     }
 }
 
-/// Where element k of an output's row stands in the weight. Of a convolution, k runs over (row, column, channel) of a
-/// patch: a pixel's channels are neighbours in [B, H, W, C].
-fn offsets(layout: Layout, shape: &Shape) -> impl Fn(usize) -> usize + Sync + use<> {
-    let (inputs, taps) = match (layout, &**shape) {
-        (Layout::Matrix, _) => (1, 1),
-        (_, dims) => (dims[1], dims[2] * dims[3]),
-    };
-    move |k| if taps == 1 { k } else { k % inputs * taps + k / inputs }
+/// Where elements of the product's matrix stand in the weight.
+fn order(layout: Layout, shape: &Shape) -> Order {
+    let taps = if layout == Layout::Matrix { 1 } else { shape[2] * shape[3] };
+    Order::Weights { taps }
 }
 
 fn pack(weight: &Tensor, layout: Layout, dtype: DType) -> Result<Packed> {
@@ -204,8 +200,8 @@ fn pack(weight: &Tensor, layout: Layout, dtype: DType) -> Result<Packed> {
         })?;
         return Ok(Packed::Winograd { level, panels });
     }
-    let offset = offsets(layout, weight.shape());
-    Ok(Packed::Panels(Panels::new(op, weight, dtype, (k, n), k, offset)?))
+    let order = order(layout, weight.shape());
+    Ok(Packed::Panels(Panels::new(op, weight, dtype, (k, n), order)?))
 }
 
 /// A matrix B [K, N] in the layout of the CPU's product.
@@ -218,38 +214,36 @@ pub(super) struct Panels {
 }
 
 impl Panels {
-    /// Packs the matrix whose element (k, n) is `weight[n * stride + offset(k)]`, rounded to `dtype`.
+    /// Packs the matrix that `weight` holds in this order, rounded to `dtype`.
     pub(super) fn new(
         op: &'static str,
         weight: &Tensor,
         dtype: DType,
         (k, n): (usize, usize),
-        stride: usize,
-        offset: impl Fn(usize) -> usize + Sync,
+        order: Order,
     ) -> Result<Self> {
         fn fill<A, B: Float, C>(
             op: &'static str,
             kernel: MicroKernel<A, B, C>,
             weight: &Tensor,
             (k, n): (usize, usize),
-            stride: usize,
-            offset: impl Fn(usize) -> usize + Sync,
+            order: Order,
         ) -> Result<Tensor> {
             let len = gemm::packed_len(kernel, k, n);
             let mut panels = Tensor::uninit([len], B::DTYPE, Device::Cpu)?;
             dispatch_float!(op, weight.dtype(), T => {
                 let from = weight.as_slice::<T>()?;
-                gemm::pack(kernel, (k, n), from, stride, offset, panels.as_mut_slice::<B>()?);
+                gemm::pack(kernel, (k, n), from, order, panels.as_mut_slice::<B>()?);
                 Ok(panels)
             })
         }
 
         let (weight, level) = (&weight.contiguous()?, simd::level());
         let elements = match dtype {
-            DType::F32 => fill(op, gemm::f32_kernel(level), weight, (k, n), stride, offset),
-            DType::F16 => fill(op, gemm::f16_kernel(level), weight, (k, n), stride, offset),
-            DType::BF16 => fill(op, gemm::bf16_kernel(level), weight, (k, n), stride, offset),
-            DType::F64 => fill(op, gemm::f64_kernel(level), weight, (k, n), stride, offset),
+            DType::F32 => fill(op, gemm::f32_kernel(level), weight, (k, n), order),
+            DType::F16 => fill(op, gemm::f16_kernel(level), weight, (k, n), order),
+            DType::BF16 => fill(op, gemm::bf16_kernel(level), weight, (k, n), order),
+            DType::F64 => fill(op, gemm::f64_kernel(level), weight, (k, n), order),
             found => Err(Error::DType { op, expected: "f32, f16, bf16 or f64", found }),
         }?;
         Ok(Self { k, n, level, elements })
@@ -260,29 +254,24 @@ impl Panels {
     }
 
     /// The weight of this shape that [`Self::new`] packed, in the dtype of the panels; its rows are k long.
-    fn unpack(
-        &self,
-        op: &'static str,
-        shape: Shape,
-        offset: impl Fn(usize) -> usize,
-    ) -> Result<Tensor> {
+    fn unpack(&self, op: &'static str, shape: Shape, order: Order) -> Result<Tensor> {
         fn fill<A, B: Float, C>(
             kernel: MicroKernel<A, B, C>,
             panels: &Panels,
-            offset: impl Fn(usize) -> usize,
+            order: Order,
             to: &mut Tensor,
         ) -> Result<()> {
             let (size, from) = ((panels.k, panels.n), panels.elements.as_slice::<B>()?);
-            gemm::unpack(kernel, size, from, panels.k, offset, to.as_mut_slice()?);
+            gemm::unpack(kernel, size, from, order, to.as_mut_slice()?);
             Ok(())
         }
 
         let (mut weight, level) = (Tensor::uninit(shape, self.dtype(), Device::Cpu)?, self.level);
         match self.dtype() {
-            DType::F32 => fill(gemm::f32_kernel(level), self, offset, &mut weight),
-            DType::F16 => fill(gemm::f16_kernel(level), self, offset, &mut weight),
-            DType::BF16 => fill(gemm::bf16_kernel(level), self, offset, &mut weight),
-            DType::F64 => fill(gemm::f64_kernel(level), self, offset, &mut weight),
+            DType::F32 => fill(gemm::f32_kernel(level), self, order, &mut weight),
+            DType::F16 => fill(gemm::f16_kernel(level), self, order, &mut weight),
+            DType::BF16 => fill(gemm::bf16_kernel(level), self, order, &mut weight),
+            DType::F64 => fill(gemm::f64_kernel(level), self, order, &mut weight),
             found => Err(Error::DType { op, expected: "f32, f16, bf16 or f64", found }),
         }?;
         Ok(weight)
