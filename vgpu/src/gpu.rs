@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::exec::{Checks, Counters, Fault, FaultKind, Launch, Memory, MemoryKind, Settings, run};
+use crate::exec::{
+    Checks, Counters, Fault, FaultKind, Launch, Memory, MemoryKind, Settings, Severity, run,
+};
 use crate::isa::DecodedKernel;
 use crate::module::{LoadError, Module};
 use crate::ptx::SyntaxError;
@@ -289,13 +291,19 @@ impl Gpu {
     /// Copies from the device.
     ///
     /// # Errors
-    /// [`Error::InvalidAddress`].
+    /// [`Error::InvalidAddress`], [`Error::Fault`] when nobody wrote what is to be copied.
     pub fn download<T: Plain>(&self, address: u64, count: usize) -> Result<Vec<T>, Error> {
         let bytes = count * size_of::<T>();
         let allocation = self
             .memory
             .range(address, bytes as u64)
             .map_err(|m| Error::InvalidAddress(m.explain(address, bytes as u64)))?;
+        if self.settings.checks.undefined
+            && let Some(fault) = allocation.undefined_copy(address, bytes as u64)
+            && fault.severity == Severity::Error
+        {
+            return Err(Error::Fault(Box::new(fault)));
+        }
         let mut out = vec![T::default(); count];
         // SAFETY: both ranges have that size, and every pattern is a value of T.
         unsafe {
@@ -323,7 +331,8 @@ impl Gpu {
     /// Runs a kernel to its end.
     ///
     /// # Errors
-    /// [`Error::Fault`] when a check fails, [`Error::InvalidLaunch`].
+    /// [`Error::Fault`] when a check fails, [`Error::InvalidLaunch`], [`Error::Syntax`] when the kernel has an
+    /// instruction that is not executed.
     pub fn launch(
         &mut self,
         function: &Function,
@@ -371,6 +380,9 @@ impl Gpu {
         if threads == 0 || threads > 1024 || blocks == 0 || blocks > i32::MAX as u64 {
             return Err(Error::InvalidLaunch(format!("{blocks} blocks of {threads} threads")));
         }
+        if let Some(refused) = &kernel.refused {
+            return Err(Error::Syntax(refused.clone()));
+        }
         if arguments.0.len() != kernel.param_bytes {
             return Err(Error::InvalidLaunch(format!(
                 "{} bytes of arguments, '{}' takes {}",
@@ -388,7 +400,8 @@ impl Gpu {
             cooperative,
         };
         self.launches += 1;
-        let outcome = run(&launch, &self.memory, &self.settings, &mut self.stamp, self.launches);
+        let outcome =
+            run(&launch, &mut self.memory, &self.settings, &mut self.stamp, self.launches);
         self.findings = outcome.findings;
         outcome.result.map_err(Error::Fault)
     }

@@ -1,4 +1,4 @@
-//! The README's table of instructions is what the decoder says, and ptxas agrees that they exist.
+//! The table of instructions in INSTRUCTIONS.md is what the decoder says, and ptxas agrees that they exist.
 
 mod common;
 
@@ -8,8 +8,7 @@ use std::process::Command;
 
 /// Patterns of PTX statements: `{a,b}` stands for either. Operands as `vgpu::supports` has them.
 const CATALOGUE: &str = include_str!("golden/catalogue.txt");
-const BEGIN: &str =
-    "<!-- made by `VGPU_WRITE_README=1 cargo test -p vgpu --test conformance` -->\n";
+const BEGIN: &str = "<!-- made by `VGPU_WRITE_TABLE=1 cargo test -p vgpu --test conformance` -->\n";
 const END: &str = "<!-- end -->";
 
 /// All texts of a pattern.
@@ -75,17 +74,17 @@ fn table(rows: &[Row]) -> String {
 }
 
 #[test]
-fn the_readme_has_the_table() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let readme = std::fs::read_to_string(&path).unwrap();
-    let start = readme.find(BEGIN).expect("the README marks the table's begin") + BEGIN.len();
-    let end = readme.find(END).expect("the README marks the table's end");
+fn the_table_is_up_to_date() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("INSTRUCTIONS.md");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let start = text.find(BEGIN).expect("the file marks the table's begin") + BEGIN.len();
+    let end = text.find(END).expect("the file marks the table's end");
     let made = table(&rows());
-    if std::env::var_os("VGPU_WRITE_README").is_some() {
-        std::fs::write(&path, format!("{}{made}{}", &readme[..start], &readme[end..])).unwrap();
+    if std::env::var_os("VGPU_WRITE_TABLE").is_some() {
+        std::fs::write(&path, format!("{}{made}{}", &text[..start], &text[end..])).unwrap();
         return;
     }
-    assert!(readme[start..end] == *made, "the table in README.md is out of date: {BEGIN}");
+    assert!(text[start..end] == *made, "the table in INSTRUCTIONS.md is out of date: {BEGIN}");
 }
 
 #[test]

@@ -4,7 +4,6 @@ mod common;
 
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 #[test]
 fn a_c_program() {
@@ -98,93 +97,8 @@ assert set(view) == {0} and cuda.cuStreamQuery(stream) == 600
 assert cuda.cuStreamSynchronize(stream) == 0 and set(view) == {9}
 assert cuda.cuMemFree_v2(address) == 0 and cuda.cuMemFree_v2(address) == 1
 ";
-    if let Some(said) = python(script, &[("VGPU_CARD", "h100")]) {
+    if let Some(said) = common::python(script, &[("VGPU_CARD", "h100")]) {
         assert!(said.contains("where no allocation starts"), "{said}");
-    }
-}
-
-/// Runs a script with the device as its driver; what it said on stderr, or `None` where there is no Python.
-fn python(script: &str, settings: &[(&str, &str)]) -> Option<String> {
-    static FOLDERS: AtomicU32 = AtomicU32::new(0);
-    let folder = common::stage(&format!("python{}", FOLDERS.fetch_add(1, Relaxed)));
-    let ran = Command::new("python3")
-        .args(["-c", script])
-        .env("LD_LIBRARY_PATH", &folder)
-        .envs(settings.iter().copied())
-        .output();
-    let _ = std::fs::remove_dir_all(folder);
-    match ran {
-        Ok(output) => {
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            assert!(output.status.success(), "{said}");
-            Some(said)
-        }
-        Err(e) => {
-            eprintln!("SKIPPED: python3 does not run ({e})");
-            None
-        }
-    }
-}
-
-/// What scripts begin with: a context, and a kernel that does nothing.
-const PRELUDE: &str = r#"
-import ctypes
-from ctypes import byref, c_int, c_size_t, c_uint64, c_void_p
-cuda = ctypes.CDLL('libcuda.so.1')
-assert cuda.cuInit(0) == 0
-context = c_void_p()
-assert cuda.cuCtxCreate_v2(byref(context), 0, 0) == 0
-PTX = b'.version 8.0\n.target sm_80\n.address_size 64\n.visible .entry nothing() { ret; }'
-def load():
-    module, function = c_void_p(), c_void_p()
-    code = cuda.cuModuleLoadData(byref(module), PTX)
-    return code or cuda.cuModuleGetFunction(byref(function), module, b'nothing'), function
-def launch(function):
-    none = c_void_p()
-    return cuda.cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, none, none, none)
-"#;
-
-#[test]
-fn the_allocation_that_was_named_fails() {
-    // Six ways to allocate, in turn; each fails once and works when it is tried again.
-    let script = format!(
-        "{PRELUDE}
-out, pitch, size, stream = c_uint64(), c_size_t(), c_size_t(64), c_void_p()
-ways = [lambda: cuda.cuMemAlloc_v2(byref(out), size), lambda: load()[0],
-        lambda: cuda.cuMemAllocPitch_v2(byref(out), byref(pitch), size, size, 4),
-        lambda: cuda.cuMemAllocAsync(byref(out), size, stream),
-        lambda: cuda.cuMemAllocManaged(byref(out), size, 1), lambda: cuda.cuMemHostAlloc(byref(out), size, 0)]
-import os
-n = int(os.environ['VGPU_FAIL_ALLOC'])
-assert [way() for way in ways] == [2 if i + 1 == n else 0 for i in range(6)]
-assert ways[n - 1]() == 0 and cuda.cuCtxSynchronize() == 0
-"
-    );
-    for n in 1..=6 {
-        let Some(said) = python(&script, &[("VGPU_FAIL_ALLOC", &n.to_string())]) else { return };
-        assert!(said.contains(&format!("allocation {n} refused")), "{said}");
-    }
-}
-
-#[test]
-fn the_launch_that_was_named_ends_its_context() {
-    let script = format!(
-        "{PRELUDE}
-import os
-code = int(os.environ['CODE'])
-function = load()[1]
-assert launch(function) == 0 and cuda.cuCtxSynchronize() == 0
-assert launch(function) == 0 and cuda.cuCtxSynchronize() == code
-address = c_uint64()
-assert launch(function) == code and cuda.cuMemAlloc_v2(byref(address), c_size_t(4)) == code
-assert cuda.cuCtxDestroy_v2(context) == 0 and cuda.cuCtxCreate_v2(byref(context), 0, 0) == 0
-assert launch(load()[1]) == 0 and cuda.cuCtxSynchronize() == 0
-"
-    );
-    for (setting, code) in [("2", "719"), ("2:999", "999")] {
-        let settings = [("VGPU_FAIL_LAUNCH", setting), ("CODE", code)];
-        let Some(said) = python(&script, &settings) else { return };
-        assert!(said.contains("launch 2 of nothing failed"), "{said}");
     }
 }
 

@@ -253,12 +253,13 @@ fn on_the_device() {
 fn what_is_refused_names_the_line() {
     let cases = [
         ("wgmma.fence.sync.aligned;", "'wgmma'"),
+        ("frobnicate.u32 %r1;", "'frobnicate'"),
         ("add.frob.u32 %r1, %r1, %r1;", ".frob"),
         ("add.f32 %r1, %d1, %r1;", "64 bits"),
         ("bra nowhere;", "nowhere"),
         ("ld.global.u32 %r1, [%q];", "'%q'"),
         ("call other, ();", "'other'"),
-        ("mov.u32 %r1, %envreg3;", "%envreg3"),
+        ("mov.u32 %r1, %envoy3;", "%envoy3"),
         ("@%r1 exit;", "predicate"),
     ];
     for (statement, part) in cases {

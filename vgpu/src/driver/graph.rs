@@ -22,8 +22,13 @@ pub(crate) struct Graph {
 
 /// An instantiated graph.
 pub(crate) struct GraphExec {
-    graph: Graph,
+    pub(super) graph: Graph,
+    /// Frees at a launch what the last one left allocated.
+    auto_free: bool,
 }
+
+/// `CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH`.
+const AUTO_FREE: u64 = 1;
 
 /// `CUDA_KERNEL_NODE_PARAMS_v2`.
 #[repr(C)]
@@ -46,6 +51,19 @@ impl Graph {
     pub(crate) fn add(&mut self, work: Work, after: Vec<usize>) -> usize {
         self.nodes.push(Node { work, after, handle: 0 });
         self.nodes.len() - 1
+    }
+
+    /// Addresses of its allocation nodes.
+    pub(super) fn allocations(&self) -> impl Iterator<Item = u64> {
+        self.nodes.iter().filter_map(|node| match node.work {
+            Work::Allocate(address) => Some(address),
+            _ => None,
+        })
+    }
+
+    /// Whether a node frees an address.
+    pub(super) fn frees(&self, address: u64) -> bool {
+        self.nodes.iter().any(|node| matches!(node.work, Work::Free(a) if a == address))
     }
 
     /// Nodes that no other depends on.
@@ -97,7 +115,9 @@ impl State {
 
     /// Puts the nodes into a stream, in an order that the dependencies allow.
     fn launch_graph(&mut self, exec: Handle, stream: u64) -> Outcome {
-        let graph = self.execs.get(&(exec as u64)).ok_or(error::INVALID_VALUE)?.graph.clone();
+        let exec = self.execs.get(&(exec as u64)).ok_or(error::INVALID_VALUE)?;
+        let (graph, auto_free) = (exec.graph.clone(), exec.auto_free);
+        self.open_graph_memory(&graph, auto_free, stream)?;
         let mut done = vec![false; graph.nodes.len()];
         for _ in 0..graph.nodes.len() {
             let ready: Vec<usize> = (0..graph.nodes.len())
@@ -129,11 +149,18 @@ impl State {
     }
 }
 
-fn instantiate(out: *mut Handle, graph: Handle) -> Outcome {
+fn instantiate(out: *mut Handle, graph: Handle, flags: u64) -> Outcome {
     with_context(|state| {
         let graph = state.graph_of(graph)?.clone();
+        let is_held = |address| {
+            state.execs.values().any(|exec| exec.graph.allocations().any(|a| a == address))
+        };
+        if graph.allocations().any(is_held) {
+            eprintln!("vgpu: a graph that allocates memory is instantiated a second time");
+            return Err(error::INVALID_VALUE);
+        }
         let id = state.handle();
-        state.execs.insert(id, GraphExec { graph });
+        state.execs.insert(id, GraphExec { graph, auto_free: flags & AUTO_FREE != 0 });
         // SAFETY: the program's pointer.
         unsafe { put(out, id as Handle) }
     })
@@ -170,12 +197,19 @@ api! {
     }
 
     fn cuGraphDestroy(graph: Handle) {
-        with_state(|state| state.graphs.remove(&(graph as u64)).map(|_| ()).ok_or(error::INVALID_VALUE))
+        with_state(|state| {
+            state.graphs.remove(&(graph as u64)).ok_or(error::INVALID_VALUE)?;
+            state.collect_graph_memory();
+            Ok(())
+        })
     }
 
     fn cuGraphClone(out: *mut Handle, graph: Handle) {
         with_context(|state| {
             let mut copy = state.graph_of(graph)?.clone();
+            if copy.allocations().next().is_some() {
+                return Err(error::NOT_SUPPORTED);
+            }
             copy.nodes.iter_mut().for_each(|n| n.handle = 0);
             let id = state.handle();
             state.graphs.insert(id, copy);
@@ -291,16 +325,18 @@ api! {
         })
     }
 
-    fn cuGraphInstantiateWithFlags(out: *mut Handle, graph: Handle, _flags: u64) {
-        instantiate(out, graph)
+    fn cuGraphInstantiateWithFlags(out: *mut Handle, graph: Handle, flags: u64) {
+        instantiate(out, graph, flags)
     }
 
     fn cuGraphInstantiate_v2(out: *mut Handle, graph: Handle, _error_node: *mut Handle, _log: *mut u8, _len: usize) {
-        instantiate(out, graph)
+        instantiate(out, graph, 0)
     }
 
-    fn cuGraphInstantiateWithParams(out: *mut Handle, graph: Handle, _params: *mut c_void) {
-        instantiate(out, graph)
+    fn cuGraphInstantiateWithParams(out: *mut Handle, graph: Handle, params: *mut c_void) {
+        // SAFETY: the program's structure begins with the flags.
+        let flags = if params.is_null() { 0 } else { unsafe { params.cast::<u64>().read() } };
+        instantiate(out, graph, flags)
     }
 
     fn cuGraphUpload(exec: Handle, stream: Handle) {
@@ -332,6 +368,10 @@ api! {
     }
 
     fn cuGraphExecDestroy(exec: Handle) {
-        with_state(|state| state.execs.remove(&(exec as u64)).map(|_| ()).ok_or(error::INVALID_VALUE))
+        with_state(|state| {
+            state.execs.remove(&(exec as u64)).ok_or(error::INVALID_VALUE)?;
+            state.collect_graph_memory();
+            Ok(())
+        })
     }
 }

@@ -125,6 +125,9 @@ impl State {
         let kernel = &entry.kernel;
         let threads: u64 = block.iter().map(|n| *n as u64).product();
         let name = &kernel.name;
+        if let Some(refused) = &kernel.refused {
+            return refuse(error::NOT_SUPPORTED, format!("{name}: {refused}"));
+        }
         if grid.contains(&0) || block.contains(&0) {
             return refuse(
                 error::INVALID_VALUE,

@@ -53,6 +53,9 @@ impl State {
 
     /// Makes sure that a range lies in one allocation before a copy of it is accepted.
     fn check_range(&self, address: u64, bytes: usize) -> Outcome {
+        if bytes == 0 {
+            return Ok(());
+        }
         match self.memory.range(address, bytes as u64) {
             Ok(_) => Ok(()),
             Err(missing) => {
@@ -65,6 +68,9 @@ impl State {
     /// A copy that is over when the call returns.
     fn copy_now(&mut self, to: Place, from: Place, bytes: usize) -> Outcome {
         self.forbid_while_capturing()?;
+        if bytes == 0 {
+            return Ok(());
+        }
         self.synchronise(LEGACY)?;
         self.wait_for_blocking_streams()?;
         self.copy(&to, &from, bytes, None)
@@ -156,10 +162,15 @@ impl State {
 
     fn allocate_in_stream(&mut self, out: *mut DevicePtr, bytes: usize, stream: Handle) -> Outcome {
         let stream = self.stream_id(stream)?;
-        self.allocate(out, bytes)?;
-        if self.streams.get(&stream).is_some_and(|s| s.capturing.is_some()) {
-            return Ok(());
+        if self.captured_graph(stream).is_some() {
+            if bytes == 0 || out.is_null() {
+                return Err(error::INVALID_VALUE);
+            }
+            let address = self.capture_allocation(stream, bytes)?;
+            // SAFETY: the program's pointer.
+            return unsafe { put(out, address) };
         }
+        self.allocate(out, bytes)?;
         // SAFETY: just written.
         let address = unsafe { out.read() };
         if let Some(allocation) = self.memory.find(address) {
@@ -278,8 +289,13 @@ fn copy_2d(copy: *const Copy2d, stream: Option<Handle>) -> Outcome {
     })
 }
 
-fn host_end(pointer: *const c_void) -> Result<Place, Code> {
-    if pointer.is_null() { Err(error::INVALID_VALUE) } else { Ok(Place::Host(pointer as *mut u8)) }
+/// Host memory as an end of a copy; where nothing is copied it may be NULL.
+fn host_end(pointer: *const c_void, bytes: usize) -> Result<Place, Code> {
+    if pointer.is_null() && bytes > 0 {
+        Err(error::INVALID_VALUE)
+    } else {
+        Ok(Place::Host(pointer as *mut u8))
+    }
 }
 
 api! {
@@ -308,6 +324,12 @@ api! {
             if state.host.get(&address).is_some_and(|b| b.is_managed) {
                 return state.free_host(address);
             }
+            if let Some(closed) = state.close_graph_memory(address) {
+                closed?;
+                state.synchronise_all()?;
+                state.end_allocation(address);
+                return Ok(());
+            }
             let is_base = state.memory.find(address).is_some_and(|a| a.base == address && a.kind == MemoryKind::Device);
             if !is_base || state.freeing.contains_key(&address) {
                 eprintln!("vgpu: free of 0x{address:x}, where no allocation starts");
@@ -335,6 +357,13 @@ api! {
     fn cuMemFreeAsync(address: DevicePtr, stream: Handle) {
         with_context(|state| {
             let stream = state.stream_id(stream)?;
+            if let Some(graph) = state.captured_graph(stream) {
+                return state.capture_free(stream, graph, address);
+            }
+            if let Some(closed) = state.close_graph_memory(address) {
+                closed?;
+                return state.enqueue(stream, Work::Free(address));
+            }
             let is_base = state.memory.find(address).is_some_and(|a| a.base == address && a.kind == MemoryKind::Device);
             if !is_base || state.freeing.insert(address, ()).is_some() {
                 eprintln!("vgpu: asynchronous free of 0x{address:x}, where no allocation starts");
@@ -424,7 +453,7 @@ api! {
 
     fn cuMemcpyHtoD_v2(to: DevicePtr, from: *const c_void, bytes: usize) {
         with_context(|state| {
-            let from = host_end(from)?;
+            let from = host_end(from, bytes)?;
             state.check_range(to, bytes)?;
             state.copy_now(Place::Device(to), from, bytes)
         })
@@ -432,7 +461,7 @@ api! {
 
     fn cuMemcpyDtoH_v2(to: *mut c_void, from: DevicePtr, bytes: usize) {
         with_context(|state| {
-            let to = host_end(to)?;
+            let to = host_end(to, bytes)?;
             state.check_range(from, bytes)?;
             state.copy_now(to, Place::Device(from), bytes)
         })
@@ -442,6 +471,9 @@ api! {
         with_context(|state| {
             state.check_range(to, bytes)?;
             state.check_range(from, bytes)?;
+            if bytes == 0 {
+                return Ok(());
+            }
             // Device-to-device copies do not wait for the host.
             state.enqueue(LEGACY, Work::Copy { to: Place::Device(to), from: Place::Device(from), bytes, checksum: None })
         })
@@ -463,7 +495,7 @@ api! {
 
     fn cuMemcpyHtoDAsync_v2(to: DevicePtr, from: *const c_void, bytes: usize, stream: Handle) {
         with_context(|state| {
-            let from = host_end(from)?;
+            let from = host_end(from, bytes)?;
             state.check_range(to, bytes)?;
             state.copy_in_stream(Place::Device(to), from, bytes, stream)
         })
@@ -471,7 +503,7 @@ api! {
 
     fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: DevicePtr, bytes: usize, stream: Handle) {
         with_context(|state| {
-            let to = host_end(to)?;
+            let to = host_end(to, bytes)?;
             state.check_range(from, bytes)?;
             state.copy_in_stream(to, Place::Device(from), bytes, stream)
         })

@@ -5,6 +5,7 @@ mod device;
 mod error;
 mod failure;
 mod graph;
+mod graph_memory;
 mod launch;
 mod memory;
 mod module;

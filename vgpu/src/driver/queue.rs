@@ -262,7 +262,7 @@ impl State {
                 for row in 0..*rows {
                     let at = to + (row * pitch) as u64;
                     let bytes = (count * width) as u64;
-                    let allocation = match self.memory.range(at, bytes) {
+                    let allocation = match self.memory.live_range(at, bytes) {
                         Ok(allocation) => allocation.clone(),
                         Err(missing) => {
                             let message = format!("memset: {}", missing.explain(at, bytes));
@@ -296,14 +296,11 @@ impl State {
                 Ok(())
             }
             Work::Allocate(address) => {
-                if let Some(allocation) = self.memory.find(*address) {
-                    allocation.live.store(true, std::sync::atomic::Ordering::Relaxed);
-                }
+                self.begin_allocation(*address);
                 Ok(())
             }
             Work::Free(address) => {
-                self.freeing.remove(address);
-                self.memory.free(*address);
+                self.end_allocation(*address);
                 Ok(())
             }
             Work::Wait { .. } | Work::Nothing => Ok(()),
@@ -311,17 +308,7 @@ impl State {
     }
 
     fn host_fault(&mut self, kind: FaultKind, message: String) -> Code {
-        let fault = Fault {
-            kind,
-            severity: Severity::Error,
-            kernel: String::new(),
-            block: [0; 3],
-            thread: None,
-            ptx_line: 0,
-            source: None,
-            message,
-        };
-        self.fail(&fault)
+        self.fail(&Fault::of_host(kind, Severity::Error, message))
     }
 
     /// Copies between host and device, or within the device.
@@ -337,7 +324,7 @@ impl State {
         }
         let resolve = |address: u64| {
             self.memory
-                .range(address, bytes as u64)
+                .live_range(address, bytes as u64)
                 .map(Arc::clone)
                 .map_err(|missing| missing.explain(address, bytes as u64))
         };
@@ -389,6 +376,15 @@ impl State {
                 return Err(self.host_fault(FaultKind::HostMemory, message));
             }
         }
+        if let (None, Some((from, at))) = (&target_allocation, &source_allocation)
+            && self.settings.checks.undefined
+            && let Some(fault) = from.undefined_copy(*at, bytes as u64)
+        {
+            if fault.severity == Severity::Error && !self.settings.keep_going {
+                return Err(self.fail(&fault));
+            }
+            eprintln!("{fault}");
+        }
         // SAFETY: device ranges were checked, host ranges are the program's promise; they may overlap.
         unsafe { std::ptr::copy(source, target, bytes) };
         if let Some((allocation, address)) = target_allocation {
@@ -420,7 +416,7 @@ impl State {
             params: &launch.params,
             cooperative: launch.cooperative,
         };
-        let outcome = run(&ready, &self.memory, &self.settings, &mut self.stamp, self.launches);
+        let outcome = run(&ready, &mut self.memory, &self.settings, &mut self.stamp, self.launches);
         outcome.findings.iter().for_each(|finding| eprintln!("{finding}"));
         match outcome.result {
             Ok(mut counters) => {

@@ -9,6 +9,7 @@ use super::card::Card;
 use super::error::{self, Code};
 use super::failure::FailurePlan;
 use super::graph::{Graph, GraphExec};
+use super::graph_memory::GraphMemory;
 use super::queue::{Event, Stream};
 use crate::exec::{Checks, Memory, Random, Settings};
 use crate::isa::DecodedKernel;
@@ -78,6 +79,8 @@ pub(crate) struct State {
     pub(crate) host: BTreeMap<u64, HostBlock>,
     /// Allocations whose free is queued.
     pub(crate) freeing: HashMap<u64, ()>,
+    /// Memory of graphs by address.
+    pub(crate) graph_memory: HashMap<u64, GraphMemory>,
     pub(crate) streams: BTreeMap<u64, Stream>,
     pub(crate) events: HashMap<u64, Event>,
     pub(crate) graphs: HashMap<u64, Graph>,
@@ -165,6 +168,7 @@ impl State {
             functions: HashMap::new(),
             host: BTreeMap::new(),
             freeing: HashMap::new(),
+            graph_memory: HashMap::new(),
             streams: BTreeMap::new(),
             events: HashMap::new(),
             graphs: HashMap::new(),
@@ -259,6 +263,7 @@ impl State {
             entry.module.unload(&mut self.memory);
         }
         self.freeing.clear();
+        self.graph_memory.clear();
         let bases: Vec<u64> = self
             .memory
             .snapshot()

@@ -259,6 +259,7 @@ api! {
             }
             if invalid || unjoined {
                 state.graphs.remove(&capturing.graph);
+                state.collect_graph_memory();
                 if !graph.is_null() {
                     // SAFETY: the program's pointer.
                     unsafe { put(graph, std::ptr::null_mut()) }?;

@@ -114,15 +114,31 @@ pub struct Fault {
     pub message: String,
 }
 
+impl Fault {
+    /// A finding about what the host did.
+    pub(crate) fn of_host(kind: FaultKind, severity: Severity, message: String) -> Self {
+        Self {
+            kind,
+            severity,
+            kernel: String::new(),
+            block: [0; 3],
+            thread: None,
+            ptx_line: 0,
+            source: None,
+            message,
+        }
+    }
+}
+
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let severity = if self.severity == Severity::Warning { "warning: " } else { "" };
-        writeln!(f, "vgpu: {severity}{}: {}", self.kind.name(), self.message)?;
+        write!(f, "vgpu: {severity}{}: {}", self.kind.name(), self.message)?;
         if self.kernel.is_empty() {
             return Ok(());
         }
         let [x, y, z] = self.block;
-        write!(f, "vgpu:   in kernel {}, block ({x}, {y}, {z})", demangle(&self.kernel))?;
+        write!(f, "\nvgpu:   in kernel {}, block ({x}, {y}, {z})", demangle(&self.kernel))?;
         if let Some([x, y, z]) = self.thread {
             write!(f, ", thread ({x}, {y}, {z})")?;
         }

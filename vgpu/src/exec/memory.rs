@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
+use super::fault::{Fault, FaultKind, Severity};
 use super::shadow::GridCells;
 
 /// First device address. Linux places no mapping of a process here.
@@ -105,6 +106,32 @@ impl Allocation {
         for byte in &self.defined()[start..start + bytes as usize] {
             byte.store(defined as u8, Relaxed);
         }
+    }
+
+    /// What is to be said about a copy of bytes to the host, where some of them are undefined. Structures
+    /// have holes, of at most 15 bytes: those are a warning.
+    pub(crate) fn undefined_copy(&self, address: u64, bytes: u64) -> Option<Fault> {
+        if self.is_all_defined() {
+            return None;
+        }
+        let start = (address - self.base) as usize;
+        let (mut count, mut run, mut longest, mut first) = (0, 0, 0, None);
+        for (i, byte) in self.defined()[start..start + bytes as usize].iter().enumerate() {
+            run = if byte.load(Relaxed) == 0 { run + 1 } else { 0 };
+            if run > 0 {
+                count += 1;
+                longest = longest.max(run);
+                first.get_or_insert(i);
+            }
+        }
+        let first = first?;
+        let severity =
+            if longest > 15 || count == bytes { Severity::Error } else { Severity::Warning };
+        let message = format!(
+            "copy to the host of {bytes} bytes at 0x{address:x} ({start} bytes into a {}-byte allocation), {count} of which nobody wrote; the first is byte {first}",
+            self.size
+        );
+        Some(Fault::of_host(FaultKind::Undefined, severity, message))
     }
 
     pub(crate) fn cells(&self) -> &GridCells {
@@ -252,6 +279,15 @@ impl Memory {
         match self.find(address) {
             Some(a) if bytes <= a.end() - address => Ok(a),
             _ => Err(self.missing(address)),
+        }
+    }
+
+    /// As `range`, where the allocation has begun and not ended in the order of streams.
+    pub(crate) fn live_range(&self, address: u64, bytes: u64) -> Result<&Arc<Allocation>, Missing> {
+        let allocation = self.range(address, bytes)?;
+        match allocation.live.load(Relaxed) {
+            true => Ok(allocation),
+            false => Err(Missing::NotYet { base: allocation.base, size: allocation.size }),
         }
     }
 

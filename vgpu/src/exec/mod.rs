@@ -35,6 +35,8 @@ use shadow::{GridOrder, LAST_STAMP};
 
 /// Warp instructions after which a block that shares its thread with others gives way.
 const SLICE: u32 = 20_000;
+/// Bytes of a cooperative grid's workspace.
+const WORKSPACE: u64 = 64;
 /// Blocks that one thread starts while others wait, for kernels that are not cooperative.
 const RESIDENT: usize = 64;
 
@@ -97,6 +99,8 @@ pub(crate) struct Env<'a> {
     pub(crate) seed: u64,
     pub(crate) budget: u64,
     pub(crate) processors: u32,
+    /// Address of a cooperative grid's workspace, or 0.
+    pub(crate) workspace: u64,
     pub(crate) grid_id: u64,
     started: Instant,
 }
@@ -142,10 +146,34 @@ pub(crate) struct Outcome {
 /// Runs a launch to its end. `stamp` is the first race stamp that no earlier launch used.
 pub(crate) fn run(
     launch: &Launch,
+    memory: &mut Memory,
+    settings: &Settings,
+    stamp: &mut u32,
+    grid_id: u64,
+) -> Outcome {
+    // Where the blocks of a cooperative grid count themselves in.
+    let needs_workspace = launch.cooperative && launch.kernel.uses_workspace;
+    let workspace = needs_workspace.then(|| memory.allocate(WORKSPACE, MemoryKind::Variable));
+    let workspace = workspace.flatten().unwrap_or(0);
+    if let Some(allocation) = memory.find(workspace) {
+        // SAFETY: just allocated with that size.
+        unsafe { allocation.pointer(workspace).write_bytes(0, WORKSPACE as usize) };
+        allocation.set_defined(workspace, WORKSPACE, true);
+    }
+    let outcome = execute(launch, memory, settings, stamp, grid_id, workspace);
+    if workspace != 0 {
+        memory.free(workspace);
+    }
+    outcome
+}
+
+fn execute(
+    launch: &Launch,
     memory: &Memory,
     settings: &Settings,
     stamp: &mut u32,
     grid_id: u64,
+    workspace: u64,
 ) -> Outcome {
     let (kernel, checks) = (launch.kernel, settings.checks);
     let blocks = launch.grid.iter().product::<u32>();
@@ -186,6 +214,7 @@ pub(crate) fn run(
         seed: settings.seed,
         budget: settings.budget,
         processors: settings.processors,
+        workspace,
         grid_id,
         started: Instant::now(),
     };

@@ -10,7 +10,7 @@ pub(crate) mod decode;
 pub(crate) mod float;
 pub(crate) mod lanes;
 
-use crate::ptx::{Loc, Type};
+use crate::ptx::{Loc, SyntaxError, Type};
 use lanes::{CompareFn, LaneFn};
 
 /// Index of a slot in a warp's register file. Special registers come first, then registers and constants.
@@ -57,8 +57,11 @@ pub(crate) enum Special {
     TotalSharedSize,
     /// 64 bits: two slots.
     GridId = 28,
+    /// High and low half of the address of a cooperative grid's workspace.
+    EnvReg1 = 30,
+    EnvReg2,
     /// First slot after the special registers.
-    End = 30,
+    End = 32,
 }
 
 impl Special {
@@ -90,6 +93,8 @@ impl Special {
                 "%lanemask_gt" => Self::LanemaskGt,
                 "%dynamic_smem_size" => Self::DynamicSharedSize,
                 "%total_smem_size" => Self::TotalSharedSize,
+                "%envreg1" => Self::EnvReg1,
+                "%envreg2" => Self::EnvReg2,
                 "%gridid" => return Some((Self::GridId, true)),
                 _ => return None,
             },
@@ -684,6 +689,10 @@ pub(crate) struct DecodedKernel {
     pub(crate) declared_registers: u32,
     pub(crate) ptx_version: u32,
     pub(crate) target: u32,
+    /// An instruction that keeps it from being launched.
+    pub(crate) refused: Option<SyntaxError>,
+    /// It asks for the workspace that blocks of a cooperative grid meet at.
+    pub(crate) uses_workspace: bool,
 }
 
 impl DecodedKernel {

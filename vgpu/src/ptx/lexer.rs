@@ -97,7 +97,12 @@ pub(crate) fn tokenize(text: &str) -> Result<Vec<Spanned<'_>>, SyntaxError> {
                         _ => break,
                     }
                 }
-                tokens.push((Token::Word(&text[start..at]), line));
+                // The one constant that PTX defines itself.
+                let token = match &text[start..at] {
+                    "WARP_SZ" => Token::Int(32),
+                    word => Token::Word(word),
+                };
+                tokens.push((token, line));
             }
             c if c.is_ascii_punctuation() => {
                 tokens.push((Token::Punct(c), line));

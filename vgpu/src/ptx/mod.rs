@@ -12,11 +12,13 @@ pub struct SyntaxError {
     pub line: u32,
     /// What was found and what was expected.
     pub message: String,
+    /// It may well be PTX, but is not executed.
+    pub(crate) is_ptx: bool,
 }
 
 impl SyntaxError {
     pub(crate) fn new(line: u32, message: impl Into<String>) -> Self {
-        Self { line, message: message.into() }
+        Self { line, message: message.into(), is_ptx: false }
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use vgpu::{Config, Error, Function, Gpu};
 
@@ -143,3 +144,56 @@ pub fn to_bf16(x: f32) -> u16 {
 pub fn from_bf16(x: u16) -> f64 {
     f32::from_bits((x as u32) << 16) as f64
 }
+
+/// Runs a script with the device as its driver; what it said on stderr, or `None` where there is no Python.
+pub fn python(script: &str, settings: &[(&str, &str)]) -> Option<String> {
+    static FOLDERS: AtomicU32 = AtomicU32::new(0);
+    let folder = stage(&format!("python{}", FOLDERS.fetch_add(1, Relaxed)));
+    let ran = Command::new("python3")
+        .args(["-c", script])
+        .env("LD_LIBRARY_PATH", &folder)
+        .envs(settings.iter().copied())
+        .output();
+    let _ = std::fs::remove_dir_all(folder);
+    match ran {
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success(), "{said}");
+            Some(said)
+        }
+        Err(e) => {
+            eprintln!("SKIPPED: python3 does not run ({e})");
+            None
+        }
+    }
+}
+
+/// What scripts begin with: a context, and a kernel that does nothing.
+pub const PRELUDE: &str = r#"
+import ctypes
+from ctypes import byref, c_int, c_size_t, c_uint64, c_void_p
+cuda = ctypes.CDLL('libcuda.so.1')
+assert cuda.cuInit(0) == 0
+context = c_void_p()
+assert cuda.cuCtxCreate_v2(byref(context), 0, 0) == 0
+HEAD = b'.version 8.0\n.target sm_80\n.address_size 64\n'
+NOTHING = HEAD + b'.visible .entry nothing() { ret; }'
+def load(text=NOTHING, name=b'nothing'):
+    module, function = c_void_p(), c_void_p()
+    code = cuda.cuModuleLoadData(byref(module), text)
+    return code or cuda.cuModuleGetFunction(byref(function), module, name), function
+def launch(function, threads=1, blocks=1, *values):
+    none = c_void_p()
+    values = [c_uint64(v) for v in values]
+    pointers = (c_void_p * (len(values) + 1))(*[ctypes.addressof(v) for v in values])
+    return cuda.cuLaunchKernel(function, blocks, 1, 1, threads, 1, 1, 0, none, pointers, none)
+def allocate(size, fill=None):
+    address = c_uint64()
+    assert cuda.cuMemAlloc_v2(byref(address), c_size_t(size)) == 0
+    assert fill is None or cuda.cuMemsetD8_v2(address, fill, c_size_t(size)) == 0
+    return address.value
+def download(address, size):
+    back = (ctypes.c_uint8 * size)()
+    code = cuda.cuMemcpyDtoH_v2(back, c_uint64(address), c_size_t(size))
+    return code, list(back)
+"#;

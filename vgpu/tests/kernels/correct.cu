@@ -705,3 +705,14 @@ KERNEL(exchange_makes_memory_defined) {
   out[GID] = fresh[GID] == 4;
   if (n < 0) out[0] = old;
 }
+
+KERNEL(grid_synchronisation_of_cooperative_groups) {  // LAUNCH cooperative
+  auto grid = cg::this_grid();
+  for (int i = 0; i < 3; i++) {
+    data[16 + i * 256 + GID] = GID + i;
+    grid.sync();
+    int other = (GID + blockDim.x * (i + 1)) % (gridDim.x * blockDim.x);
+    if (data[16 + i * 256 + other] != other + i) return;
+  }
+  out[GID] = 1;
+}

@@ -299,6 +299,8 @@ impl Warp {
         set(Special::LanemaskLe, &|l| (2u64 << l).wrapping_sub(1) as u32);
         set(Special::LanemaskGt, &|l| !((2u64 << l).wrapping_sub(1) as u32));
         set(Special::LanemaskGe, &|l| !((1 << l) - 1));
+        set(Special::EnvReg1, &|_| (env.workspace >> 32) as u32);
+        set(Special::EnvReg2, &|_| env.workspace as u32);
         let (dynamic, total) = (env.dynamic_shared as u32, env.shared_bytes as u32);
         set(Special::DynamicSharedSize, &|_| dynamic);
         set(Special::TotalSharedSize, &|_| total);

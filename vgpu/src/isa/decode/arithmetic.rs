@@ -254,7 +254,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
                 return self.fail("'slct' needs a type and .s32 or .f32");
             };
             if ty.size() < 4 || sign == Type::F32 {
-                return self.fail("'slct' with these types is not supported");
+                return self.unsupported("'slct' with these types is not supported");
             }
             let src = [self.src(a, ty)?, self.src(b, ty)?, self.src(c, sign)?];
             let d = self.dst(d, ty.size())?;

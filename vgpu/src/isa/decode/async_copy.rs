@@ -7,7 +7,7 @@ use crate::ptx::{Operand, Type};
 impl<'u, 'a> Decoder<'u, 'a> {
     pub(super) fn copy(&mut self, mut mods: Modifiers<'a>, ops: &[Operand<'a>]) -> Result<()> {
         if !mods.take("async") {
-            return self.fail("this form of 'cp' is not supported");
+            return self.unsupported("this form of 'cp' is not supported");
         }
         if mods.take("commit_group") {
             self.finish(&mods)?;
@@ -31,7 +31,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
         }
         if mods.take("mbarrier") {
             if !mods.take("arrive") {
-                return self.fail("this form of 'cp.async.mbarrier' is not supported");
+                return self.unsupported("this form of 'cp.async.mbarrier' is not supported");
             }
             let no_increment = mods.take("noinc");
             let space = self.space(&mut mods);
@@ -47,7 +47,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
         let global = mods.take("global");
         mods.take_word(&["L2::64B", "L2::128B", "L2::256B"]);
         if level.is_none() || !shared || !global {
-            return self.fail("this form of 'cp.async' is not supported");
+            return self.unsupported("this form of 'cp.async' is not supported");
         }
         self.finish(&mods)?;
         let [to, from, Operand::Int(bytes), rest @ ..] = ops else {
@@ -65,7 +65,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
                 Ok(p) if !matches!(one, Operand::Int(_)) => ignore = Some(p),
                 _ => source_bytes = Some(self.src(one, Type::U32)?),
             },
-            _ => return self.fail("cache policies are not supported"),
+            _ => return self.unsupported("cache policies are not supported"),
         }
         self.push(Op::AsyncCopy(Box::new(AsyncCopy {
             to,
@@ -134,7 +134,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
             ("pending_count", [d, state]) => {
                 Mbarrier::PendingCount { d: self.dst(d, 4)?, state: self.src(state, Type::U64)? }
             }
-            _ => return self.fail("this form of 'mbarrier' is not supported"),
+            _ => return self.unsupported("this form of 'mbarrier' is not supported"),
         };
         self.push(Op::Mbarrier(Box::new(op)));
         Ok(())

@@ -91,7 +91,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
             [Operand::List(results), Operand::Name(name)] => (results, name, &[]),
             [Operand::Name(name), Operand::List(arguments)] => (&[], name, arguments),
             [Operand::Name(name)] => (&[], name, &[]),
-            _ => return self.fail("indirect calls are not supported"),
+            _ => return self.unsupported("indirect calls are not supported"),
         };
         let (results, arguments) = (self.frame_offsets(results)?, self.frame_offsets(arguments)?);
         let unit = self.unit;
@@ -111,7 +111,10 @@ impl<'u, 'a> Decoder<'u, 'a> {
             let which = match *name {
                 "vprintf" => Builtin::Printf,
                 "__assertfail" => Builtin::Assert,
-                _ => return self.fail(format!("external function '{name}' is not supported")),
+                "malloc" | "free" => {
+                    return self.unsupported(format!("device function '{name}' is not supported"));
+                }
+                _ => return self.fail(format!("external function '{name}' is not defined")),
             };
             self.push(Op::Builtin {
                 which,

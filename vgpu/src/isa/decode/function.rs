@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::vocabulary::is_ptx;
 use super::{DYNAMIC, Decoder, FunctionInfo, NO_GUARD, Name, Result};
 use crate::isa::*;
 use crate::ptx::{Function, Operand, Space, Statement, SyntaxError, Type, Variable};
@@ -25,9 +26,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
         let local = self.frames();
         let recursive = self.functions.iter().any(|f| f.info.recursive);
         let declared_registers = self.slots - Special::End as u32 - self.constant_list.len() as u32;
-        let version = self.unit.target.trim_start_matches("sm_");
-        let target =
-            version.trim_end_matches(|c: char| c.is_ascii_alphabetic()).parse().unwrap_or(0);
+        let target = self.target();
         Ok(DecodedKernel {
             name: entry.name.to_string(),
             code: self.code,
@@ -47,6 +46,8 @@ impl<'u, 'a> Decoder<'u, 'a> {
             declared_registers,
             ptx_version: self.unit.version,
             target,
+            refused: self.refused,
+            uses_workspace: self.uses_workspace,
         })
     }
 
@@ -246,7 +247,16 @@ impl<'u, 'a> Decoder<'u, 'a> {
                 Statement::Instruction(instruction) => {
                     self.line = instruction.line;
                     let first = self.code.len();
-                    self.instruction(instruction, &tables)?;
+                    if let Err(error) = self.instruction(instruction, &tables) {
+                        if !error.is_ptx || !is_ptx(instruction.opcode, self.target()) {
+                            return Err(error);
+                        }
+                        // The driver would load this: only launching the kernel is an error.
+                        self.code.truncate(first);
+                        self.fixups.retain(|fixup| fixup.inst < first);
+                        self.refused.get_or_insert(error);
+                        self.push(Op::Trap);
+                    }
                     for inst in &mut self.code[first..] {
                         inst.loc = loc;
                     }

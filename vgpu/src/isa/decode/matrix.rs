@@ -14,7 +14,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
         self.finish(&mods)?;
         let (true, Some(count), MemorySpace::Shared | MemorySpace::Generic) = (ok, count, space)
         else {
-            return self.fail(format!("this form of '{}' is not supported", mods.base));
+            return self.unsupported(format!("this form of '{}' is not supported", mods.base));
         };
         let store = mods.base == "stmatrix";
         let [first, second] = self.operands(ops)?;
@@ -50,7 +50,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
             mods.take_one(&[("m16n8k4", 4u8), ("m16n8k8", 8), ("m16n8k16", 16), ("m16n8k32", 32)]);
         let ok = mods.take("aligned") && mods.take("row") && mods.take("col");
         let (true, Some(k)) = (ok, shape) else {
-            return self.fail("this shape or layout of 'mma' is not supported");
+            return self.unsupported("this shape or layout of 'mma' is not supported");
         };
         let saturate = mods.take("satfinite");
         let [d_type, a_type, b_type, c_type] = mods.left[..] else {
@@ -66,7 +66,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
             _ => None,
         };
         let (Some(a), Some(b)) = (element(a_type), element(b_type)) else {
-            return self.fail(format!("'mma' of .{a_type} and .{b_type} is not supported"));
+            return self.unsupported(format!("'mma' of .{a_type} and .{b_type} is not supported"));
         };
         let is_int = |t: MmaType| matches!(t, MmaType::S8 | MmaType::U8);
         let valid = match (a, k) {
@@ -78,7 +78,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
         let accumulator = if is_int(a) { "s32" } else { "f32" };
         let fits = |half: bool, name: &str| name == accumulator || half && a == MmaType::F16;
         if !valid || !fits(half_d, d_type) || !fits(half_c, c_type) {
-            return self.fail("'mma' of this shape and these types is not supported");
+            return self.unsupported("'mma' of this shape and these types is not supported");
         }
         let [d, a_ops, b_ops, c] = self.operands(ops)?;
         let bytes = match a {

@@ -60,7 +60,8 @@ impl<'u, 'a> Decoder<'u, 'a> {
             || ty.size() * count > 32
             || (ty.size() * count > 16 && space != MemorySpace::Global)
         {
-            return self.fail(format!("'{}' of this type and vector is not supported", mods.base));
+            return self
+                .unsupported(format!("'{}' of this type and vector is not supported", mods.base));
         }
         let [first, second] = self.operands(ops)?;
         let (value, place) = if is_store { (second, first) } else { (first, second) };

@@ -12,6 +12,7 @@ mod modifiers;
 mod moves;
 mod operands;
 mod synchronise;
+mod vocabulary;
 
 use std::collections::HashMap;
 
@@ -55,7 +56,11 @@ pub fn supports(instruction: &str) -> std::result::Result<(), String> {
          .reg .b32 %r<16>; .reg .b64 %d<16>; label: {instruction}; ret; }}"
     );
     let unit = crate::ptx::parse(&text).map_err(|e| e.message)?;
-    decode_unit(&unit, &HashMap::new()).map(|_| ()).map_err(|e| e.message)
+    let kernels = decode_unit(&unit, &HashMap::new()).map_err(|e| e.message)?;
+    match kernels.into_iter().find_map(|kernel| kernel.refused) {
+        Some(refused) => Err(refused.message),
+        None => Ok(()),
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -126,6 +131,9 @@ struct Decoder<'u, 'a> {
     scope_numbers: Vec<u32>,
     fixups: Vec<Fixup<'a>>,
     line: u32,
+    /// The first instruction that is not executed.
+    refused: Option<SyntaxError>,
+    uses_workspace: bool,
     guard: PredSrc,
     /// Class of the instruction being decoded; taken by the first operation it becomes.
     class: Class,
@@ -160,6 +168,8 @@ impl<'u, 'a> Decoder<'u, 'a> {
             scope_numbers: Vec::new(),
             fixups: Vec::new(),
             line: 0,
+            refused: None,
+            uses_workspace: false,
             guard: NO_GUARD,
             class: Class::None,
         }
@@ -167,6 +177,17 @@ impl<'u, 'a> Decoder<'u, 'a> {
 
     fn fail<T>(&self, message: impl Into<String>) -> Result<T> {
         Err(SyntaxError::new(self.line, message))
+    }
+
+    /// Refuses what may well be PTX, but is not executed.
+    fn unsupported<T>(&self, message: impl Into<String>) -> Result<T> {
+        Err(SyntaxError { is_ptx: true, ..SyntaxError::new(self.line, message) })
+    }
+
+    /// Number of the target: 80 for `sm_80`.
+    fn target(&self) -> u32 {
+        let version = self.unit.target.trim_start_matches("sm_");
+        version.trim_end_matches(|c: char| c.is_ascii_alphabetic()).parse().unwrap_or(0)
     }
 
     fn instruction(
@@ -246,7 +267,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
             "mbarrier" => self.mbarrier(mods, ops),
             "ldmatrix" | "stmatrix" => self.matrix(mods, ops),
             "mma" => self.mma(mods, ops),
-            other => self.fail(format!("instruction '{other}' is not supported")),
+            other => self.unsupported(format!("instruction '{other}' is not supported")),
         }
     }
 }

@@ -37,7 +37,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
                     "%clock_hi" => Clock::High,
                     "%clock64" => Clock::Wide,
                     "%globaltimer" => Clock::Nanoseconds,
-                    _ => return self.fail(format!("'{name}' is not supported")),
+                    _ => return self.unsupported(format!("'{name}' is not supported")),
                 };
                 let wide = matches!(which, Clock::Wide | Clock::Nanoseconds);
                 let d = self.dst(d, if wide { 8 } else { 4 })?;
@@ -46,6 +46,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
             }
             (d, Operand::Name(name))
                 if Special::parse(name).is_none()
+                    && !name.starts_with("%envreg")
                     && !matches!(self.lookup(name), Some(Name::Register { .. })) =>
             {
                 self.variable_address(ty, d, name)

@@ -88,6 +88,17 @@ impl<'u, 'a> Decoder<'u, 'a> {
         let size = ty.size();
         match operand {
             Operand::Name(name) => {
+                if name.starts_with("%envreg") && size == 4 {
+                    // The driver's own registers: two of them hold the address of a cooperative grid's
+                    // workspace, the others nothing.
+                    return Ok(match *name {
+                        "%envreg1" | "%envreg2" => {
+                            self.uses_workspace = true;
+                            Special::parse(name).map_or(ZERO, |(special, _)| special as Reg)
+                        }
+                        _ => ZERO,
+                    });
+                }
                 if let Some((special, wide)) = Special::parse(name) {
                     return match (wide, size) {
                         (false, 2 | 4) | (true, 8) => Ok(special as Reg),
@@ -260,7 +271,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
             return self.fail("the operand is not an address in brackets");
         };
         if *more != 0 {
-            return self.fail("addresses with coordinates are not supported");
+            return self.unsupported("addresses with coordinates are not supported");
         }
         let mut at = Address { space, base: ZERO, wide: true, offset: *offset };
         let Some(base) = base else { return Ok(at) };
@@ -331,7 +342,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
         match mods.left.first() {
             None => Ok(()),
             Some(modifier) => {
-                self.fail(format!("'.{modifier}' of '{}' is not supported", mods.base))
+                self.unsupported(format!("'.{modifier}' of '{}' is not supported", mods.base))
             }
         }
     }
@@ -349,7 +360,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
         rule: Rule,
     ) -> Result<()> {
         let Some(run) = run else {
-            return self.fail(format!(
+            return self.unsupported(format!(
                 "'{}' with type .{} is not supported",
                 mods.base,
                 format!("{ty:?}").to_lowercase()

@@ -114,7 +114,10 @@ impl<'u, 'a> Decoder<'u, 'a> {
                     (Some("and"), Type::B32) => ReduceOp::And,
                     (Some("or"), Type::B32) => ReduceOp::Or,
                     (Some("xor"), Type::B32) => ReduceOp::Xor,
-                    _ => return self.fail("'redux' of this operation and type is not supported"),
+                    _ => {
+                        return self
+                            .unsupported("'redux' of this operation and type is not supported");
+                    }
                 };
                 let [d, a, mask] = self.operands(ops)?;
                 let (a, mask) = (self.src(a, Type::B32)?, self.src(mask, Type::B32)?);
@@ -141,7 +144,7 @@ impl<'u, 'a> Decoder<'u, 'a> {
             "fence" => {
                 if mods.take("proxy") {
                     if mods.take_word(&["alias", "async", "async::generic"]).is_none() {
-                        return self.fail("this 'fence.proxy' is not supported");
+                        return self.unsupported("this 'fence.proxy' is not supported");
                     }
                     self.space(&mut mods);
                     self.finish(&mods)?;
@@ -218,7 +221,9 @@ impl<'u, 'a> Decoder<'u, 'a> {
                         };
                         (kind, rest)
                     }
-                    None => return self.fail(format!("this form of '{base}' is not supported")),
+                    None => {
+                        return self.unsupported(format!("this form of '{base}' is not supported"));
+                    }
                 };
                 self.finish(&mods)?;
                 let (id, count) = match rest {
