@@ -2,9 +2,12 @@
 //
 //   y = act((x - mean) * rstd * gamma + beta)      statistics in f32
 //
+// A mean is kept as two numbers, a centre near it and what is left to it: f32 would round a mean of thousands by
+// more than what a deviation near one may lose. Differences of values from a centre close to them are exact.
+//
 // Group normalisation runs in two passes, since a group's channels (10 in Stable Diffusion's first
 // level) are too narrow a slice of a pixel to be read alone: every block of the first pass reads
-// whole pixels of one slab of an image and leaves (mean, sum of squared deviations) per group; the
+// whole pixels of one slab of an image and leaves three numbers per group; the
 // second merges the slabs and writes. Slabs, threads and the order of merging follow from the shape
 // of one image, so an image's result does not depend on its batch.
 
@@ -22,35 +25,6 @@ struct LayerNormDims {
     float eps;
 };
 
-// Count, mean and sum of squared deviations of a set of values: merging two of these loses nothing
-// to cancellation, unlike a sum and a sum of squares (Chan, Golub & LeVeque 1983).
-struct Moments {
-    float count, mean, m2;
-};
-
-__device__ inline Moments merge(Moments a, Moments b) {
-    if (b.count == 0.0f) return a;
-    if (a.count == 0.0f) return b;
-    const float count = a.count + b.count;
-    const float delta = b.mean - a.mean;
-    const float share = b.count / count;
-    return {count, fmaf(delta, share, a.mean), a.m2 + b.m2 + delta * delta * a.count * share};
-}
-
-// All lanes' moments, in lane 0. The tree's shape never changes.
-__device__ inline Moments warp_merge(Moments m) {
-#pragma unroll
-    for (unsigned step = WARP / 2; step > 0; step /= 2) {
-        const Moments other = {
-            __shfl_down_sync(FULL_WARP, m.count, step),
-            __shfl_down_sync(FULL_WARP, m.mean, step),
-            __shfl_down_sync(FULL_WARP, m.m2, step),
-        };
-        m = merge(m, other);
-    }
-    return m;
-}
-
 // --- group normalisation, first pass ---
 
 // How a block's threads share a slab: `rows` pixels side by side, a thread on one vector of each;
@@ -67,7 +41,17 @@ struct SlabThreads {
     }
 };
 
-// N consecutive channels a step. Shared: means and squared deviations, each [rows, channels].
+// Sum over a group of values [rows, channels], in every lane of the warp.
+__device__ inline float group_sum(const float* values, unsigned g, unsigned rows, GroupNormDims d) {
+    const unsigned width = d.channels / d.groups;
+    float sum = 0.0f;
+    for (unsigned i = threadIdx.x % WARP; i < rows * width; i += WARP) {
+        sum += values[i / width * d.channels + g * width + i % width];
+    }
+    return warp_sum(sum);
+}
+
+// N consecutive channels a step. Shared: sums and squares, each [rows, channels]; centres [groups].
 template <int N, typename T>
 __device__ void slab_moments(float* stats, const T* x, float* shared, GroupNormDims d) {
     const bool wide = is_aligned(x);
@@ -75,54 +59,65 @@ __device__ void slab_moments(float* stats, const T* x, float* shared, GroupNormD
     const unsigned pixels = min(d.slab_pixels, d.pixels - begin);
     const T* slab = x + (size_t(blockIdx.y) * d.pixels + begin) * d.channels;
     const SlabThreads t(d.channels, N);
-    float* means = shared;
-    float* squares = shared + size_t(t.rows) * d.channels;
+    const unsigned width = d.channels / d.groups;
+    float* sums = shared;
+    float* squares = sums + size_t(t.rows) * d.channels;
+    float* centres = squares + size_t(t.rows) * d.channels;
 
-    // 1. each channel of each row of pixels (Welford)
+    // 1. each group's mean, as f32 rounds it
     for (unsigned v = t.first; t.row < t.rows && v < t.vectors; v += t.step) {
-        float mean[N] = {}, m2[N] = {};
-        float count = 0.0f;
+        float sum[N] = {};
         for (unsigned p = t.row; p < pixels; p += t.rows) {
             float a[N];
             load(a, slab + size_t(p) * d.channels + v * N, wide);
-            count += 1.0f;
-            const float weight = 1.0f / count;
+#pragma unroll
+            for (int i = 0; i < N; i++) sum[i] += a[i];
+        }
+#pragma unroll
+        for (int i = 0; i < N; i++) sums[t.row * d.channels + v * N + i] = sum[i];
+    }
+    __syncthreads();
+    for (unsigned g = threadIdx.x / WARP; g < d.groups; g += blockDim.x / WARP) {
+        const float sum = group_sum(sums, g, t.rows, d);
+        if (threadIdx.x % WARP == 0) centres[g] = sum / (float(pixels) * width);
+    }
+    __syncthreads();
+
+    // 2. deviations from it, and their squares; the slab is in a cache by now
+    for (unsigned v = t.first; t.row < t.rows && v < t.vectors; v += t.step) {
+        float centre[N], sum[N] = {}, square[N] = {};
+#pragma unroll
+        for (int i = 0; i < N; i++) centre[i] = centres[(v * N + i) / width];
+        for (unsigned p = t.row; p < pixels; p += t.rows) {
+            float a[N];
+            load(a, slab + size_t(p) * d.channels + v * N, wide);
 #pragma unroll
             for (int i = 0; i < N; i++) {
-                const float delta = a[i] - mean[i];
-                mean[i] = fmaf(delta, weight, mean[i]);
-                m2[i] = fmaf(delta, a[i] - mean[i], m2[i]);
+                const float delta = a[i] - centre[i];
+                sum[i] += delta;
+                square[i] = fmaf(delta, delta, square[i]);
             }
         }
 #pragma unroll
         for (int i = 0; i < N; i++) {
-            means[t.row * d.channels + v * N + i] = mean[i];
-            squares[t.row * d.channels + v * N + i] = m2[i];
+            sums[t.row * d.channels + v * N + i] = sum[i];
+            squares[t.row * d.channels + v * N + i] = square[i];
         }
     }
     __syncthreads();
-
-    // 2. a warp gathers a group's channels and rows
-    const unsigned lane = threadIdx.x % WARP;
-    const unsigned width = d.channels / d.groups;
     for (unsigned g = threadIdx.x / WARP; g < d.groups; g += blockDim.x / WARP) {
-        Moments m = {};
-        for (unsigned i = lane; i < t.rows * width; i += WARP) {
-            const unsigned row = i / width;
-            const unsigned at = row * d.channels + g * width + i % width;
-            const unsigned count = row < pixels ? (pixels - row - 1) / t.rows + 1 : 0;
-            m = merge(m, {float(count), means[at], squares[at]});
-        }
-        m = warp_merge(m);
-        if (lane == 0) {
-            const size_t at = (size_t(blockIdx.y) * d.slabs + blockIdx.x) * d.groups + g;
-            stats[2 * at] = m.mean;
-            stats[2 * at + 1] = m.m2;
+        const float sum = group_sum(sums, g, t.rows, d);
+        const float square = group_sum(squares, g, t.rows, d);
+        if (threadIdx.x % WARP == 0) {
+            float* out = stats + 3 * ((size_t(blockIdx.y) * d.slabs + blockIdx.x) * d.groups + g);
+            out[0] = centres[g];
+            out[1] = sum;
+            out[2] = square;
         }
     }
 }
 
-// stats [batch, slabs, groups, 2]; grid (slabs, batch)
+// stats [batch, slabs, groups, 3]: centre, and sums of the deviations from it and of their squares; grid (slabs, batch)
 template <typename T>
 __device__ void group_norm_stats(float* stats, const T* x, GroupNormDims d) {
     extern __shared__ float shared[];
@@ -136,8 +131,13 @@ FOR_EACH_FLOAT(group_norm_stats, (float* stats, const T* x, GroupNormDims d), (s
 
 // --- group normalisation, second pass ---
 
+// Shared: y = (x - centre) * scale + shift, by channel.
+struct Affine {
+    float *centre, *scale, *shift;
+};
+
 template <int N, typename T>
-__device__ void normalise(T* y, const T* x, const float* factor, const float* offset, GroupNormDims d) {
+__device__ void normalise(T* y, const T* x, Affine by, GroupNormDims d) {
     const bool wide = is_aligned(x) && is_aligned(y);
     const unsigned vectors = d.channels / N;
     const size_t image = size_t(blockIdx.y) * d.pixels * d.channels;
@@ -152,7 +152,8 @@ __device__ void normalise(T* y, const T* x, const float* factor, const float* of
         load(a, x + image + at * N, wide);
 #pragma unroll
         for (int i = 0; i < N; i++) {
-            a[i] = fmaf(a[i], factor[v * N + i], offset[v * N + i]);
+            const unsigned c = v * N + i;
+            a[i] = fmaf(a[i] - by.centre[c], by.scale[c], by.shift[c]);
             if (d.silu) a[i] = silu(a[i]);
         }
         store(y + image + at * N, a, wide);
@@ -161,37 +162,44 @@ __device__ void normalise(T* y, const T* x, const float* factor, const float* of
     }
 }
 
-// grid (any, batch); shared: factor and offset of every channel, y = x * factor + offset
+// grid (any, batch)
 template <typename T>
 __device__ void group_norm(
     T* y, const T* x, const float* gamma, const float* beta, const float* stats, GroupNormDims d) {
     extern __shared__ float shared[];
-    float* factor = shared;
-    float* offset = shared + d.channels;
+    const Affine by = {shared, shared + d.channels, shared + 2 * d.channels};
 
     const unsigned lane = threadIdx.x % WARP;
     const unsigned width = d.channels / d.groups;
     for (unsigned g = threadIdx.x / WARP; g < d.groups; g += blockDim.x / WARP) {
-        Moments m = {};
+        // All slabs about the first one's centre. It is a part's mean, so that no variance is lost to
+        // cancellation: with 128 slabs or fewer it lies within 12 deviations of the whole's.
+        const float* of_image = stats + size_t(blockIdx.y) * d.slabs * d.groups * 3;
+        const float centre = of_image[3 * g];
+        float sum = 0.0f, square = 0.0f;
         for (unsigned s = lane; s < d.slabs; s += WARP) {
-            const size_t at = (size_t(blockIdx.y) * d.slabs + s) * d.groups + g;
-            const unsigned pixels = min(d.slab_pixels, d.pixels - s * d.slab_pixels);
-            m = merge(m, {float(pixels) * width, stats[2 * at], stats[2 * at + 1]});
+            const float* slab = of_image + 3 * (size_t(s) * d.groups + g);
+            const float count = float(min(d.slab_pixels, d.pixels - s * d.slab_pixels)) * width;
+            const float delta = slab[0] - centre;
+            sum += fmaf(count, delta, slab[1]);
+            square += fmaf(delta, fmaf(count, delta, 2.0f * slab[1]), slab[2]);
         }
-        m = warp_merge(m);
-        const float mean = __shfl_sync(FULL_WARP, m.mean, 0);
-        const float rstd = 1.0f / sqrtf(__shfl_sync(FULL_WARP, m.m2 / m.count, 0) + d.eps);
+        const float count = float(d.pixels) * width;
+        const float mean = warp_sum(sum) / count;  // about the centre
+        const float variance = fmaf(-mean, mean, warp_sum(square) / count);
+        const float rstd = 1.0f / sqrtf(variance + d.eps);
         for (unsigned c = g * width + lane; c < (g + 1) * width; c += WARP) {
-            factor[c] = rstd * gamma[c];
-            offset[c] = fmaf(-mean, factor[c], beta[c]);
+            by.centre[c] = centre;
+            by.scale[c] = rstd * gamma[c];
+            by.shift[c] = fmaf(-mean, by.scale[c], beta[c]);
         }
     }
     __syncthreads();
 
     if (d.channels % LANES<T> == 0) {
-        normalise<LANES<T>>(y, x, factor, offset, d);
+        normalise<LANES<T>>(y, x, by, d);
     } else {
-        normalise<1>(y, x, factor, offset, d);
+        normalise<1>(y, x, by, d);
     }
 }
 FOR_EACH_FLOAT(
@@ -201,7 +209,7 @@ FOR_EACH_FLOAT(
 
 // --- layer normalisation ---
 
-// A warp a row, three sweeps over it: sum, squared deviations, result. A row is a few KB, so the
+// A warp a row, three sweeps over it: sum, deviations and their squares, result. A row is a few KB, so the
 // second and third read the first-level cache.
 template <int N, typename T>
 __device__ void layer_norm_row(T* y, const T* x, const float* gamma, const float* beta, LayerNormDims d) {
@@ -215,22 +223,30 @@ __device__ void layer_norm_row(T* y, const T* x, const float* gamma, const float
 #pragma unroll
         for (int i = 0; i < N; i++) sum += a[i];
     }
-    const float mean = warp_sum(sum) / float(d.columns);
+    const float centre = warp_sum(sum) / float(d.columns);  // the mean, as f32 rounds it
 
-    float squares = 0.0f;
+    float deviations = 0.0f, squares = 0.0f;
     for (unsigned c = lane * N; c < d.columns; c += WARP * N) {
         float a[N];
         load(a, x + c, wide);
 #pragma unroll
-        for (int i = 0; i < N; i++) squares = fmaf(a[i] - mean, a[i] - mean, squares);
+        for (int i = 0; i < N; i++) {
+            const float delta = a[i] - centre;
+            deviations += delta;
+            squares = fmaf(delta, delta, squares);
+        }
     }
-    const float rstd = 1.0f / sqrtf(warp_sum(squares) / float(d.columns) + d.eps);
+    const float mean = warp_sum(deviations) / float(d.columns);  // about the centre
+    const float variance = fmaf(-mean, mean, warp_sum(squares) / float(d.columns));
+    const float rstd = 1.0f / sqrtf(variance + d.eps);
 
     for (unsigned c = lane * N; c < d.columns; c += WARP * N) {
         float a[N];
         load(a, x + c, wide);
 #pragma unroll
-        for (int i = 0; i < N; i++) a[i] = fmaf((a[i] - mean) * rstd, gamma[c + i], beta[c + i]);
+        for (int i = 0; i < N; i++) {
+            a[i] = fmaf(((a[i] - centre) - mean) * rstd, gamma[c + i], beta[c + i]);
+        }
         store(y + c, a, wide);
     }
 }

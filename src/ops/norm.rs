@@ -25,7 +25,7 @@ const TILE: usize = 1 << 15;
 const ROWS: usize = 1 << 14;
 
 kernels! {
-    /// One block a slab of an image; shared memory holds two f32 for each channel that a thread has.
+    /// One block a slab of an image; shared memory holds two f32 for each channel that a thread has, one a group.
     fn group_norm_stats(stats: Out<f32>, x: In, dims: GroupNormDims);
     /// Every block first merges its image's slabs, so a block should have a few vectors a thread to write.
     fn group_norm(y: Out, x: In, gamma: In<f32>, beta: In<f32>, stats: In<f32>, dims: GroupNormDims);
@@ -56,8 +56,8 @@ struct LayerNormDims {
 /// Threads of a block. The kernels need at most 47 registers each (nvcc 13, sm_80), so five blocks share an SM.
 const THREADS: usize = 256;
 
-/// Shared memory that a block has without asking for more.
-const SHARED: usize = 48 << 10;
+/// Three f32 of each fit into the 48 KiB of shared memory that a block has without asking for more.
+const MAX_CHANNELS: usize = 4096;
 
 /// Group normalisation (Wu & He 2018), followed by SiLU if `silu`.
 ///
@@ -163,22 +163,23 @@ impl Op for GroupNorm {
         let lanes = 16 / x.dtype().size();
         let vectors = if channels.is_multiple_of(lanes) { channels / lanes } else { channels };
         let rows = (THREADS / vectors).max(1);
-        let shared = |rows: usize| 2 * rows * channels * size_of::<f32>();
-        if batch > 65_535 || shared(rows) > SHARED {
+        let shared = [2 * rows * channels + self.groups, 3 * channels];
+        if batch > 65_535 || channels > MAX_CHANNELS {
             let found = x.shape();
-            let message = format!("on CUDA: at most 65535 images of 6144 channels, found {found}");
+            let message =
+                format!("on CUDA: at most 65535 images of {MAX_CHANNELS} channels, found {found}");
             return Err(Error::shape("group_norm", message));
         }
-        let config = |blocks: usize, rows| LaunchConfig {
+        let config = |blocks: usize, shared: usize| LaunchConfig {
             grid: [blocks as u32, batch as u32],
             block: THREADS as u32,
-            shared: shared(rows) as u32,
+            shared: (shared * size_of::<f32>()) as u32,
         };
 
-        let mut stats = Tensor::uninit([batch, slabs, self.groups, 2], DType::F32, x.device())?;
-        kernel::group_norm_stats(config(slabs, rows), &mut stats, &x, dims)?;
+        let mut stats = Tensor::uninit([batch, slabs, self.groups, 3], DType::F32, x.device())?;
+        kernel::group_norm_stats(config(slabs, shared[0]), &mut stats, &x, dims)?;
         let blocks = (pixels * vectors).div_ceil(4 * THREADS).min(1024);
-        kernel::group_norm(config(blocks, 1), out, &x, &gamma, &beta, &stats, dims)
+        kernel::group_norm(config(blocks, shared[1]), out, &x, &gamma, &beta, &stats, dims)
     }
 
     fn saves(&self) -> Saves {
@@ -490,7 +491,7 @@ mod tests {
     use super::*;
     use crate::ops::elementwise::add;
     use crate::ops::testing::{
-        assert_close, check, check_batch, check_gradient, check_nan, random, values,
+        assert_close, check, check_batch, check_gradient, check_nan, devices, random, values,
     };
     use crate::tensor::Device;
 
@@ -593,22 +594,79 @@ mod tests {
         }
     }
 
+    /// Runs `op` on `x`, rounded to each dtype that kernels compute, everywhere against the formula in f64: which is
+    /// exact beside f32 only.
+    fn check_single(
+        what: &str,
+        x: &Tensor,
+        op: impl Fn(&Tensor) -> Result<Tensor>,
+        reference: impl Fn(&[f64]) -> Vec<f64>,
+    ) {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let x = x.to_dtype(dtype).unwrap();
+            let expected = reference(&values(&x));
+            for device in devices() {
+                let y = op(&x.to_device(device).unwrap()).unwrap();
+                assert_close(&y, &expected, 16.0, &format!("{what} {} on {device}", x.shape()));
+            }
+        }
+    }
+
     /// Sums of squares in f32 would have no digit of the variance left here.
     #[test]
     fn a_large_mean_does_not_drown_the_variance() {
-        let offset = Tensor::full([40], 4096.0, DType::F32, Device::Cpu).unwrap();
-        let x = add(&random([1, 70, 9, 40], 5), &offset).unwrap();
-        let (gamma, beta) = parameters(40);
-        let units = 16.0; // as without the offset
-        let expected = reference(&values(&x), 630, &gamma, &beta, 8, 1e-5, false);
-        assert_close(
-            &group_norm(&x, &gamma, &beta, 8, 1e-5, false).unwrap(),
-            &expected,
-            units,
-            "group_norm",
-        );
-        let expected = reference(&values(&x), 1, &gamma, &beta, 1, 1e-5, false);
-        assert_close(&layer_norm(&x, &gamma, &beta, 1e-5).unwrap(), &expected, units, "layer_norm");
+        // Several slabs of an image on the device; a row that a warp walks more than once.
+        for shape in [[2, 70, 9, 40], [1, 33, 3, 45], [1, 1, 2, 1280]] {
+            let channels = shape[3];
+            let offset = Tensor::full([channels], 4096.0, DType::F32, Device::Cpu).unwrap();
+            let x = add(&random(shape, 5), &offset).unwrap();
+            let (gamma, beta) = parameters(channels);
+            let pixels = shape[1] * shape[2];
+            check_single(
+                "group_norm",
+                &x,
+                |x| group(x, &gamma, &beta, 5, 1e-5, false),
+                |x| reference(x, pixels, &gamma, &beta, 5, 1e-5, false),
+            );
+            check_single(
+                "layer_norm",
+                &x,
+                |x| layer(x, &gamma, &beta, 1e-5),
+                |x| reference(x, 1, &gamma, &beta, 1, 1e-5, false),
+            );
+        }
+    }
+
+    /// One dimension as large as models have it, the others cut: many slabs, slabs of more than 64 pixels, pixels that
+    /// are wider than a block, rows that are wider than a warp's registers, odd and even.
+    #[test]
+    fn shapes_of_models_equal_their_formula() {
+        let shapes = [
+            ([1, 64, 64, 10], 2),
+            ([1, 96, 96, 3], 3),
+            ([1, 131, 97, 2], 1),
+            ([1, 5, 14, 1280], 32),
+            ([2, 3, 23, 2560], 32),
+            ([1, 2, 3, 1283], 1),
+        ];
+        for (shape, groups) in shapes {
+            let (gamma, beta) = parameters(shape[3]);
+            check_single(
+                "group_norm",
+                &random(shape, 8),
+                |x| group(x, &gamma, &beta, groups, 1e-5, true),
+                |x| reference(x, shape[1] * shape[2], &gamma, &beta, groups, 1e-5, true),
+            );
+        }
+        for columns in [12_800, 12_801] {
+            let (gamma, beta) = parameters(columns);
+            check_single(
+                "layer_norm",
+                &random([5, columns], 9),
+                |x| layer(x, &gamma, &beta, 1e-5),
+                |x| reference(x, 1, &gamma, &beta, 1, 1e-5, false),
+            );
+        }
     }
 
     #[test]
