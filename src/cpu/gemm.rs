@@ -270,12 +270,12 @@ fn convert<T: Float, A: Float>(from: &[T], to: &mut [A]) {
 /// Asks for memory that will be read soon.
 #[inline(always)]
 fn prefetch<T>(memory: &[T]) {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(nadir_portable)))]
     for line in (0..size_of_val(memory)).step_by(64) {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         // SAFETY: a hint, which reads nothing; SSE is in every x86-64.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(memory.as_ptr().cast::<i8>().wrapping_add(line)) };
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(not(all(target_arch = "x86_64", not(nadir_portable))))]
     let _ = memory;
 }
