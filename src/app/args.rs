@@ -61,7 +61,8 @@ Examples:
   nadir generate \"a harbour\" -m models/my-sd -W 768 --scheduler dpm++2m_karras --steps 25
 
 Paths of the pictures go to standard output, one a line; all else goes to standard error.
-Exit codes: 0 done, 1 failed, 2 a request that cannot be served as it is, 130 interrupted.")]
+Exit codes: 0 done, 1 failed, 2 a request that cannot be served as it is, 130 interrupted
+(143 by SIGTERM, 129 by SIGHUP; what is finished is kept).")]
 pub struct Generate {
     #[command(flatten)]
     pub prompt: Prompt,
@@ -102,12 +103,16 @@ pub struct Generate {
     #[arg(requires = "init_image")]
     pub mask_image: Option<PathBuf>,
 
-    /// A .png file, or a folder that gets nadir-SEED.png for each picture [default: this folder]
+    /// A .png file, a folder that gets nadir-SEED.png for each picture, or - [default: this folder]
     ///
     /// A file that is named is replaced; with several pictures its name gets the seed (FILE-SEED.png).
-    /// In a folder nothing is replaced: a name that is taken gets a number.
+    /// In a folder nothing is replaced: a name that is taken gets a number. - is standard output.
     #[arg(short, long, value_name = "PATH", help_heading = "Output")]
     pub output: Option<PathBuf>,
+
+    /// Write nothing into the file but the picture: it cannot be replayed
+    #[arg(long, help_heading = "Output")]
+    pub no_metadata: bool,
 
     /// Also write all pictures as one, side by side
     #[arg(long, help_heading = "Output")]
@@ -159,6 +164,7 @@ Examples:
   nadir replay nadir-42.png
   nadir replay nadir-42.png -o again.png
   nadir replay nadir-42.png --model models/my-sd
+  nadir replay nadir-42.png --dry-run
 
 The result is equal bit for bit on the same build, processor family, device and dtype.")]
 pub struct Replay {
@@ -166,9 +172,13 @@ pub struct Replay {
     #[arg(value_name = "IMAGE")]
     pub image: PathBuf,
 
-    /// A .png file, or a folder [default: this folder, under a name that is free]
+    /// A .png file, a folder, or - for standard output [default: this folder, under a name that is free]
     #[arg(short, long, value_name = "PATH", help_heading = "Output")]
     pub output: Option<PathBuf>,
+
+    /// Print as JSON what would be drawn, and draw nothing
+    #[arg(long, help_heading = "Output")]
+    pub dry_run: bool,
 
     /// The model, where it has moved since [default: what the picture names]
     #[arg(short, long, value_name = "MODEL", help_heading = "Model")]

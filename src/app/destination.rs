@@ -1,6 +1,8 @@
 //! Where pictures go.
 
 use std::ffi::OsString;
+use std::fs;
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use nadir::io::atomic;
@@ -13,24 +15,45 @@ pub enum Destination {
     Folder(PathBuf),
     /// The picture; with several, the stem of their names.
     File(PathBuf),
+    /// Standard output, for one picture.
+    Stdout,
+}
+
+/// Which picture of a command's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    Only {
+        seed: u64,
+    },
+    OneOfSeveral {
+        seed: u64,
+    },
+    /// All as one, the first of which has this seed.
+    Grid {
+        seed: u64,
+    },
 }
 
 impl Destination {
-    /// What `path` stands for, checked now so that no picture is computed for a place it cannot go to.
+    /// What `path` stands for, checked now so that no picture is computed for a place it cannot go to. Removes what
+    /// killed processes left there.
     ///
     /// # Errors
     /// The folder is missing or not writable, or the file is to have a format other than PNG.
     pub fn resolve(path: Option<&Path>) -> Result<Self> {
         let Some(path) = path else {
-            writable(Path::new("."))?;
+            prepare(Path::new("."))?;
             return Ok(Self::Folder(PathBuf::new()));
         };
+        if path == Path::new("-") {
+            return Ok(Self::Stdout);
+        }
         // "name/" is meant as a folder even where there is none.
         let ends_as_folder =
             path.as_os_str().to_string_lossy().ends_with(['/', std::path::MAIN_SEPARATOR]);
         if path.is_dir() || ends_as_folder {
             atomic::check_folder(path, path)?;
-            writable(path)?;
+            prepare(path)?;
             return Ok(Self::Folder(path.to_path_buf()));
         }
         // Devices and pipes have names of their own.
@@ -41,25 +64,61 @@ impl Destination {
                 let expected = "a file name that ends in .png, or an existing folder";
                 return Err(Error::argument("output", path.display(), expected));
             }
-            writable(folder)?;
+            prepare(folder)?;
         }
         Ok(Self::File(path.to_path_buf()))
     }
 
-    /// The file for the picture of `seed`, one of several or the only one.
-    pub fn image(&self, seed: u64, several: bool) -> PathBuf {
+    /// Checks that `pictures` have a place here.
+    ///
+    /// # Errors
+    /// A name that the file system cannot have, or that a folder has; several pictures for standard output.
+    pub fn check(&self, pictures: &[Which]) -> Result<()> {
         match self {
-            Self::Folder(folder) => free(folder, &format!("nadir-{seed}")),
-            Self::File(file) if several => named(file, &format!("-{seed}")),
-            Self::File(file) => file.clone(),
+            Self::Folder(_) => Ok(()),
+            Self::Stdout if matches!(pictures, [Which::Only { .. }]) => Ok(()),
+            Self::Stdout => {
+                let expected = "standard output takes one picture: name a folder or a file";
+                Err(Error::argument("output", "-", expected))
+            }
+            Self::File(file) => {
+                let mut paths = pictures.iter().map(|which| named(file, *which));
+                paths.try_for_each(|path| match fs::metadata(&path) {
+                    Ok(found) if found.is_dir() => {
+                        let expected = "a name that no folder has";
+                        Err(Error::argument("output", path.display(), expected))
+                    }
+                    Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io(&path, e)),
+                    _ => Ok(()),
+                })
+            }
         }
     }
 
-    /// The file for the picture of all pictures, the first of which has `seed`.
-    pub fn grid(&self, seed: u64) -> PathBuf {
+    /// Puts a picture's file, which `fill` writes, where it belongs; its path, where it has one.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn save(
+        &self,
+        which: Which,
+        fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<Option<PathBuf>> {
         match self {
-            Self::Folder(folder) => free(folder, &format!("nadir-{seed}-grid")),
-            Self::File(file) => named(file, "-grid"),
+            Self::Folder(folder) => {
+                let place = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+                atomic::create(place, free_names(folder, which), fill).map(Some)
+            }
+            Self::File(file) => {
+                let path = named(file, which);
+                atomic::write(&path, fill)?;
+                Ok(Some(path))
+            }
+            Self::Stdout => {
+                let mut out = io::stdout().lock();
+                let written = fill(&mut out).and_then(|()| out.flush());
+                written.map(|()| None).map_err(|e| Error::io("standard output", e))
+            }
         }
     }
 }
@@ -69,40 +128,49 @@ fn folder_of(path: &Path) -> &Path {
 }
 
 /// Tries the only thing that tells whether a folder can be written to.
-fn writable(folder: &Path) -> Result<()> {
-    let probe = tempfile::Builder::new().prefix(".nadir-").suffix(".tmp").tempfile_in(folder);
-    probe.map(drop).map_err(|e| Error::io(folder, e))
+fn prepare(folder: &Path) -> Result<()> {
+    atomic::remove_abandoned(folder);
+    atomic::check_writable(folder)
 }
 
-fn free(folder: &Path, stem: &str) -> PathBuf {
-    let numbered = (2..).map(|i| format!("{stem}-{i}.png"));
-    let mut names = std::iter::once(format!("{stem}.png")).chain(numbered);
-    names.find_map(|name| Some(folder.join(name)).filter(|path| !path.exists())).unwrap_or_default()
+/// The names that a picture may have in a folder, the best first.
+fn free_names(folder: &Path, which: Which) -> impl Iterator<Item = PathBuf> {
+    let stem = match which {
+        Which::Only { seed } | Which::OneOfSeveral { seed } => format!("nadir-{seed}"),
+        Which::Grid { seed } => format!("nadir-{seed}-grid"),
+    };
+    let first = folder.join(format!("{stem}.png"));
+    std::iter::once(first).chain((2..).map(move |i| folder.join(format!("{stem}-{i}.png"))))
 }
 
-fn named(file: &Path, suffix: &str) -> PathBuf {
+/// The name that a picture has by the one that was given.
+fn named(file: &Path, which: Which) -> PathBuf {
     let mut name = OsString::from(file.file_stem().unwrap_or_default());
-    name.push(suffix);
-    name.push(".png");
+    match which {
+        Which::Only { .. } => return file.to_path_buf(),
+        Which::OneOfSeveral { seed } => name.push(format!("-{seed}.png")),
+        Which::Grid { .. } => name.push("-grid.png"),
+    }
     file.with_file_name(name)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
+
+    fn save(destination: &Destination, which: Which) -> PathBuf {
+        destination.save(which, |out| out.write_all(b"x")).unwrap().unwrap()
+    }
 
     #[test]
     fn a_folder_gives_free_names() {
         let folder = tempfile::tempdir().unwrap();
         let destination = Destination::resolve(Some(folder.path())).unwrap();
-        assert_eq!(destination.image(7, true), folder.path().join("nadir-7.png"));
-        fs::write(folder.path().join("nadir-7.png"), "").unwrap();
-        assert_eq!(destination.image(7, false), folder.path().join("nadir-7-2.png"));
-        fs::write(folder.path().join("nadir-7-2.png"), "").unwrap();
-        assert_eq!(destination.image(7, false), folder.path().join("nadir-7-3.png"));
-        assert_eq!(destination.grid(7), folder.path().join("nadir-7-grid.png"));
+        let saved =
+            [Which::OneOfSeveral { seed: 7 }, Which::Only { seed: 7 }, Which::Grid { seed: 7 }]
+                .map(|which| save(&destination, which));
+        let names = ["nadir-7.png", "nadir-7-2.png", "nadir-7-grid.png"];
+        assert_eq!(saved, names.map(|name| folder.path().join(name)));
     }
 
     #[test]
@@ -110,10 +178,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("river.v2.png");
         let destination = Destination::resolve(Some(&file)).unwrap();
-        assert_eq!(destination.image(7, false), file);
-        assert_eq!(destination.image(7, true), folder.path().join("river.v2-7.png"));
-        assert_eq!(destination.grid(7), folder.path().join("river.v2-grid.png"));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "the check leaves nothing");
+        let several = [Which::OneOfSeveral { seed: 7 }, Which::Grid { seed: 7 }];
+        destination.check(&several).unwrap();
+        assert_eq!(save(&destination, Which::Only { seed: 7 }), file);
+        let saved = several.map(|which| save(&destination, which));
+        let names = ["river.v2-7.png", "river.v2-grid.png"];
+        assert_eq!(saved, names.map(|name| folder.path().join(name)));
     }
 
     #[test]
@@ -122,5 +193,14 @@ mod tests {
         for wrong in ["none/", "none/x.png", "x.jpg", "x"] {
             assert!(Destination::resolve(Some(&folder.path().join(wrong))).is_err(), "{wrong}");
         }
+        // A name that just fits, but not with a seed behind it.
+        let long = Destination::File(folder.path().join("x".repeat(250) + ".png"));
+        long.check(&[Which::Only { seed: 7 }]).unwrap();
+        assert!(long.check(&[Which::OneOfSeveral { seed: 7 }]).is_err());
+        fs::create_dir(folder.path().join("x-7.png")).unwrap();
+        let taken = Destination::File(folder.path().join("x.png"));
+        assert!(taken.check(&[Which::OneOfSeveral { seed: 7 }]).is_err());
+        Destination::Stdout.check(&[Which::Only { seed: 7 }]).unwrap();
+        assert!(Destination::Stdout.check(&[Which::Grid { seed: 7 }]).is_err());
     }
 }

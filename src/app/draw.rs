@@ -1,21 +1,27 @@
 //! Carries out a recipe: loads the model, draws, and writes each picture as soon as it is ready.
 
 use std::fmt::Display;
-use std::path::Path;
 use std::time::Instant;
 
 use image::RgbImage;
 
-use nadir::pipeline::{Event, InitImage, LoadOptions, SIZE_STEP, SlotId, TextToImage, Warning};
+use nadir::cpu::memory;
+use nadir::pipeline::{
+    Event, InitImage, LoadOptions, MemoryEstimate, SIZE_STEP, Settings, SlotId, TextToImage,
+    Warning,
+};
 use nadir::tensor::{Device, cuda};
 use nadir::{Error, Result, io};
 
 use super::args::Execution;
-use super::destination::Destination;
+use super::destination::{Destination, Which};
 use super::interrupt;
 use super::model::Model;
 use super::progress::Progress;
 use super::recipe::{Recipe, Source};
+
+/// More than any machine has cores; each takes memory of its own.
+const MAX_THREADS: usize = 1024;
 
 /// One command's work.
 pub struct Drawing {
@@ -27,6 +33,8 @@ pub struct Drawing {
     pub separately: bool,
     /// Write all pictures as one.
     pub grid: bool,
+    /// Write into each file how it was made.
+    pub metadata: bool,
 }
 
 /// Draws the pictures of `drawing`: all of them or, after Ctrl-C, those that were finished.
@@ -34,29 +42,32 @@ pub struct Drawing {
 /// # Errors
 /// What is wrong with the recipe, the model or the place for the pictures; `Interrupted` after Ctrl-C.
 pub fn draw(drawing: Drawing) -> anyhow::Result<()> {
-    let Drawing { mut recipe, model, destination, execution, separately, grid } = drawing;
+    let Drawing { mut recipe, model, destination, execution, separately, grid, metadata } = drawing;
     // What needs no model is judged before one is loaded.
     recipe.check()?;
-    let batch = check_batch(execution.batch)?;
+    let batch = check_batch(execution.batch, recipe.num_images)?;
+    destination.check(&pictures(&recipe, separately, grid))?;
     set_threads(execution.threads)?;
-    let cancel = interrupt::listen()?;
     let progress = Progress::new(execution.quiet);
     let sampler = model.sampler_name(recipe.settings.scheduler.as_deref())?;
     let init = read_init(&mut recipe, &progress)?;
     let device = choose_device(&execution.device, &progress)?;
     recipe.device = device.to_string();
-    progress.busy(&format!("loading {}", model.name));
-    let hash = model.fingerprint(recipe.variant.as_deref())?;
-    let what = format!("the model {}", model.name);
-    replace_checksum(&mut recipe.model_hash, hash, what, &progress);
-
-    let clock = Instant::now();
     let options = LoadOptions {
         dtype: recipe.dtype,
         device,
         variant: recipe.variant.clone(),
         ..LoadOptions::default()
     };
+    let estimate = MemoryEstimate::open(&model.folder, &options)?;
+    let kept = if grid { check_grid(&recipe, &estimate)? } else { 0 };
+    check_memory(&recipe.settings, &estimate, batch, kept, device)?;
+    progress.busy(&format!("loading {}", model.name));
+    let hash = model.fingerprint(recipe.variant.as_deref())?;
+    let what = format!("the model {}", model.name);
+    replace_checksum(&mut recipe.model_hash, hash, what, &progress);
+
+    let clock = Instant::now();
     let pipeline = TextToImage::load(&model.folder, &options)?;
     pipeline.notes().iter().for_each(|note| progress.warn(note));
     recipe.settings = pipeline.resolve(&recipe.settings)?;
@@ -70,8 +81,7 @@ pub fn draw(drawing: Drawing) -> anyhow::Result<()> {
         recipe.seed
     ));
 
-    let requests = recipe.requests(init, &cancel);
-    let (pictures, written) = (Vec::new(), 0);
+    let requests = recipe.requests(init, interrupt::switch());
     let mut session = Session {
         recipe: &recipe,
         sampler,
@@ -80,8 +90,9 @@ pub fn draw(drawing: Drawing) -> anyhow::Result<()> {
         batch,
         separately,
         grid,
-        pictures,
-        written,
+        metadata,
+        pictures: Vec::new(),
+        written: 0,
         failed: None,
     };
     let drawn = pipeline.generate(requests, batch, &mut |event| session.see(event));
@@ -105,6 +116,7 @@ struct Session<'a> {
     batch: usize,
     separately: bool,
     grid: bool,
+    metadata: bool,
     /// For the grid.
     pictures: Vec<RgbImage>,
     written: usize,
@@ -127,8 +139,11 @@ impl Session<'_> {
             Event::Finished { slot, result: Ok(picture) } => {
                 if self.separately {
                     let seed = self.recipe.seed + slot.0 as u64;
-                    let path = self.destination.image(seed, self.recipe.num_images > 1);
-                    self.write(&path, &picture, seed, 1)?;
+                    let which = match self.recipe.num_images {
+                        1 => Which::Only { seed },
+                        _ => Which::OneOfSeveral { seed },
+                    };
+                    self.write(which, &picture, seed, 1)?;
                 }
                 self.written += 1;
                 if self.grid {
@@ -154,17 +169,34 @@ impl Session<'_> {
             return Ok(());
         }
         let Recipe { seed, num_images, .. } = *self.recipe;
-        let path = match self.separately {
-            true => self.destination.grid(seed),
-            false => self.destination.image(seed, false),
-        };
-        self.write(&path, &io::image::grid(&self.pictures)?, seed, num_images)
+        let which = if self.separately { Which::Grid { seed } } else { Which::Only { seed } };
+        self.write(which, &io::image::grid(&self.pictures)?, seed, num_images)
     }
 
-    fn write(&self, path: &Path, image: &RgbImage, seed: u64, num_images: usize) -> Result<()> {
-        Recipe { seed, num_images, ..self.recipe.clone() }.write(path, image, &self.sampler)?;
-        self.progress.print(path.display());
+    fn write(&self, which: Which, image: &RgbImage, seed: u64, num_images: usize) -> Result<()> {
+        let recipe = Recipe { seed, num_images, ..self.recipe.clone() };
+        let texts =
+            if self.metadata { Vec::from(recipe.texts(&self.sampler)?) } else { Vec::new() };
+        let texts: Vec<_> = texts.iter().map(|(keyword, text)| (*keyword, text.as_str())).collect();
+        let path = self.destination.save(which, |out| io::png::encode(out, image, &texts))?;
+        if let Some(path) = path {
+            self.progress.print(path.display());
+        }
         Ok(())
+    }
+}
+
+/// What will be written: of several pictures the one with the longest name.
+fn pictures(recipe: &Recipe, separately: bool, grid: bool) -> Vec<Which> {
+    let Recipe { seed, num_images, .. } = *recipe;
+    let one = match num_images {
+        1 => Which::Only { seed },
+        n => Which::OneOfSeveral { seed: seed + n as u64 - 1 },
+    };
+    match (separately, grid) {
+        (true, false) => vec![one],
+        (true, true) => vec![one, Which::Grid { seed }],
+        (false, _) => vec![Which::Only { seed }],
     }
 }
 
@@ -176,8 +208,56 @@ fn in_our_words(warning: &Warning) -> String {
     }
 }
 
-fn check_batch(batch: usize) -> Result<usize> {
-    if batch == 0 { Err(Error::argument("batch", 0, "at least 1")) } else { Ok(batch) }
+/// Pictures at a time: no more than there are.
+fn check_batch(batch: usize, num_images: usize) -> Result<usize> {
+    match batch {
+        0 => Err(Error::argument("batch", 0, "at least 1")),
+        batch => Ok(batch.min(num_images)),
+    }
+}
+
+/// Bytes of the grid and of the pictures that wait for it, where there can be such a grid.
+fn check_grid(recipe: &Recipe, estimate: &MemoryEstimate) -> Result<u64> {
+    let (width, height) = estimate.size(&recipe.settings)?;
+    let (width, height) = io::image::grid_size(recipe.num_images, width as u32, height as u32)?;
+    Ok(2 * 3 * u64::from(width) * u64::from(height))
+}
+
+/// Refuses what the machine has no memory for, before anything is loaded.
+fn check_memory(
+    settings: &Settings,
+    estimate: &MemoryEstimate,
+    batch: usize,
+    kept: u64,
+    device: Device,
+) -> Result<()> {
+    // What is free on a GPU its driver knows when it is asked.
+    let Some(space) = memory::tightest().filter(|_| device == Device::Cpu) else { return Ok(()) };
+    let peak = |batch| Ok::<_, Error>(estimate.peak(settings, batch)?.saturating_add(kept));
+    let fits = |batch| Ok::<_, Error>(peak(batch)? <= space.free);
+    if fits(batch)? {
+        return Ok(());
+    }
+    let gib = |bytes: u64| format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64);
+    let needed = gib(peak(batch)?);
+    let need =
+        format!("about {needed} of memory would be needed, and {} are free", gib(space.free));
+    if batch > 1 && fits(1)? {
+        let (mut fitting, mut beyond) = (1, batch);
+        while beyond - fitting > 1 {
+            let middle = fitting + (beyond - fitting) / 2;
+            if fits(middle)? { fitting = middle } else { beyond = middle }
+        }
+        return Err(Error::argument(
+            "batch",
+            batch,
+            format!("{need}; {fitting} at a time would fit"),
+        ));
+    }
+    let (width, height) = estimate.size(settings)?;
+    let lower = if settings.vae_tiling { "" } else { ", decode with --vae-tiling" };
+    let expected = format!("{need}; lower --width and --height{lower} or take --dtype bf16");
+    Err(Error::argument("width", format!("{width}x{height}"), expected))
 }
 
 /// The device that was asked for; says why where that was left to nadir.
@@ -195,7 +275,9 @@ fn choose_device(request: &str, progress: &Progress) -> Result<Device> {
 fn set_threads(threads: Option<usize>) -> anyhow::Result<()> {
     match threads {
         None => Ok(()),
-        Some(0) => Err(Error::argument("threads", 0, "at least 1").into()),
+        Some(n) if !(1..=MAX_THREADS).contains(&n) => {
+            Err(Error::argument("threads", n, format!("a number from 1 to {MAX_THREADS}")).into())
+        }
         Some(n) => Ok(rayon::ThreadPoolBuilder::new().num_threads(n).build_global()?),
     }
 }

@@ -31,7 +31,8 @@ pub fn run(args: args::Generate) -> anyhow::Result<()> {
         ..Recipe::new(model.name.clone(), Settings { prompt, ..args.settings }, seed)
     };
     let (execution, grid) = (args.execution, args.grid);
-    draw::draw(Drawing { recipe, model, destination, execution, separately: true, grid })
+    let (separately, metadata) = (true, !args.no_metadata);
+    draw::draw(Drawing { recipe, model, destination, execution, separately, grid, metadata })
 }
 
 /// 32 bits: short enough to be typed again, and what other programs draw from.

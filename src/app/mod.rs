@@ -10,6 +10,7 @@ mod model;
 mod progress;
 mod recipe;
 mod replay;
+mod terminal;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -33,15 +34,17 @@ pub fn main() -> ExitCode {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {
             let code = exit_code(&error);
-            match code {
-                interrupt::EXIT_CODE => eprintln!("interrupted: {error}"),
-                _ => eprintln!("error: {}", in_our_words(&error)),
+            match error.downcast_ref::<Error>() {
+                Some(Error::Interrupted) => terminal::say(&format!("interrupted: {error}")),
+                _ => terminal::say(&format!("error: {}", in_our_words(&error))),
             }
             ExitCode::from(code)
         }
         Err(_) => {
             let version = env!("CARGO_PKG_VERSION");
-            eprintln!("This is a bug in nadir {version}: please report it, with the command line.");
+            terminal::say(&format!(
+                "This is a bug in nadir {version}: please report it, with the command line."
+            ));
             ExitCode::from(BUG)
         }
     }
@@ -49,6 +52,9 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     nadir::cpu::simd::choose()?;
+    if !matches!(command, Command::Doctor(_)) {
+        interrupt::listen()?;
+    }
     match command {
         Command::Generate(args) => generate::run(args)?,
         Command::Replay(args) => replay::run(args)?,
@@ -67,10 +73,10 @@ fn in_our_words(error: &anyhow::Error) -> String {
     }
 }
 
-/// 2 where the user can do something about it, 130 after Ctrl-C, otherwise 1.
+/// 2 where the user can do something about it, 130 after Ctrl-C, likewise after other signals; otherwise 1.
 fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<Error>() {
-        Some(Error::Interrupted) => interrupt::EXIT_CODE,
+        Some(Error::Interrupted) => interrupt::exit_code(),
         Some(
             Error::Argument { .. }
             | Error::File { .. }

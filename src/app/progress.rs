@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::terminal;
+
 /// Lines in a log are this far apart.
 const INTERVAL: Duration = Duration::from_secs(10);
 
@@ -40,7 +42,7 @@ impl Progress {
     /// Shows that something goes on that has no steps.
     pub fn busy(&self, what: &str) {
         if let Kind::Bar(bar) = &self.kind {
-            bar.set_message(what.to_owned());
+            bar.set_message(terminal::printable(what));
             bar.enable_steady_tick(Duration::from_millis(100));
         }
     }
@@ -80,7 +82,10 @@ impl Progress {
                     *last = Instant::now();
                     let left = self.total.saturating_sub(self.done) as f64 / rate;
                     let pace = pace(rate);
-                    eprintln!("step {}/{}, {pace}, {left:.0} s left", self.done, self.total);
+                    terminal::say(&format!(
+                        "step {}/{}, {pace}, {left:.0} s left",
+                        self.done, self.total
+                    ));
                 }
             }
         }
@@ -95,8 +100,8 @@ impl Progress {
     pub fn say(&self, line: &str) {
         match &self.kind {
             Kind::Quiet => {}
-            Kind::Lines { .. } => eprintln!("{line}"),
-            Kind::Bar(bar) => bar.suspend(|| eprintln!("{line}")),
+            Kind::Lines { .. } => terminal::say(line),
+            Kind::Bar(bar) => bar.suspend(|| terminal::say(line)),
         }
     }
 
@@ -116,8 +121,8 @@ impl Progress {
     pub fn warn(&self, message: &str) {
         let line = format!("warning: {message}");
         match &self.kind {
-            Kind::Bar(bar) => bar.suspend(|| eprintln!("{line}")),
-            Kind::Quiet | Kind::Lines { .. } => eprintln!("{line}"),
+            Kind::Bar(bar) => bar.suspend(|| terminal::say(&line)),
+            Kind::Quiet | Kind::Lines { .. } => terminal::say(&line),
         }
     }
 

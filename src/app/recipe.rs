@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
 use nadir::io::png::{self, Parameters};
@@ -91,6 +90,14 @@ impl Recipe {
             let expected = format!("at most 2^64 - {}, for {0} pictures", self.num_images);
             return Err(Error::argument("seed", self.seed, expected));
         }
+        for (field, source) in [("init_image", &self.init_image), ("mask_image", &self.mask_image)]
+        {
+            let path = source.as_ref().map(|source| &source.path);
+            if let Some(path) = path.filter(|path| path.to_str().is_none()) {
+                let expected = "a path in UTF-8, which the picture can keep";
+                return Err(Error::argument(field, path.display(), expected));
+            }
+        }
         if self.init_image.is_none()
             && (self.mask_image.is_some() || self.settings.strength.is_some())
         {
@@ -104,7 +111,7 @@ impl Recipe {
     pub fn requests(
         &self,
         init: Option<InitImage>,
-        cancel: &Cancel,
+        cancel: Cancel,
     ) -> impl Iterator<Item = Request> {
         let init = init.map(Arc::new);
         (0..self.num_images as u64).map(move |i| Request {
@@ -139,14 +146,17 @@ impl Recipe {
         parameters.with("Version", format!("nadir {}", self.nadir))
     }
 
-    /// Writes a picture that tells how it was made; `sampler` is the name that other programs know it by.
+    /// The texts of a picture that tell how it was made; `sampler` is the name that other programs know it by.
     ///
     /// # Errors
-    /// The file cannot be written.
-    pub fn write(&self, path: &Path, image: &RgbImage, sampler: &str) -> Result<()> {
-        let replay = serde_json::to_string(self).map_err(|e| Error::io(path, e.into()))?;
-        let parameters = self.parameters(sampler).to_string();
-        png::write(path, image, &[(png::PARAMETERS, &parameters), (png::REPLAY, &replay)])
+    /// A path that JSON cannot hold.
+    pub fn texts(&self, sampler: &str) -> Result<[(&'static str, String); 2]> {
+        let source = [&self.init_image, &self.mask_image].into_iter().flatten();
+        let replay = serde_json::to_string(self).map_err(|e| {
+            let path = source.map(|source| source.path.clone()).next().unwrap_or_default();
+            Error::io(path, e.into())
+        })?;
+        Ok([(png::PARAMETERS, self.parameters(sampler).to_string()), (png::REPLAY, replay)])
     }
 
     /// What a picture tells of how it was made.
@@ -191,6 +201,8 @@ mod text {
 
 #[cfg(test)]
 mod tests {
+    use image::RgbImage;
+
     use super::*;
 
     fn recipe() -> Recipe {
@@ -221,7 +233,9 @@ mod tests {
     fn a_picture_keeps_its_recipe() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.png");
-        recipe().write(&path, &RgbImage::new(1, 1), "Euler a").unwrap();
+        let texts = recipe().texts("Euler a").unwrap();
+        let texts = texts.each_ref().map(|(keyword, text)| (*keyword, text.as_str()));
+        png::write(&path, &RgbImage::new(1, 1), &texts).unwrap();
         assert_eq!(Recipe::read(&path).unwrap(), recipe());
 
         let texts = png::read_texts(&path).unwrap();
@@ -254,7 +268,7 @@ mod tests {
     #[test]
     fn what_cannot_be_is_named() {
         let seeds = recipe()
-            .requests(None, &Cancel::default())
+            .requests(None, Cancel::default())
             .map(|request| request.seed)
             .collect::<Vec<_>>();
         assert_eq!(seeds, [u64::MAX - 1, u64::MAX]);

@@ -1,13 +1,15 @@
 //! `nadir replay`: from a picture to the recipe that it keeps.
 
+use std::io::Write;
+
 use super::args;
 use super::destination::Destination;
 use super::draw::{self, Drawing};
 use super::model::Model;
 use super::recipe::Recipe;
+use super::terminal;
 
 pub fn run(args: args::Replay) -> anyhow::Result<()> {
-    let destination = Destination::resolve(args.output.as_deref())?;
     let mut recipe = Recipe::read(&args.image)?;
     if let Some(dtype) = args.execution.dtype {
         recipe.dtype = dtype;
@@ -22,8 +24,16 @@ pub fn run(args: args::Replay) -> anyhow::Result<()> {
             source.path = path;
         }
     }
+    recipe.check()?;
+    if args.dry_run {
+        let json = serde_json::to_string_pretty(&recipe)?;
+        // Nobody may be reading.
+        let _ = writeln!(std::io::stdout(), "{}", terminal::printable_json(&json));
+        return Ok(());
+    }
+    let destination = Destination::resolve(args.output.as_deref())?;
     let model = Model::find(Some(&recipe.model))?;
     let grid = recipe.num_images > 1;
-    let execution = args.execution;
-    draw::draw(Drawing { recipe, model, destination, execution, separately: !grid, grid })
+    let (execution, metadata) = (args.execution, true);
+    draw::draw(Drawing { recipe, model, destination, execution, separately: !grid, grid, metadata })
 }

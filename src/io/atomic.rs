@@ -1,8 +1,14 @@
 //! Output files that are complete or absent: written under a temporary name, synced, renamed.
+//!
+//! A temporary file is locked as long as its process lives. [`remove_abandoned`] tells by that which ones a killed
+//! process left behind.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
+
+use tempfile::{NamedTempFile, PersistError};
 
 use crate::error::{Error, Result};
 
@@ -65,30 +71,148 @@ pub fn check_folder(path: &Path, folder: &Path) -> Result<()> {
     }
 }
 
+/// Writes the first of `names`, paths in `folder`, that nothing has yet, by `fill`: no file is ever replaced, whoever
+/// else writes there. The name that was taken.
+///
+/// # Errors
+/// As for [`write()`]; `names` ends before one is free.
+pub fn create(
+    folder: &Path,
+    names: impl IntoIterator<Item = PathBuf>,
+    fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<PathBuf> {
+    check_folder(folder, folder)?;
+    let fail = |e| explain(folder, e);
+    let mut temporary = Temporary::filled(folder, fill).map_err(fail)?;
+    for path in names.into_iter().filter(|path| fs::symlink_metadata(path).is_err()) {
+        match temporary.persist(|file| file.persist_noclobber(&path)) {
+            Ok(()) => {
+                sync_folder(folder);
+                return Ok(path);
+            }
+            Err((again, e)) if e.kind() == ErrorKind::AlreadyExists => temporary = again,
+            Err((_, e)) => return Err(explain(&path, e)),
+        }
+    }
+    Err(Error::file(folder, "output", "a free name", "none", "Choose another folder."))
+}
+
+/// Tries whether `folder` can be written to.
+///
+/// # Errors
+/// It cannot.
+pub fn check_writable(folder: &Path) -> Result<()> {
+    Temporary::new(folder).map(drop).map_err(|e| explain(folder, e))
+}
+
+/// Removes the temporary files in `folder` that a process left behind when it was killed.
+pub fn remove_abandoned(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if !(name.starts_with(PREFIX) && name.ends_with(SUFFIX)) {
+            continue;
+        }
+        // Only to look at the lock; a link or a device by that name is none of ours.
+        let ours = entry.file_type().is_ok_and(|kind| kind.is_file());
+        let Some(file) = ours.then(|| File::open(entry.path()).ok()).flatten() else { continue };
+        if file.try_lock().is_ok() {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Removes the temporary files of this process, which is about to end.
+pub fn remove_own() {
+    open_files().iter().for_each(|path| {
+        let _ = fs::remove_file(path);
+    });
+}
+
+const PREFIX: &str = ".nadir-";
+const SUFFIX: &str = ".tmp";
+
+/// Temporary files that this process has.
+static OPEN: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+fn open_files() -> MutexGuard<'static, Vec<PathBuf>> {
+    OPEN.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// A temporary file, locked against [`remove_abandoned`]; removed when it is dropped.
+struct Temporary {
+    file: NamedTempFile,
+}
+
+impl Temporary {
+    fn new(folder: &Path) -> io::Result<Self> {
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(PREFIX).suffix(SUFFIX);
+        // Temporary files are private by default; a result has the permissions of any other file (less the umask).
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        loop {
+            let mut open = open_files();
+            let file = builder.tempfile_in(folder)?;
+            open.push(file.path().to_owned());
+            drop(open);
+            let temporary = Self { file };
+            // Where a file system has no locks nobody gets one, and what is left behind stays.
+            let _ = temporary.file.as_file().lock();
+            // Between its creation and the lock another process may have taken it for abandoned.
+            if temporary.file.path().exists() {
+                return Ok(temporary);
+            }
+        }
+    }
+
+    /// A file with the content that `fill` writes, on the disk.
+    fn filled(
+        folder: &Path,
+        fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> io::Result<Self> {
+        let temporary = Self::new(folder)?;
+        let mut writer = BufWriter::with_capacity(BUFFER, temporary.file.as_file());
+        fill(&mut writer)?;
+        writer.flush()?;
+        drop(writer);
+        temporary.file.as_file().sync_all()?;
+        Ok(temporary)
+    }
+
+    /// Gives it its name by `rename`; it comes back with the error when that fails.
+    fn persist(
+        self,
+        rename: impl FnOnce(NamedTempFile) -> Result<File, PersistError>,
+    ) -> Result<(), (Self, io::Error)> {
+        let path = self.file.path().to_owned();
+        match rename(self.file) {
+            Ok(_) => {
+                open_files().retain(|open| *open != path);
+                Ok(())
+            }
+            Err(e) => Err((Self { file: e.file }, e.error)),
+        }
+    }
+}
+
 fn replace(
     target: &Path,
     folder: &Path,
     fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> io::Result<()> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".nadir-").suffix(".tmp");
-    // Temporary files are private by default; a result has the permissions of any other file (less the umask).
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    // Dropping `temporary` on an early return removes the file.
-    let temporary = builder.tempfile_in(folder)?;
-    let mut writer = BufWriter::with_capacity(BUFFER, temporary.as_file());
-    fill(&mut writer)?;
-    writer.flush()?;
-    drop(writer);
-    temporary.as_file().sync_all()?;
-    temporary.persist(target).map_err(|e| e.error)?;
-    // The rename itself lives in the folder. Some file systems cannot sync a folder; the file is whole even so.
+    let temporary = Temporary::filled(folder, fill)?;
+    temporary.persist(|file| file.persist(target)).map_err(|(_, e)| e)?;
+    sync_folder(folder);
+    Ok(())
+}
+
+/// A rename lives in the folder. Some file systems cannot sync a folder; the file is whole even so.
+fn sync_folder(folder: &Path) {
     #[cfg(unix)]
     if let Ok(handle) = File::open(folder) {
         let _ = handle.sync_all();
     }
-    Ok(())
 }
 
 fn write_through(
@@ -144,6 +268,34 @@ mod tests {
         assert!(error.to_string().contains("full disk"), "{error}");
         assert_eq!(fs::read(&path).unwrap(), b"second");
         assert_eq!(entries(folder.path()), ["a.bin"]);
+    }
+
+    #[test]
+    fn a_name_is_taken_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = || ["a", "b", "c"].map(|name| folder.path().join(name));
+        let create = || create(folder.path(), names(), |w| w.write_all(b"x"));
+        assert_eq!(create().unwrap(), names()[0]);
+        assert_eq!(create().unwrap(), names()[1]);
+        fs::create_dir(&names()[2]).unwrap();
+        assert!(create().unwrap_err().to_string().contains("a free name"));
+        assert_eq!(entries(folder.path()), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn files_of_the_dead_are_removed_and_those_of_the_living_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in [".nadir-dead.tmp", ".nadir-note.txt", "x.tmp"] {
+            fs::write(folder.path().join(name), b"x").unwrap();
+        }
+        let living = Temporary::new(folder.path()).unwrap();
+        remove_abandoned(folder.path());
+        let name = living.file.path().file_name().unwrap().to_str().unwrap().to_owned();
+        let mut kept = vec![name, ".nadir-note.txt".to_owned(), "x.tmp".to_owned()];
+        kept.sort();
+        assert_eq!(entries(folder.path()), kept);
+        remove_own();
+        assert_eq!(entries(folder.path()), [".nadir-note.txt", "x.tmp"]);
     }
 
     #[test]

@@ -125,6 +125,24 @@ pub fn from_tensor(tensor: &Tensor) -> Result<Vec<RgbImage>> {
         .collect()
 }
 
+/// Width and height of the [`grid`] of `n` pictures of `w` x `h` pixels.
+///
+/// # Errors
+/// More than 65,535 pixels a side.
+pub fn grid_size(n: usize, w: u32, h: u32) -> Result<(u32, u32)> {
+    let columns = (1..).find(|c| c * c >= n).unwrap_or(1);
+    let rows = n.div_ceil(columns);
+    let side =
+        |n: usize, length: u32| u32::try_from(n).ok()?.checked_mul(length).filter(|s| *s <= 0xffff);
+    match (side(columns, w), side(rows, h)) {
+        (Some(width), Some(height)) => Ok((width, height)),
+        _ => {
+            let found = format!("a grid of {columns} by {rows} pictures of {w}x{h}");
+            Err(Error::argument("grid", found, "at most 65,535 pixels a side"))
+        }
+    }
+}
+
 /// Lays pictures out in rows, as square as possible; places left over are black.
 ///
 /// # Errors
@@ -138,14 +156,8 @@ pub fn grid(images: &[RgbImage]) -> Result<RgbImage> {
         let found = format!("a grid of {w}x{h} and {}x{}", other.width(), other.height());
         return Err(Error::argument("grid", found, "all pictures have one size"));
     }
-    let columns = (1..).find(|c| c * c >= images.len()).unwrap_or(1);
-    let rows = images.len().div_ceil(columns);
-    let side =
-        |n: usize, length: u32| u32::try_from(n).ok()?.checked_mul(length).filter(|s| *s <= 0xffff);
-    let (Some(width), Some(height)) = (side(columns, w), side(rows, h)) else {
-        let found = format!("a grid of {columns} by {rows} pictures of {w}x{h}");
-        return Err(Error::argument("grid", found, "at most 65,535 pixels a side"));
-    };
+    let (width, height) = grid_size(images.len(), w, h)?;
+    let columns = (width / w) as usize;
     let mut out = RgbImage::new(width, height);
     for (i, image) in images.iter().enumerate() {
         let (column, row) = (i % columns, i / columns);

@@ -113,7 +113,7 @@ impl TextToImage {
 }
 
 /// Activations of many autoencoders overflow f16, and the image would be black.
-fn vae_dtype(dtype: DType, config: &VaeConfig) -> DType {
+pub(super) fn vae_dtype(dtype: DType, config: &VaeConfig) -> DType {
     if dtype == DType::F16 && config.force_upcast { DType::F32 } else { dtype }
 }
 

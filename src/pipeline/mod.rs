@@ -2,6 +2,7 @@
 
 mod guidance;
 mod load;
+mod memory;
 mod prompt;
 mod recent;
 mod request;
@@ -15,6 +16,7 @@ mod start;
 mod text_to_image;
 
 pub use load::{LoadOptions, Suggestions};
+pub use memory::MemoryEstimate;
 pub use prompt::Warning;
 pub use request::{Cancel, InitImage, Request};
 pub use run::{Event, Run, SlotId};

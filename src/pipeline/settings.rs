@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::noise::NoiseSource;
+use crate::text::tokenizer::check_prompt;
 use crate::text::weighting::{LongPrompt, Syntax};
 
 /// What a picture depends on besides the model, the seed and the pictures that it starts from. JSON has
@@ -122,13 +123,8 @@ impl Settings {
     /// # Errors
     /// `Argument`, naming the first field whose value is not possible.
     pub fn check(&self) -> Result<()> {
-        for (name, prompt) in [("prompt", &self.prompt), ("negative_prompt", &self.negative_prompt)]
-        {
-            if prompt.contains('\0') {
-                let expected = "a text without NUL characters";
-                return Err(Error::argument(name, format!("{prompt:?}"), expected));
-            }
-        }
+        check_prompt("prompt", &self.prompt)?;
+        check_prompt("negative_prompt", &self.negative_prompt)?;
         for (name, size) in [("width", self.width), ("height", self.height)] {
             size.map_or(Ok(0), |size| check_size(name, size, SIZE_STEP))?;
         }
@@ -210,6 +206,7 @@ mod tests {
         fails(|s| s.steps = Some(0), "steps");
         fails(|s| s.height = Some(60), "height");
         fails(|s| s.prompt = "a\0b".into(), "prompt");
+        fails(|s| s.negative_prompt = "a".repeat(1 << 20), "negative_prompt");
         fails(|s| s.guidance_scale = Some(f32::NAN), "guidance_scale");
         fails(|s| s.eta = 1.5, "eta");
         fails(|s| s.strength = Some(-0.1), "strength");

@@ -157,7 +157,7 @@ impl ClipTokenizer {
     /// # Errors
     /// `text` holds a NUL, or is longer than a prompt can be (32 KiB).
     pub fn text_ids(&self, text: &str) -> Result<Vec<u32>> {
-        check_prompt(text)?;
+        check_prompt("prompt", text)?;
         let encoding = guarded(&self.folder, || self.inner.encode_fast(text, false))?;
         Ok(encoding.get_ids().to_vec())
     }
@@ -469,15 +469,15 @@ impl Settings {
     }
 }
 
-/// Refuses what is no prompt before anything is done with it.
-pub(super) fn check_prompt(text: &str) -> Result<()> {
+/// Refuses what is no prompt before anything is done with it; `field` is what the error calls it.
+pub(crate) fn check_prompt(field: &'static str, text: &str) -> Result<()> {
     if text.contains('\0') {
         let expected = "text without NUL characters";
-        return Err(Error::argument("prompt", format!("a NUL in {:?}", shorten(text)), expected));
+        return Err(Error::argument(field, format!("a NUL in {:?}", shorten(text)), expected));
     }
     if text.len() > MAX_PROMPT {
         let found = format!("a text of {} bytes", text.len());
-        return Err(Error::argument("prompt", found, format!("at most {MAX_PROMPT} bytes")));
+        return Err(Error::argument(field, found, format!("at most {MAX_PROMPT} bytes")));
     }
     Ok(())
 }

@@ -105,7 +105,7 @@ pub fn encode(
     syntax: Syntax,
     long: LongPrompt,
 ) -> Result<WeightedTokens> {
-    check_prompt(prompt)?;
+    check_prompt("prompt", prompt)?;
     let mut tokens: Vec<(u32, f32)> = Vec::new();
     for Fragment { text, weight } in parse(prompt, syntax) {
         tokens.extend(tokenizer.text_ids(&text)?.into_iter().map(|id| (id, weight)));

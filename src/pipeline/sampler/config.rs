@@ -8,12 +8,12 @@ use crate::error::{Error, Result};
 use crate::io::config::{Config, parse, read_text};
 
 use super::Sampler;
-use super::ddim::Ddim;
-use super::ddpm::Ddpm;
+use super::ddim::ddim;
+use super::ddpm::ddpm;
 use super::dpmsolver::DpmSolver;
 use super::euler::Euler;
 use super::heun::Heun;
-use super::lcm::Lcm;
+use super::lcm::lcm;
 use super::lms::Lms;
 use super::pndm::Pndm;
 use super::unipc::UniPc;
@@ -274,8 +274,8 @@ impl SamplerConfig {
     pub fn build(&self, steps: usize, eta: f64) -> Result<Box<dyn Sampler>> {
         let config = &Config::from_value(&self.path, self.to_value())?;
         Ok(match self.kind {
-            SamplerKind::Ddpm => Box::new(Ddpm::new(config, steps)?),
-            SamplerKind::Ddim => Box::new(Ddim::new(config, steps, eta)?),
+            SamplerKind::Ddpm => Box::new(ddpm(config, steps)?),
+            SamplerKind::Ddim => Box::new(ddim(config, steps, eta)?),
             SamplerKind::Pndm => Box::new(Pndm::new(config, steps)?),
             SamplerKind::Lms => Box::new(Lms::new(config, steps)?),
             SamplerKind::Heun => Box::new(Heun::new(config, steps)?),
@@ -283,7 +283,7 @@ impl SamplerConfig {
             SamplerKind::EulerAncestral => Box::new(Euler::ancestral(config, steps)?),
             SamplerKind::DpmSolver => Box::new(DpmSolver::new(config, steps)?),
             SamplerKind::UniPc => Box::new(UniPc::new(config, steps)?),
-            SamplerKind::Lcm => Box::new(Lcm::new(config, steps)?),
+            SamplerKind::Lcm => Box::new(lcm(config, steps)?),
         })
     }
 

@@ -2,96 +2,58 @@
 
 use crate::error::{Error, Result};
 use crate::io::config::Config;
-use crate::tensor::Tensor;
 
-use super::prediction::{Clip, Mix, Prediction, Weights};
+use super::NoiseLevel;
+use super::prediction::{Clip, Prediction, Weights};
 use super::schedule::{BetaDefaults, NoiseSchedule};
-use super::{DrawNoise, NoiseLevel, Sampler};
+use super::step_table::{Step, StepTable};
 
 /// Deviation of the data that the boundary condition assumes.
 const SIGMA_DATA: f64 = 0.5;
 
-pub(super) struct Lcm {
-    clip: Clip,
-    timesteps: Vec<f32>,
-    steps: Vec<Step>,
-}
+pub(super) fn lcm(config: &Config, steps: usize) -> Result<StepTable> {
+    let defaults = BetaDefaults { start: 0.00085, end: 0.012, schedule: "scaled_linear" };
+    let schedule = NoiseSchedule::read(config, defaults, &[], true)?;
+    let prediction = Prediction::read(config)?;
+    let clip = Clip::read(config, false)?;
+    let scaling = config.f64("timestep_scaling", 10.0)?;
+    let original = config.usize("original_inference_steps", 50)?;
+    if !(1..=schedule.len()).contains(&original) {
+        let expected = format!("a count from 1 to num_train_timesteps = {}", schedule.len());
+        return Err(config.wrong("original_inference_steps", &expected));
+    }
+    if !(1..=original).contains(&steps) {
+        return Err(Error::argument(
+            "steps",
+            steps,
+            format!("this consistency model was distilled for 1 to {original} steps"),
+        ));
+    }
 
-struct Step {
-    level: NoiseLevel,
-    denoised: Mix,
-    weights: Weights,
-    /// Weight of the noise put back for the next step; none after the last.
-    noise: Option<f64>,
-}
+    // The timesteps of the distillation, every `stride`-th of training, evenly thinned from the noisiest on.
+    let stride = schedule.len() / original;
+    let spread = original as f64 / steps as f64;
+    let visited: Vec<usize> =
+        (0..steps).map(|i| (original - (i as f64 * spread) as usize) * stride - 1).collect();
 
-impl Lcm {
-    pub fn new(config: &Config, steps: usize) -> Result<Self> {
-        let defaults = BetaDefaults { start: 0.00085, end: 0.012, schedule: "scaled_linear" };
-        let schedule = NoiseSchedule::read(config, defaults, &[], true)?;
-        let prediction = Prediction::read(config)?;
-        let clip = Clip::read(config, false)?;
-        let scaling = config.f64("timestep_scaling", 10.0)?;
-        let original = config.usize("original_inference_steps", 50)?;
-        if !(1..=schedule.len()).contains(&original) {
-            let expected = format!("a count from 1 to num_train_timesteps = {}", schedule.len());
-            return Err(config.wrong("original_inference_steps", &expected));
+    let step = |i: usize| {
+        let level = NoiseLevel::of_alpha_bar(schedule.alpha_bar(visited[i]));
+        let t = visited[i] as f64 * scaling;
+        let variance = t * t + SIGMA_DATA * SIGMA_DATA;
+        let (skip, out) = (SIGMA_DATA * SIGMA_DATA / variance, t / variance.sqrt());
+        let next = visited.get(i + 1).map(|&t| NoiseLevel::of_alpha_bar(schedule.alpha_bar(t)));
+        let signal = next.map_or(1.0, |level| level.signal);
+        Step {
+            level,
+            denoised: prediction.denoised(level.signal, level.noise),
+            weights: Weights { x0: signal * out, sample: signal * skip, output: 0.0 },
+            // Put back for the next step; none after the last.
+            noise: next.map(|level| level.noise),
         }
-        if !(1..=original).contains(&steps) {
-            return Err(Error::argument(
-                "steps",
-                steps,
-                format!("this consistency model was distilled for 1 to {original} steps"),
-            ));
-        }
-
-        // The timesteps of the distillation, every `stride`-th of training, evenly thinned from the noisiest on.
-        let stride = schedule.len() / original;
-        let spread = original as f64 / steps as f64;
-        let visited: Vec<usize> =
-            (0..steps).map(|i| (original - (i as f64 * spread) as usize) * stride - 1).collect();
-
-        let step = |i: usize| {
-            let level = NoiseLevel::of_alpha_bar(schedule.alpha_bar(visited[i]));
-            let t = visited[i] as f64 * scaling;
-            let variance = t * t + SIGMA_DATA * SIGMA_DATA;
-            let (skip, out) = (SIGMA_DATA * SIGMA_DATA / variance, t / variance.sqrt());
-            let next = visited.get(i + 1).map(|&t| NoiseLevel::of_alpha_bar(schedule.alpha_bar(t)));
-            let signal = next.map_or(1.0, |level| level.signal);
-            Step {
-                level,
-                denoised: prediction.denoised(level.signal, level.noise),
-                weights: Weights { x0: signal * out, sample: signal * skip, output: 0.0 },
-                noise: next.map(|level| level.noise),
-            }
-        };
-        Ok(Self {
-            clip,
-            steps: (0..steps).map(step).collect(),
-            timesteps: visited.iter().map(|&t| t as f32).collect(),
-        })
-    }
-}
-
-impl Sampler for Lcm {
-    fn timesteps(&self) -> &[f32] {
-        &self.timesteps
-    }
-
-    fn noise_level(&self, i: usize) -> NoiseLevel {
-        self.steps[i].level
-    }
-
-    fn step(
-        &mut self,
-        i: usize,
-        output: &Tensor,
-        sample: &Tensor,
-        noise: &mut DrawNoise,
-    ) -> Result<Tensor> {
-        let step = &self.steps[i];
-        let drawn = step.noise.map(|weight| Ok((weight, noise()?))).transpose()?;
-        let noise = drawn.as_ref().map(|(weight, noise)| (*weight, noise));
-        self.clip.step(step.denoised, step.weights, sample, output, noise)
-    }
+    };
+    Ok(StepTable {
+        clip,
+        steps: (0..steps).map(step).collect(),
+        timesteps: visited.iter().map(|&t| t as f32).collect(),
+    })
 }

@@ -27,6 +27,7 @@ mod schedule;
 mod sigmas;
 mod solver;
 mod spacing;
+mod step_table;
 mod unipc;
 
 pub use config::{SamplerConfig, SamplerKind};
