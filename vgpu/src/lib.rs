@@ -1,4 +1,7 @@
 //! A virtual CUDA device: the CUDA driver API over an interpreter of PTX on the CPU.
+//!
+//! It works on Linux on x86-64. Built for anything else, or with `--cfg nadir_portable`, this crate is empty.
+#![cfg(vgpu_supported)]
 
 mod driver;
 mod exec;

@@ -1,4 +1,5 @@
 //! Arithmetic against exact results, on edge values and random bits.
+#![cfg(vgpu_supported)]
 
 mod common;
 

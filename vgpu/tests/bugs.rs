@@ -1,4 +1,5 @@
 //! Every planted mistake is found: the right class, in the right kernel, at the right line.
+#![cfg(vgpu_supported)]
 
 mod common;
 

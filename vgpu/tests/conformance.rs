@@ -1,4 +1,5 @@
 //! The table of instructions in INSTRUCTIONS.md is what the decoder says, and ptxas agrees that they exist.
+#![cfg(vgpu_supported)]
 
 mod common;
 

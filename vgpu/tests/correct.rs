@@ -1,4 +1,5 @@
 //! Correct kernels that look suspicious run without a complaint, in every order, and compute the right thing.
+#![cfg(vgpu_supported)]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Counters equal what one counts by hand.
+#![cfg(vgpu_supported)]
 
 mod common;
 

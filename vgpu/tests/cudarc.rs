@@ -1,4 +1,5 @@
 //! A program on cudarc's safe layer, which finds the device by its library alone.
+#![cfg(vgpu_supported)]
 
 mod common;
 

@@ -4,6 +4,7 @@
 //! `05-device-repr`, `06-threading`, `09-constant-memory`, `matmul-kernel` and `nvrtc-compile`, which compile
 //! their kernels with NVRTC, `13-copy-multi-gpu`, which needs a second device, `08-cupti` and `cufile-copy`.
 //! `cudarc.rs` shares a context between threads and reads constant memory.
+#![cfg(vgpu_supported)]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Programs that know nothing of this crate run on the staged library.
+#![cfg(vgpu_supported)]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Kernels in the usual style of the field agree with references in double precision.
+#![cfg(vgpu_supported)]
 
 mod common;
 

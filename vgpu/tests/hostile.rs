@@ -1,4 +1,5 @@
 //! Damaged PTX is refused or runs into a check; it never takes the process along.
+#![cfg(vgpu_supported)]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! What a report says: both sides, names as in the source, where an undefined value came from.
+#![cfg(vgpu_supported)]
 
 mod common;
 

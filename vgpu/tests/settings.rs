@@ -1,4 +1,5 @@
 //! What the variables `VGPU_*` change.
+#![cfg(vgpu_supported)]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Memory of streams, of captures, and copies that are too short or too early.
+#![cfg(vgpu_supported)]
 
 mod common;
 

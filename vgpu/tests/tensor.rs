@@ -1,5 +1,6 @@
 //! Every form of `mma.sync`, its fragments packed by other projects' maps (golden/fragments.py, golden/cute.py),
 //! against products in double precision, and every form of `ldmatrix` and `stmatrix` against CuTe's layouts.
+#![cfg(vgpu_supported)]
 
 mod common;
 

@@ -37,6 +37,11 @@ pub fn variables() -> Result<[(&'static str, OsString); 2]> {
 /// Puts the library into a folder of its own. Beside the other build products, where `cargo run` looks for
 /// libraries, it would be taken for a driver by programs that never asked for it.
 fn stage() -> Result<PathBuf> {
+    if cfg!(any(nadir_portable, not(all(target_os = "linux", target_arch = "x86_64")))) {
+        bail!(
+            "the virtual device works on Linux on x86-64 only, and not with --cfg nadir_portable"
+        );
+    }
     run_program(cargo().args(["build", "--quiet", "--release", "--package", "vgpu"]))?;
     let target = target_dir()?;
     let built = target.join("release/libvgpu.so");

@@ -6,6 +6,7 @@ use super::error::{self, Code};
 use super::queue::{HostFn, KernelLaunch, Work};
 use super::state::State;
 use super::{Handle, Outcome, api, put, with_context};
+use crate::exec::demangle;
 
 /// `CUlaunchConfig`.
 #[repr(C)]
@@ -124,7 +125,7 @@ impl State {
         let entry = self.functions.get(&(function as u64)).ok_or(error::INVALID_HANDLE)?;
         let kernel = &entry.kernel;
         let threads: u64 = block.iter().map(|n| *n as u64).product();
-        let name = &kernel.name;
+        let name = demangle(&kernel.name);
         if let Some(refused) = &kernel.refused {
             return refuse(error::NOT_SUPPORTED, format!("{name}: {refused}"));
         }

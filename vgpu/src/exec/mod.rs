@@ -17,6 +17,7 @@ mod warp;
 
 pub use checks::Checks;
 pub use counters::{Counters, LineCounters};
+pub(crate) use fault::demangle;
 pub use fault::{Fault, FaultKind, Severity};
 pub(crate) use memory::{Allocation, Memory, MemoryKind};
 pub(crate) use random::Random;

@@ -1,7 +1,4 @@
-//! How fast the interpreter is on this machine, with checks on and off.
-//!
-//!     nvcc -ptx -arch=sm_80 vgpu/tests/kernels/families.cu -o families.ptx
-//!     cargo run --release -p vgpu --example speed families.ptx
+//! The measurements.
 
 use std::time::Instant;
 
@@ -34,7 +31,8 @@ done:
 }
 ";
 
-fn main() -> Result<(), Error> {
+/// Prints the figures with all checks, with some and with none.
+pub fn run() -> Result<(), Error> {
     let but_warps = Checks { race_warp: false, ..Checks::ALL };
     let choices = [
         ("checks on", Checks::ALL),
