@@ -161,6 +161,8 @@ impl Warp {
             for lane in lanes(here) {
                 let generic =
                     if shared { SHARED_WINDOW + addresses[lane] } else { addresses[lane] };
+                // What the atomic orders and what it does are one step for other blocks.
+                let _guard = (!shared).then(|| env.locks.of(addresses[lane]));
                 if env.orders {
                     core.synchronise(env, self, generic, true, true, atomic.order);
                 }
@@ -173,7 +175,6 @@ impl Warp {
                 };
                 let (b, c) = (get(atomic.b), get(atomic.c));
                 let p = pointers[lane];
-                let _guard = (!shared).then(|| env.locks.of(addresses[lane]));
                 // SAFETY: the access was checked to be inside memory that is alive, and aligned.
                 unsafe {
                     let old = match size {

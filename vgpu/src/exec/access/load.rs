@@ -117,24 +117,17 @@ impl Warp {
                             bytes as u64,
                         );
                     }
-                    if env.orders {
-                        if strong {
-                            for lane in lanes(lanes_here) {
-                                core.synchronise(env, self, addresses[lane], true, false, t.order);
-                            }
-                        } else if env.race_global {
-                            self.touch_global(
-                                env,
-                                core,
-                                &places,
-                                &addresses,
-                                lanes_here,
-                                bytes,
-                                Access::Read,
-                            )?;
-                        }
+                    if env.race_global && !strong {
+                        let read = Access::Read;
+                        self.touch_global(env, core, &places, &addresses, lanes_here, bytes, read)?;
                     }
                     self.gather(t, &places.pointers, lanes_here);
+                    if env.orders && strong {
+                        // After the value was read: whoever wrote it had said before what that orders.
+                        for lane in lanes(lanes_here) {
+                            core.synchronise(env, self, addresses[lane], true, false, t.order);
+                        }
+                    }
                     if env.undefined {
                         let first = lanes_here.trailing_zeros() as usize;
                         let all_defined = places.uniform
