@@ -10,6 +10,8 @@ use nadir::io::folder::{PipelineFolder, Weights};
 use nadir::io::image;
 use nadir::io::parquet::CaptionedPictures;
 use nadir::io::safetensors::SafeTensors;
+use nadir::pipeline::sampler::{SamplerConfig, SamplerKind};
+use nadir::pipeline::{LoadOptions, TextToImage};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -220,6 +222,140 @@ fn configurations_of_wrong_types() {
             "{content:?}"
         );
     }
+}
+
+/// The model that ships with `change` made to the text of one of its files.
+#[cfg(unix)]
+fn changed_model(bench: &Bench, file: &str, change: impl Fn(&str) -> String) -> PathBuf {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/eurosat-64");
+    let to = bench.0.path().join("model");
+    let _ = fs::remove_dir_all(&to);
+    for part in ["", "scheduler", "text_encoder", "tokenizer", "unet", "vae"] {
+        fs::create_dir_all(to.join(part)).unwrap();
+        for entry in fs::read_dir(from.join(part)).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_type().unwrap().is_file() {
+                let link = to.join(part).join(entry.file_name());
+                std::os::unix::fs::symlink(entry.path(), link).unwrap();
+            }
+        }
+    }
+    let text = fs::read_to_string(from.join(file)).unwrap();
+    let changed = change(&text);
+    assert_ne!(changed, text, "{file} is not changed");
+    fs::remove_file(to.join(file)).unwrap();
+    fs::write(to.join(file), changed).unwrap();
+    to
+}
+
+#[cfg(unix)]
+#[test]
+fn models_that_contradict_themselves() {
+    let bench = Bench::new();
+    for (file, from, to, words) in [
+        // Sizes and counts that the weights do not have.
+        (
+            "unet/config.json",
+            "\"layers_per_block\": 1",
+            "\"layers_per_block\": 4000000000",
+            &["unet/config.json", "\"layers_per_block\"", "4000000000", "at most"][..],
+        ),
+        (
+            "text_encoder/config.json",
+            "\"vocab_size\": 49408",
+            "\"vocab_size\": 4294967296",
+            &["text_encoder/config.json", "\"vocab_size\"", "at most 49408"],
+        ),
+        (
+            "unet/config.json",
+            "    192,",
+            "    1073741824,",
+            &["unet/config.json", "\"block_out_channels\"", "at most"],
+        ),
+        (
+            "vae/config.json",
+            "\"layers_per_block\": 1",
+            "\"layers_per_block\": 1000000",
+            &["vae/config.json", "\"layers_per_block\""],
+        ),
+        (
+            "text_encoder/config.json",
+            "\"num_hidden_layers\": 2",
+            "\"num_hidden_layers\": 40000",
+            &["encoder.layers.2.", "missing", "text_encoder/model.safetensors"],
+        ),
+        (
+            "text_encoder/config.json",
+            "\"hidden_size\": 128",
+            "\"hidden_size\": 49408",
+            &["49408", "of another shape"],
+        ),
+        (
+            "text_encoder/config.json",
+            "\"num_hidden_layers\": 2",
+            "\"num_hidden_layers\": 1",
+            &[
+                "encoder.layers.1.",
+                "in the files but not in the model",
+                "text_encoder/model.safetensors",
+            ],
+        ),
+        // What would take part in the drawing, or does so otherwise.
+        (
+            "text_encoder/config.json",
+            "\"pad_token_id\": 1",
+            "\"rope_theta\": 1.5",
+            &["text_encoder/config.json", "\"rope_theta\""],
+        ),
+        (
+            "model_index.json",
+            "\"unet\": [",
+            "\"controlnet\": [\"diffusers\", \"ControlNetModel\"], \"unet\": [",
+            &["model_index.json", "\"controlnet\""],
+        ),
+        (
+            "model_index.json",
+            "DDIMScheduler",
+            "CogVideoXDDIMScheduler",
+            &["model_index.json", "scheduler", "CogVideoXDDIMScheduler"],
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            "\"beta_start\": 0.00085",
+            "\"beta_start\": -Infinity",
+            &["scheduler_config.json", "JSON"],
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            "\"DDIMScheduler\"",
+            "\"NoScheduler\"",
+            &["scheduler_config.json", "NoScheduler"],
+        ),
+    ] {
+        let folder = changed_model(&bench, file, |text| text.replace(from, to));
+        let error = TextToImage::load(&folder, &LoadOptions::default())
+            .err()
+            .unwrap_or_else(|| panic!("{file} with {to} was loaded"))
+            .to_string();
+        for word in words {
+            assert!(error.contains(word), "no {word:?} in: {error}");
+        }
+    }
+}
+
+/// What differs from the published folders, and is drawn all the same.
+#[cfg(unix)]
+#[test]
+fn the_index_names_the_class_of_the_sampler() {
+    let bench = Bench::new();
+    let index = |text: &str| text.replace("DDIMScheduler", "EulerDiscreteScheduler");
+    let folder = changed_model(&bench, "model_index.json", index);
+    let folder = PipelineFolder::open(folder, None).unwrap();
+    let config = SamplerConfig::of(&folder).unwrap();
+    assert_eq!(config.kind(), SamplerKind::Euler);
+    // With the settings of the folder's own class, as diffusers takes them over.
+    assert_eq!(config.to_value()["prediction_type"], "v_prediction");
+    assert_eq!(config.to_value()["timestep_spacing"], "trailing");
 }
 
 #[test]

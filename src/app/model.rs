@@ -49,7 +49,7 @@ impl Model {
     /// There is no such sampler, or the model's cannot be understood.
     pub fn sampler_name(&self, scheduler: Option<&str>) -> Result<String> {
         let folder = PipelineFolder::open(&self.folder, None)?;
-        let own = SamplerConfig::open(folder.folder("scheduler")?.join("scheduler_config.json"))?;
+        let own = SamplerConfig::of(&folder)?;
         Ok(match scheduler {
             Some(name) => own.with_sampler(name)?.display_name(),
             None => own.display_name(),

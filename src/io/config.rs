@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::read_bounded;
+use super::{TensorSource, read_bounded};
 use crate::error::{Error, Result};
 
 /// No configuration comes near this size.
@@ -34,6 +34,8 @@ pub(crate) fn parse(path: &Path, text: &str) -> Result<Value> {
 pub struct Config {
     path: PathBuf,
     fields: Map<String, Value>,
+    /// What no count exceeds, and why.
+    limit: Option<(usize, String)>,
     seen: Mutex<BTreeSet<String>>,
 }
 
@@ -54,7 +56,7 @@ impl Config {
     pub fn from_value(path: impl AsRef<Path>, value: Value) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
         match value {
-            Value::Object(fields) => Ok(Self { path, fields, seen: Mutex::default() }),
+            Value::Object(fields) => Ok(Self { path, fields, limit: None, seen: Mutex::default() }),
             other => Err(Error::file(
                 path,
                 "content",
@@ -68,6 +70,11 @@ impl Config {
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The names of all fields, but for private ones (`_class_name`, ...).
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.fields.keys().map(String::as_str).filter(|name| !name.starts_with('_'))
     }
 
     /// The value as it stands; null counts as absent.
@@ -85,12 +92,35 @@ impl Config {
         T::deserialize(value).map(Some).map_err(|_| self.wrong(name, expected))
     }
 
+    /// Bounds every count that is read from here on by the weights that the configuration comes with: none can exceed
+    /// both their longest side and their number.
+    #[must_use]
+    pub fn bounded_by(mut self, weights: &impl TensorSource) -> Self {
+        let names = weights.names();
+        let sides = names.iter().filter_map(|name| weights.info(name)?.shape.into_iter().max());
+        let limit = sides.max().unwrap_or(0).max(names.len());
+        let file = names.first().map(|name| weights.origin(name)).unwrap_or_default();
+        self.limit =
+            Some((limit, format!("neither sides nor numbers of tensors in {file} exceed")));
+        self
+    }
+
     /// A count.
     ///
     /// # Errors
-    /// The field has another type; likewise below.
+    /// The field has another type, or is [out of bounds](Self::bounded_by); likewise below.
     pub fn usize(&self, name: &str, default: usize) -> Result<usize> {
-        Ok(self.get(name, "a non-negative integer")?.unwrap_or(default))
+        let found = self.get(name, "a non-negative integer")?;
+        self.check_counts(name, found.as_slice())?;
+        Ok(found.unwrap_or(default))
+    }
+
+    fn check_counts(&self, name: &str, counts: &[usize]) -> Result<()> {
+        let Some((limit, why)) = &self.limit else { return Ok(()) };
+        if counts.len() <= *limit && counts.iter().all(|count| count <= limit) {
+            return Ok(());
+        }
+        Err(self.wrong(name, &format!("at most {limit}, which {why}")))
     }
 
     /// A number.
@@ -115,7 +145,9 @@ impl Config {
 
     /// A list of counts.
     pub fn usizes(&self, name: &str, default: &[usize]) -> Result<Vec<usize>> {
-        Ok(self.get(name, "a list of non-negative integers")?.unwrap_or_else(|| default.to_vec()))
+        let found: Option<Vec<usize>> = self.get(name, "a list of non-negative integers")?;
+        self.check_counts(name, found.as_deref().unwrap_or_default())?;
+        Ok(found.unwrap_or_else(|| default.to_vec()))
     }
 
     /// A list of texts.
@@ -131,14 +163,16 @@ impl Config {
     /// Another type, or a list of another length.
     pub fn per_level(&self, name: &str, n: usize) -> Result<Option<Vec<usize>>> {
         let expected = format!("a non-negative integer or a list of {n} of them");
-        match self.value(name) {
-            None => Ok(None),
+        let counts = match self.value(name) {
+            None => None,
             Some(Value::Array(_)) => match self.get::<Vec<usize>>(name, &expected)? {
-                Some(list) if list.len() == n => Ok(Some(list)),
-                _ => Err(self.wrong(name, &expected)),
+                Some(list) if list.len() == n => Some(list),
+                _ => return Err(self.wrong(name, &expected)),
             },
-            Some(_) => Ok(self.get(name, &expected)?.map(|one: usize| vec![one; n])),
-        }
+            Some(_) => self.get(name, &expected)?.map(|one: usize| vec![one; n]),
+        };
+        self.check_counts(name, counts.as_deref().unwrap_or_default())?;
+        Ok(counts)
     }
 
     /// One of the named choices.
@@ -239,6 +273,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::io::TensorInfo;
+    use crate::tensor::{DType, Tensor};
 
     fn config(value: Value) -> Config {
         Config::from_value("unet/config.json", value).unwrap()
@@ -274,6 +310,42 @@ mod tests {
         assert!(c.finish().unwrap_err().to_string().contains("new_trick"));
         c.ignore(&["new_trick"]);
         c.finish().unwrap();
+    }
+
+    struct Narrow;
+
+    impl TensorSource for Narrow {
+        fn names(&self) -> Vec<String> {
+            vec!["a".into(), "b".into()]
+        }
+        fn info(&self, _: &str) -> Option<TensorInfo> {
+            Some(TensorInfo { shape: vec![3, 7, 5], dtype: DType::F32 })
+        }
+        fn read(&self, _: &str) -> Result<Tensor> {
+            unreachable!("nothing is read to know its shape")
+        }
+        fn origin(&self, _: &str) -> String {
+            "narrow.safetensors".into()
+        }
+    }
+
+    #[test]
+    fn counts_are_bounded_by_the_weights() {
+        let fields = json!({ "n": 7, "wide": 8, "list": [7, 8], "long": [1, 1, 1, 1, 1, 1, 1, 1] });
+        let c = config(fields).bounded_by(&Narrow);
+        assert_eq!(c.usize("n", 1).unwrap(), 7);
+        assert_eq!(c.usize("absent", 100).unwrap(), 100);
+        for error in [
+            c.usize("wide", 1).unwrap_err(),
+            c.usizes("list", &[]).unwrap_err(),
+            c.usizes("long", &[]).unwrap_err(),
+            c.per_level("wide", 2).unwrap_err(),
+            c.per_level("list", 2).unwrap_err(),
+        ] {
+            let error = error.to_string();
+            assert!(error.contains("unet/config.json: field \""), "{error}");
+            assert!(error.contains("at most 7") && error.contains("narrow.safetensors"), "{error}");
+        }
     }
 
     #[test]

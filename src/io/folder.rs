@@ -115,6 +115,32 @@ impl PipelineFolder {
         Config::open(self.folder(name)?.join(file))
     }
 
+    /// Configuration and weights of a component that is a network; no count in the one exceeds what the other holds.
+    ///
+    /// # Errors
+    /// As for [`Self::config`] and [`Self::weights`].
+    pub fn network(&self, name: &str) -> Result<(Config, Weights)> {
+        let (config, weights) = (self.config(name)?, self.weights(name)?);
+        Ok((config.bounded_by(&weights), weights))
+    }
+
+    /// Refuses a pipeline that has other components than `known`: they would take part in the drawing.
+    ///
+    /// # Errors
+    /// Names the first such component.
+    pub fn check_components(&self, known: &[&str]) -> Result<()> {
+        for name in self.index.names().filter(|name| !known.contains(name)) {
+            if self.index.value(name).is_some_and(Value::is_array)
+                && self.component(name)?.is_some()
+            {
+                return Err(self
+                    .index
+                    .wrong(name, &format!("no component but {}", known.join(", "))));
+            }
+        }
+        Ok(())
+    }
+
     /// Weights of a component.
     ///
     /// # Errors

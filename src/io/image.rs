@@ -4,7 +4,8 @@
 use std::io::Cursor;
 use std::path::Path;
 
-use ::image::{DynamicImage, ImageDecoder, ImageReader, Limits};
+use ::image::metadata::Orientation;
+use ::image::{ColorType, DynamicImage, ImageDecoder, ImageReader, Limits};
 
 use super::{caught, read_bounded};
 use crate::error::{Error, Result};
@@ -12,10 +13,10 @@ use crate::tensor::{DType, Tensor};
 
 pub use ::image::RgbImage;
 
-/// The longest side that is read: more than any aerial photograph to start from, and 768 MiB at most.
+/// The longest side that is read: more than any aerial photograph to start from.
 pub const MAX_SIDE: u32 = 16_384;
 
-/// Memory that decoding one picture may take.
+/// Memory that decoding one picture may take: 8-bit RGB of [`MAX_SIDE`] a side, with room to spare.
 const MAX_MEMORY: u64 = 1 << 30;
 
 /// The longest file that is read.
@@ -23,11 +24,14 @@ const MAX_FILE: u64 = 1 << 29;
 
 /// Reads a PNG, JPEG, WebP, BMP or TIFF as RGB: transparency is dropped, the camera's orientation applied.
 ///
+/// Levels of 16 bits are scaled by 255 / 65535 and rounded, so that white stays white: a raster that uses a part of the
+/// range only (reflectances up to 10,000) comes out dark, and has to be stretched before. Floats count from 0 to 1.
+///
 /// JPEG leaves the last bits to the decoder: against Pillow's, 93 % of levels are the same and the others within 4.
 /// Start from a PNG where a picture has to be diffusers' to the bit.
 ///
 /// # Errors
-/// The file is missing, of another kind, damaged, or larger than 16,384 pixels a side.
+/// The file is missing, of another kind, damaged, larger than 16,384 pixels a side, or would take more than 1 GiB.
 pub fn open(path: impl AsRef<Path>) -> Result<RgbImage> {
     let path = path.as_ref();
     decode(&read_bounded(path, MAX_FILE)?, path)
@@ -38,7 +42,7 @@ pub fn open(path: impl AsRef<Path>) -> Result<RgbImage> {
 /// # Errors
 /// As for [`open`].
 pub fn decode(bytes: &[u8], origin: &Path) -> Result<RgbImage> {
-    let run = || -> ::image::ImageResult<RgbImage> {
+    let run = || -> ::image::ImageResult<std::result::Result<RgbImage, String>> {
         let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
         let mut limits = Limits::default();
         (limits.max_image_width, limits.max_image_height) = (Some(MAX_SIDE), Some(MAX_SIDE));
@@ -46,13 +50,28 @@ pub fn decode(bytes: &[u8], origin: &Path) -> Result<RgbImage> {
         reader.limits(limits);
         let mut decoder = reader.into_decoder()?;
         let orientation = decoder.orientation()?;
+        let (width, height) = decoder.dimensions();
+        let rgb = u64::from(width) * u64::from(height) * 3;
+        // As it is stored, turned, and as RGB of 8 bits: one of the three where it is stored so and upright.
+        let stored = decoder.total_bytes();
+        let turned = if orientation == Orientation::NoTransforms { 0 } else { stored };
+        let converted = if decoder.color_type() == ColorType::Rgb8 { 0 } else { rgb };
+        let needed = stored.saturating_add(turned).saturating_add(converted);
+        if needed > MAX_MEMORY {
+            return Ok(Err(format!(
+                "{width} x {height} pixels of {} bits each, which take {needed} bytes",
+                decoder.color_type().bits_per_pixel()
+            )));
+        }
         let mut image = DynamicImage::from_decoder(decoder)?;
         image.apply_orientation(orientation);
-        Ok(image.into_rgb8())
+        Ok(Ok(image.into_rgb8()))
     };
-    caught(run).and_then(|done| done.map_err(|e| e.to_string())).map_err(|found| {
-        let expected =
-            format!("a PNG, JPEG, WebP, BMP or TIFF of at most {MAX_SIDE} pixels a side");
+    let decoded = caught(run).and_then(|done| done.unwrap_or_else(|e| Err(e.to_string())));
+    decoded.map_err(|found| {
+        let expected = format!(
+            "a PNG, JPEG, WebP, BMP or TIFF of at most {MAX_SIDE} pixels a side and {MAX_MEMORY} bytes"
+        );
         Error::file(origin, "picture", expected, found, "Does a viewer open it? Save it as PNG.")
     })
 }
@@ -304,6 +323,58 @@ mod tests {
             compared += 1;
         }
         assert_eq!(compared, 14);
+    }
+
+    #[test]
+    fn sixteen_bits_are_scaled_to_eight() {
+        let levels = [0u16, 128, 129, 385, 386, 10_000, 32_767, 32_768, 65_406, 65_407, 65_535];
+        let raster =
+            ::image::ImageBuffer::from_fn(11, 1, |x, _| ::image::Luma([levels[x as usize]]));
+        let mut file = Vec::new();
+        let format = ::image::ImageFormat::Tiff;
+        DynamicImage::ImageLuma16(raster).write_to(&mut Cursor::new(&mut file), format).unwrap();
+        let found = decode(&file, Path::new("raster.tif")).unwrap();
+        for (x, level) in levels.into_iter().enumerate() {
+            let expected = (f64::from(level) * 255.0 / 65_535.0).round() as u8;
+            assert_eq!(found.get_pixel(x as u32, 0).0, [expected; 3], "{level}");
+        }
+    }
+
+    #[test]
+    fn memory_is_bounded_before_it_is_taken() {
+        let header = |color, depth, side| {
+            let mut file = Vec::new();
+            let mut encoder = ::png::Encoder::new(&mut file, side, side);
+            encoder.set_color(color);
+            encoder.set_depth(depth);
+            let mut writer = encoder.write_header().unwrap();
+            writer.write_chunk(::png::chunk::IDAT, &[0]).unwrap();
+            drop(writer);
+            decode(&file, Path::new("large.png")).unwrap_err().to_string()
+        };
+        use ::png::{BitDepth::Eight, BitDepth::Sixteen, ColorType::Rgb, ColorType::Rgba};
+        let error = header(Rgb, Sixteen, MAX_SIDE);
+        assert!(error.contains("large.png") && error.contains("48 bits each"), "{error}");
+        assert!(error.contains("2415919104 bytes"), "{error}");
+        assert!(header(Rgba, Eight, 12_800).contains("32 bits each"));
+        // Within the bound it is the pixels that are missing.
+        assert!(!header(Rgb, Eight, 64).contains("bits each"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_is_refused_rather_than_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pipe.png");
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        for error in [
+            open(&path).unwrap_err(),
+            crate::io::png::read_texts(&path).unwrap_err(),
+            SafeTensors::open(&path).err().unwrap(),
+        ] {
+            let error = error.to_string();
+            assert!(error.contains("pipe.png") && error.contains("a regular file"), "{error}");
+        }
     }
 
     #[test]

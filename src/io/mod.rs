@@ -47,9 +47,19 @@ pub trait TensorSource: Send + Sync {
     fn origin(&self, name: &str) -> String;
 }
 
+/// Opens a file. A pipe or a device is refused: it may never answer, or never end.
+pub(crate) fn open_file(path: &Path) -> Result<File> {
+    let about = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+    if about.is_file() {
+        return File::open(path).map_err(|e| Error::io(path, e));
+    }
+    let found = if about.is_dir() { "a folder" } else { "a pipe, a socket or a device" };
+    Err(Error::file(path, "file", "a regular file", found, "Put its content into a file first."))
+}
+
 /// A whole file of at most `limit` bytes.
 pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let file = open_file(path)?;
     let mut bytes = Vec::new();
     // One byte more than allowed tells a file that is too long from one that just fits, whatever its
     // metadata says.

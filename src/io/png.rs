@@ -5,13 +5,12 @@
 //! (PNG specification, 11.3.3).
 
 use std::fmt;
-use std::fs::File;
 use std::io::{self, BufReader, Write};
 use std::path::Path;
 
 use ::image::RgbImage;
 
-use super::{atomic, caught};
+use super::{atomic, caught, open_file};
 use crate::error::{Error, Result};
 
 /// Keyword of the text in the web UI's form.
@@ -20,7 +19,7 @@ pub const PARAMETERS: &str = "parameters";
 /// Keyword of the JSON text that replays a picture.
 pub const REPLAY: &str = "nadir";
 
-/// A text that is longer is no description of a picture.
+/// Texts that are longer, all together, are no description of a picture.
 const MAX_TEXT: usize = 16 << 20;
 
 /// Writes a picture with texts (keyword, text), atomically.
@@ -61,35 +60,52 @@ fn into_io(error: ::png::EncodingError) -> io::Error {
     }
 }
 
-/// Every text of a PNG file: (keyword, text), in the order `tEXt`, `zTXt`, `iTXt`.
+/// The texts of a PNG file that nadir writes, [`PARAMETERS`] and [`REPLAY`], as (keyword, text), in the order `tEXt`,
+/// `zTXt`, `iTXt`. Others are passed over, compressed ones unread.
 ///
 /// # Errors
-/// The file is missing, no PNG, or damaged.
+/// The file is missing, no PNG, or damaged; a text is there twice, or they are longer than 16 MiB together.
 pub fn read_texts(path: &Path) -> Result<Vec<(String, String)>> {
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let file = open_file(path)?;
     let run = || -> Result<Vec<(String, String)>, ::png::DecodingError> {
         let mut reader = ::png::Decoder::new(BufReader::new(file)).read_info()?;
         // Texts may stand behind the pixels too.
         reader.finish()?;
         let info = reader.info();
-        let mut texts: Vec<(String, String)> = info
-            .uncompressed_latin1_text
-            .iter()
-            .map(|t| (t.keyword.clone(), t.text.clone()))
-            .collect();
-        for mut text in info.compressed_latin1_text.iter().cloned() {
-            text.decompress_text_with_limit(MAX_TEXT)?;
-            texts.push((text.keyword.clone(), text.get_text()?));
+        let is_ours = |keyword: &str| keyword == PARAMETERS || keyword == REPLAY;
+        let latin1 = info.uncompressed_latin1_text.iter().filter(|t| is_ours(&t.keyword));
+        let mut texts: Vec<(String, String)> =
+            latin1.map(|t| (t.keyword.clone(), t.text.clone())).collect();
+        // What is inflated shares one allowance: a kilobyte of a file can stand for a megabyte of text.
+        let mut left = MAX_TEXT;
+        for text in info.compressed_latin1_text.iter().filter(|t| is_ours(&t.keyword)) {
+            let mut text = text.clone();
+            text.decompress_text_with_limit(left)?;
+            let (keyword, text) = (text.keyword.clone(), text.get_text()?);
+            left = left.saturating_sub(text.len());
+            texts.push((keyword, text));
         }
-        for mut text in info.utf8_text.iter().cloned() {
-            text.decompress_text_with_limit(MAX_TEXT)?;
-            texts.push((text.keyword.clone(), text.get_text()?));
+        for text in info.utf8_text.iter().filter(|t| is_ours(&t.keyword)) {
+            let mut text = text.clone();
+            text.decompress_text_with_limit(left)?;
+            let (keyword, text) = (text.keyword.clone(), text.get_text()?);
+            left = left.saturating_sub(text.len());
+            texts.push((keyword, text));
         }
         Ok(texts)
     };
-    caught(run).and_then(|done| done.map_err(|e| e.to_string())).map_err(|found| {
+    let texts = caught(run).and_then(|done| done.map_err(|e| e.to_string())).map_err(|found| {
         Error::file(path, "picture", "a PNG file", found, "Does a viewer open it?")
-    })
+    })?;
+    for keyword in [PARAMETERS, REPLAY] {
+        let count = texts.iter().filter(|(k, _)| k == keyword).count();
+        if count > 1 {
+            let (what, found) = (format!("text \"{keyword}\""), format!("{count} of them"));
+            let advice = "Another program has added to what nadir wrote: which one holds is not for nadir to guess.";
+            return Err(Error::file(path, what, "one", found, advice));
+        }
+    }
+    Ok(texts)
 }
 
 /// The JSON text of a picture that nadir made.
@@ -246,6 +262,48 @@ mod tests {
             assert!(read_texts(&path).is_err(), "cut at {cut}");
             assert!(crate::io::image::open(&path).is_err(), "cut at {cut}");
         }
+    }
+
+    /// A PNG of one pixel with these chunks before its end.
+    fn with_chunks(chunks: &[([u8; 4], Vec<u8>)]) -> Vec<u8> {
+        let mut file = Vec::new();
+        let mut encoder = ::png::Encoder::new(&mut file, 1, 1);
+        encoder.set_color(::png::ColorType::Rgb);
+        let mut writer = encoder.write_header().unwrap();
+        writer.write_image_data(&[0; 3]).unwrap();
+        for (kind, data) in chunks {
+            writer.write_chunk(::png::chunk::ChunkType(*kind), data).unwrap();
+        }
+        writer.finish().unwrap();
+        file
+    }
+
+    /// A `zTXt` chunk of `len` zeros, which compress a thousandfold.
+    fn compressed(keyword: &str, len: usize) -> ([u8; 4], Vec<u8>) {
+        let mut chunk = ::png::text_metadata::ZTXtChunk::new(keyword, "0".repeat(len));
+        chunk.compress_text().unwrap();
+        let mut file = Vec::new();
+        ::png::text_metadata::EncodableTextChunk::encode(&chunk, &mut file).unwrap();
+        (*b"zTXt", file[8..file.len() - 4].to_vec())
+    }
+
+    #[test]
+    fn texts_are_bounded_all_together() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        let read = |chunks: &[_]| {
+            std::fs::write(&path, with_chunks(chunks)).unwrap();
+            read_texts(&path).map_err(|e| e.to_string())
+        };
+        let many = vec![compressed("Comment", 1 << 24); 40];
+        assert_eq!(read(&many).unwrap(), [], "others' texts are not even inflated");
+        let two = [compressed(PARAMETERS, 3 << 20), compressed(REPLAY, 12 << 20)];
+        assert_eq!(read(&two).unwrap().iter().map(|(_, t)| t.len()).sum::<usize>(), 15 << 20);
+        let error = read(&[compressed(PARAMETERS, 9 << 20), compressed(REPLAY, 9 << 20)]);
+        let error = error.unwrap_err();
+        assert!(error.contains("a.png") && error.contains("a PNG file"), "{error}");
+        let error = read(&[compressed(REPLAY, 20), compressed(REPLAY, 20)]).unwrap_err();
+        assert!(error.contains("\"nadir\"") && error.contains("2 of them"), "{error}");
     }
 
     #[test]

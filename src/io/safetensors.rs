@@ -151,7 +151,7 @@ impl SafeTensors {
 
     fn add_file(&mut self, path: &Path) -> Result<()> {
         refuse_pickle(path, &[])?;
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let file = super::open_file(path)?;
         let length = file.metadata().map_err(|e| Error::io(path, e))?.len();
         let (header, data_start) = read_header(path, &file, length)?;
 

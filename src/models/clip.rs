@@ -47,8 +47,7 @@ impl ClipTextConfig {
             ("silu", Activation::Silu),
         ];
         c.neutral("model_type", &[json!("clip_text_model")])?;
-        // A transformers configuration carries many fields of training and of text generation; those that
-        // change a text encoder's forward pass are all read here.
+        c.ignore(&NO_PART);
         let config = Self {
             vocab_size: c.usize("vocab_size", 49408)?,
             hidden_size: c.usize("hidden_size", 512)?,
@@ -66,9 +65,57 @@ impl ClipTextConfig {
                 &format!("a divisor of hidden_size {}", config.hidden_size),
             ));
         }
+        c.finish()?;
         Ok(config)
     }
 }
+
+/// What a transformers configuration carries of training, of text generation (its older releases write all of it) and
+/// of other heads on the same encoder: none of it takes part in the forward pass.
+const NO_PART: [&str; 42] = [
+    "architectures",
+    "attention_dropout",
+    "begin_suppress_tokens",
+    "bos_token_id",
+    "chunk_size_feed_forward",
+    "decoder_start_token_id",
+    "diversity_penalty",
+    "dropout",
+    "dtype",
+    "encoder_no_repeat_ngram_size",
+    "eos_token_id",
+    "finetuning_task",
+    "gradient_checkpointing",
+    "id2label",
+    "initializer_factor",
+    "initializer_range",
+    "label2id",
+    "length_penalty",
+    "max_length",
+    "min_length",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
+    "num_beams",
+    "num_return_sequences",
+    "pad_token_id",
+    "prefix",
+    "problem_type",
+    "projection_dim",
+    "pruned_heads",
+    "repetition_penalty",
+    "return_dict",
+    "sep_token_id",
+    "task_specific_params",
+    "temperature",
+    "tie_word_embeddings",
+    "tokenizer_class",
+    "top_k",
+    "top_p",
+    "torch_dtype",
+    "transformers_version",
+    "typical_p",
+    "use_cache",
+];
 
 /// The text encoder.
 pub struct ClipText {

@@ -80,7 +80,7 @@ impl VaeConfig {
             latent_channels: c.usize("latent_channels", 4)?,
             layers_per_block: c.usize("layers_per_block", 1)?,
             norm_num_groups,
-            sample_size: c.usize("sample_size", 32)?,
+            sample_size: c.get("sample_size", "a non-negative integer")?.unwrap_or(32),
             scaling_factor: c.f32("scaling_factor", 0.18215)?,
             force_upcast: c.bool("force_upcast", true)?,
             mid_block_add_attention: c.bool("mid_block_add_attention", true)?,

@@ -39,6 +39,8 @@ pub enum Keep {
 /// What all nodes of a tree share.
 struct Loading {
     source: Box<dyn TensorSource>,
+    /// Elements of all tensors in the source.
+    elements: usize,
     device: Device,
     log: Mutex<Log>,
 }
@@ -48,12 +50,16 @@ struct Log {
     used: BTreeSet<String>,
     missing: Vec<String>,
     misshapen: Vec<String>,
+    /// Elements of the zeros that stand in for missing and misshapen weights.
+    stand_ins: usize,
 }
 
 impl Params {
     /// The root of the tree. Layers hold their matrices in `dtype`, on `device`.
     pub fn new(source: impl TensorSource + 'static, dtype: DType, device: Device) -> Self {
-        let loading = Loading { source: Box::new(source), device, log: Mutex::default() };
+        let of = |name: &String| Some(source.info(name)?.shape.iter().product::<usize>());
+        let elements = source.names().iter().filter_map(of).sum();
+        let loading = Loading { source: Box::new(source), elements, device, log: Mutex::default() };
         let (loading, keep) = (Arc::new(loading), Keep::default());
         Self { loading, prefix: String::new(), dtype, compact: false, keep }
     }
@@ -125,10 +131,19 @@ impl Params {
             Some(_) => false,
         };
         log.used.insert(path.clone());
-        drop(log);
         if fault {
-            return Tensor::zeros(shape, DType::F16, Device::Cpu);
+            let elements = shape.iter().fold(1, |n: usize, &d| n.saturating_mul(d));
+            log.stand_ins = log.stand_ins.saturating_add(elements);
+            let too_much = log.stand_ins > self.loading.elements;
+            drop(log);
+            // A model that is larger than its file is not of this file: what is known by now must do.
+            return if too_much {
+                Err(self.finish().expect_err("a fault was noted"))
+            } else {
+                Tensor::zeros(shape, DType::F16, Device::Cpu)
+            };
         }
+        drop(log);
         self.loading.source.read(&path)?.reshape(shape)
     }
 
@@ -174,7 +189,8 @@ impl Params {
     /// Ends the loading; call it on any node when the model stands. Returns the names that nothing used.
     ///
     /// # Errors
-    /// `Weights`, naming every weight that was missing or had another shape.
+    /// `Weights`, naming every weight that was missing or had another shape, or when the files have layers that the
+    /// model lacks.
     pub fn finish(&self) -> Result<Vec<String>> {
         let log = self.loading.log.lock().unwrap_or_else(PoisonError::into_inner);
         let unused: Vec<String> = self
@@ -184,9 +200,14 @@ impl Params {
             .into_iter()
             .filter(|name| !log.used.contains(name))
             .collect();
-        if log.missing.is_empty() && log.misshapen.is_empty() {
+        // A tensor whose name differs from a used one's in numbers only is of a layer that the model lacks.
+        let used: BTreeSet<String> = log.used.iter().map(|name| without_numbers(name)).collect();
+        let lacking = unused.iter().find(|name| used.contains(&without_numbers(name)));
+        if log.missing.is_empty() && log.misshapen.is_empty() && lacking.is_none() {
             return Ok(unused);
         }
+        let origin = |name: &String| format!("{name} (in {})", self.loading.source.origin(name));
+        let unused: Vec<String> = unused.iter().map(origin).collect();
         let mut message = String::from("the weights do not fit the model");
         for (title, names) in [
             ("missing", &log.missing),
@@ -210,6 +231,12 @@ impl Params {
     fn path(&self, name: impl Display) -> String {
         if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
     }
+}
+
+/// A name with every number in it replaced: `layers.11.bias` becomes `layers.#.bias`.
+fn without_numbers(name: &str) -> String {
+    let part = |p: &str| if p.bytes().all(|b| b.is_ascii_digit()) { "#" } else { p }.to_owned();
+    name.split('.').map(part).collect::<Vec<_>>().join(".")
 }
 
 /// An error lists at most this many names of a kind.
@@ -260,6 +287,45 @@ mod tests {
         assert!(message.contains("c.7.bias [3] (looked in two.safetensors)"), "{message}");
         assert!(message.contains("b: expected [5], found [4]"), "{message}");
         assert!(!message.contains("not in the model"), "{message}");
+    }
+
+    /// `layers.N.bias` [2], of three layers.
+    struct Layers;
+
+    impl TensorSource for Layers {
+        fn names(&self) -> Vec<String> {
+            (0..3).map(|i| format!("layers.{i}.bias")).collect()
+        }
+        fn info(&self, name: &str) -> Option<TensorInfo> {
+            let known = self.names().iter().any(|n| n == name);
+            known.then(|| TensorInfo { shape: vec![2], dtype: DType::F32 })
+        }
+        fn read(&self, _: &str) -> Result<Tensor> {
+            Tensor::full([2], 1.0, DType::F32, Device::Cpu)
+        }
+        fn origin(&self, _: &str) -> String {
+            "layers.safetensors".into()
+        }
+    }
+
+    #[test]
+    fn layers_that_the_model_lacks_are_an_error() {
+        let params = Params::new(Layers, DType::F32, Device::Cpu);
+        (0..2).for_each(|i| drop(params.pp("layers").pp(i).vector("bias", 2).unwrap()));
+        let message = params.finish().unwrap_err().to_string();
+        assert!(message.contains("layers.2.bias (in layers.safetensors)"), "{message}");
+        params.pp("layers").pp(2).vector("bias", 2).unwrap();
+        assert_eq!(params.finish().unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn a_model_larger_than_its_file_is_not_made() {
+        let params = Params::new(Layers, DType::F32, Device::Cpu); // 6 elements
+        params.vector("a", 6).unwrap();
+        let message = params.vector("b", 1).err().unwrap().to_string();
+        assert!(message.contains("a [6]") && message.contains("b [1]"), "{message}");
+        let params = Params::new(Layers, DType::F32, Device::Cpu);
+        assert!(params.tensor("huge", &[usize::MAX, usize::MAX]).is_err());
     }
 
     #[test]

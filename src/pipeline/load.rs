@@ -88,13 +88,12 @@ impl TextToImage {
         let unet = load(&folder, "unet", options, options.dtype, &mut notes, |config, params| {
             Unet::load(UnetConfig::read(config)?, params)
         })?;
-        let config = VaeConfig::read(&folder.config("vae")?)?;
+        let config = VaeConfig::read(&folder.network("vae")?.0)?;
         let dtype = vae_dtype(options.dtype, &config);
         let vae = load(&folder, "vae", options, dtype, &mut notes, |_, params| {
             Vae::load(config.clone(), params)
         })?;
-        let scheduler =
-            SamplerConfig::open(folder.folder("scheduler")?.join("scheduler_config.json"))?;
+        let scheduler = SamplerConfig::of(&folder)?;
         let model = Self {
             tokenizer,
             text_encoder,
@@ -132,6 +131,10 @@ fn check_classes(folder: &PipelineFolder) -> Result<()> {
     if !known.contains(&class.as_str()) {
         return wrong("_class_name", &known.join(" or "), &class);
     }
+    // The last three judge or prepare pictures of others, and have no part in drawing.
+    let components = ["tokenizer", "text_encoder", "unet", "vae", "scheduler"];
+    let beside = ["safety_checker", "feature_extractor", "image_encoder"];
+    folder.check_components(&[components.as_slice(), &beside].concat())?;
     for (name, known) in [
         ("text_encoder", "CLIPTextModel"),
         ("unet", "UNet2DConditionModel"),
@@ -154,8 +157,7 @@ fn load<T>(
     notes: &mut Vec<String>,
     build: impl FnOnce(&Config, &Params) -> Result<T>,
 ) -> Result<T> {
-    let config = folder.config(name)?;
-    let weights = folder.weights(name)?;
+    let (config, weights) = folder.network(name)?;
     notes.extend(weights.note().map(|note| format!("{name}: {note}")));
     let file = weights.names().first().map(|first| weights.origin(first)).unwrap_or_default();
     let params = Params::new(weights, dtype, options.device).keeping(options.keep);

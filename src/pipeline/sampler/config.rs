@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::io::config::{Config, parse, read_text};
+use crate::io::folder::PipelineFolder;
 
 use super::Sampler;
 use super::ddim::ddim;
@@ -157,6 +158,24 @@ impl SamplerConfig {
         Ok(Self { path, kind, fields, mended: Map::new() })
     }
 
+    /// The sampler of a pipeline: its `scheduler_config.json`, for the class that `model_index.json` names. Where the
+    /// two differ diffusers draws with the latter, and takes the other's settings over.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open), and a class in `model_index.json` that nadir does not know.
+    pub fn of(folder: &PipelineFolder) -> Result<Self> {
+        let own = Self::open(folder.folder("scheduler")?.join("scheduler_config.json"))?;
+        let class = folder.component("scheduler")?.unwrap_or_default();
+        let known = SamplerKind::ALL.into_iter().find(|kind| kind.class_name() == class);
+        let Some(kind) = known else {
+            let index = folder.root().join("model_index.json");
+            let names = SamplerKind::ALL.map(SamplerKind::class_name).join(", ");
+            let advice = "Choose a sampler of these, and set it in the model.";
+            return Err(Error::file(index, "scheduler", format!("one of {names}"), class, advice));
+        };
+        Ok(Self { kind, ..own })
+    }
+
     /// The class.
     pub fn kind(&self) -> SamplerKind {
         self.kind
@@ -298,14 +317,19 @@ fn plain(name: &str) -> String {
 }
 
 /// Python writes `-Infinity`, which is no JSON; diffusers does so for `lambda_min_clipped`, where it is the default, as
-/// null is.
+/// null is. Anywhere else it stays, and is an error.
 fn without_infinity(text: &str) -> String {
     const WORD: &str = "-Infinity";
+    const FIELD: &str = "\"lambda_min_clipped\"";
+    let is_meant = |before: &str| {
+        let before = before.trim_end().strip_suffix(':').map(str::trim_end);
+        before.is_some_and(|before| before.ends_with(FIELD))
+    };
     let (mut out, mut rest) = (String::with_capacity(text.len()), text);
     let mut quoted = false;
     while let Some(c) = rest.chars().next() {
         let taken = match c {
-            _ if !quoted && rest.starts_with(WORD) => {
+            _ if !quoted && rest.starts_with(WORD) && is_meant(&out) => {
                 out.push_str("null");
                 rest = &rest[WORD.len()..];
                 continue;
