@@ -63,13 +63,11 @@ pub fn draw(drawing: Drawing) -> anyhow::Result<()> {
     let kept = if grid { check_grid(&recipe, &estimate)? } else { 0 };
     check_memory(&recipe.settings, &estimate, batch, kept, device)?;
     progress.busy(&format!("loading {}", model.name));
-    let hash = model.fingerprint(recipe.variant.as_deref())?;
-    let what = format!("the model {}", model.name);
-    replace_checksum(&mut recipe.model_hash, hash, what, &progress);
-
     let clock = Instant::now();
     let pipeline = TextToImage::load(&model.folder, &options)?;
     pipeline.notes().iter().for_each(|note| progress.warn(note));
+    let (hash, what) = (pipeline.fingerprint().to_owned(), format!("the model {}", model.name));
+    replace_checksum(&mut recipe.model_hash, hash, what, &progress);
     recipe.settings = pipeline.resolve(&recipe.settings)?;
     progress.say(&format!(
         "{} in {}, loaded in {:.1} s; {sampler}, {} steps, guidance {}, seed {}",

@@ -1,8 +1,6 @@
 //! Which model is meant, and what it suggests when nothing else is asked for.
 
 use std::env;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use nadir::io::folder::PipelineFolder;
@@ -54,32 +52,6 @@ impl Model {
             Some(name) => own.with_sampler(name)?.display_name(),
             None => own.display_name(),
         })
-    }
-
-    /// Tells models apart: a checksum of the weights and settings that a picture depends on.
-    ///
-    /// # Errors
-    /// A part of the model is missing or cannot be read.
-    pub fn fingerprint(&self, variant: Option<&str>) -> Result<String> {
-        let folder = PipelineFolder::open(&self.folder, variant)?;
-        let mut files = vec![folder.folder("scheduler")?.join("scheduler_config.json")];
-        for part in ["text_encoder", "unet", "vae"] {
-            files.push(folder.folder(part)?.join("config.json"));
-            files.extend(folder.weights(part)?.files().map(Path::to_path_buf));
-        }
-        let mut sum = crc32fast::Hasher::new();
-        let mut chunk = vec![0; 1 << 20];
-        for path in files {
-            let error = |e| Error::io(&path, e);
-            let mut file = File::open(&path).map_err(error)?;
-            loop {
-                match file.read(&mut chunk).map_err(error)? {
-                    0 => break,
-                    n => sum.update(&chunk[..n]),
-                }
-            }
-        }
-        Ok(format!("{:08x}", sum.finalize()))
     }
 }
 

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value;
 
@@ -11,7 +12,7 @@ use super::config::Config;
 use super::safetensors::{SafeTensors, refuse_pickle};
 use super::{TensorInfo, TensorSource};
 use crate::error::{Error, Result};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 
 /// File names that weights have, without variant and extension: diffusers', then transformers'.
 const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
@@ -165,6 +166,23 @@ pub struct Weights {
     /// Name here -> name in the file.
     stored: BTreeMap<String, String>,
     note: Option<String>,
+    checksums: Checksums,
+}
+
+/// Checksums of the tensors that have been read from some weights, by their names in the files.
+#[derive(Clone, Default)]
+pub struct Checksums(Arc<Mutex<BTreeMap<String, u32>>>);
+
+impl Checksums {
+    /// One for all tensors that have been read so far, whatever the order.
+    pub fn combined(&self) -> u32 {
+        let mut all = crc32fast::Hasher::new();
+        for (name, sum) in self.0.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            all.update(name.as_bytes());
+            all.update(&sum.to_le_bytes());
+        }
+        all.finalize()
+    }
 }
 
 impl Weights {
@@ -203,12 +221,17 @@ impl Weights {
                 ));
             }
         }
-        Ok(Self { source, stored, note })
+        Ok(Self { source, stored, note, checksums: Checksums::default() })
     }
 
     /// What the user should know about the choice of files, if there was one.
     pub fn note(&self) -> Option<&str> {
         self.note.as_deref()
+    }
+
+    /// Tells these weights from others once they are read, at no second reading.
+    pub fn checksums(&self) -> Checksums {
+        self.checksums.clone()
     }
 
     /// The files that tensors are read from.
@@ -236,7 +259,21 @@ impl TensorSource for Weights {
 
     fn read(&self, name: &str) -> Result<Tensor> {
         // An unknown name is passed on: the source's error says where it was looked for.
-        let tensor = self.source.read(self.stored_name(name).map_or(name, String::as_str))?;
+        let stored = self.stored_name(name).map_or(name, String::as_str);
+        let dtype = self.source.info(stored).map(|info| info.dtype);
+        let seen = Mutex::<Seen>::default();
+        let look = |piece, bytes: &[u8]| Seen::look(&seen, dtype, piece, bytes);
+        let tensor = self.source.read_with(stored, &look)?;
+        let seen = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = seen.fault(dtype, tensor.dims()) {
+            let advice = "The file is damaged, or its training has failed: download it again.";
+            let (file, what) = (self.source.origin(stored), format!("tensor {stored:?}"));
+            return Err(Error::file(file, what, "finite numbers, not all zero", found, advice));
+        }
+        let sums = &self.checksums.0;
+        let mut sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
+        sums.insert(stored.to_owned(), seen.sum());
+        drop(sums);
         if is_pointwise_attention(name, tensor.dims()) {
             return tensor.reshape(&tensor.dims()[..2]); // [C, C, 1, 1] -> [C, C]
         }
@@ -245,6 +282,62 @@ impl TensorSource for Weights {
 
     fn origin(&self, name: &str) -> String {
         self.source.origin(self.stored_name(name).map_or(name, String::as_str))
+    }
+}
+
+/// What is noticed of a tensor while it is read.
+#[derive(Default)]
+struct Seen {
+    /// Checksums of the pieces that it is read in.
+    sums: BTreeMap<usize, u32>,
+    /// Of floats, the largest bits but for the sign, which order them as they order integers.
+    largest: u64,
+}
+
+impl Seen {
+    fn look(seen: &Mutex<Self>, dtype: Option<DType>, piece: usize, bytes: &[u8]) {
+        let sum = crc32fast::hash(bytes);
+        let largest = match dtype {
+            Some(DType::F16 | DType::BF16) => {
+                let words = bytes.as_chunks().0.iter().map(|x| i16::from_le_bytes(*x) & i16::MAX);
+                words.fold(0, i16::max) as u64
+            }
+            Some(DType::F32) => {
+                let words = bytes.as_chunks().0.iter().map(|x| i32::from_le_bytes(*x) & i32::MAX);
+                words.fold(0, i32::max) as u64
+            }
+            Some(DType::F64) => {
+                let words = bytes.as_chunks().0.iter().map(|x| i64::from_le_bytes(*x) & i64::MAX);
+                words.fold(0, i64::max) as u64
+            }
+            _ => 0,
+        };
+        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.sums.insert(piece, sum);
+        seen.largest = seen.largest.max(largest);
+    }
+
+    /// What is wrong with a weight of this shape, if anything is. Zeros make a bias or the shift of a norm, but no matrix.
+    fn fault(&self, dtype: Option<DType>, shape: &[usize]) -> Option<&'static str> {
+        let infinity = match dtype {
+            Some(DType::F32) => u64::from(f32::INFINITY.to_bits()),
+            Some(DType::F16) => u64::from(half::f16::INFINITY.to_bits()),
+            Some(DType::BF16) => u64::from(half::bf16::INFINITY.to_bits()),
+            Some(DType::F64) => f64::INFINITY.to_bits(),
+            _ => return None,
+        };
+        let is_matrix = shape.len() > 1 && shape.iter().product::<usize>() > 1;
+        match self.largest {
+            largest if largest >= infinity => Some("a value that is infinite or not a number"),
+            0 if is_matrix => Some("zeros only"),
+            _ => None,
+        }
+    }
+
+    fn sum(&self) -> u32 {
+        let mut all = crc32fast::Hasher::new();
+        self.sums.values().for_each(|sum| all.update(&sum.to_le_bytes()));
+        all.finalize()
     }
 }
 
@@ -347,6 +440,7 @@ fn file_name(path: &Path) -> &str {
 mod tests {
     use super::*;
     use crate::io::safetensors::save;
+    use crate::tensor::Device;
 
     fn weights(path: &Path, tensors: &[(&str, &[usize])]) {
         let tensors: Vec<(String, Tensor)> = tensors
@@ -413,6 +507,65 @@ mod tests {
         weights(&folder.path().join("model.safetensors"), &[("text_model.a", &[1]), ("a", &[1])]);
         let error = Weights::open(folder.path(), None).err().unwrap().to_string();
         assert!(error.contains("text_model.a"), "{error}");
+    }
+
+    #[test]
+    fn damaged_weights_are_named_when_they_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        // Larger than what is read at a time; the fault is the last element.
+        let n = 1_100_000;
+        let last = |x: f32, dtype| {
+            let mut values = vec![0.0; 2 * n];
+            values[2 * n - 1] = x;
+            Tensor::from_vec(values, [2, n]).unwrap().to_dtype(dtype).unwrap()
+        };
+        for dtype in [DType::F32, DType::F16, DType::BF16, DType::F64] {
+            for (x, words) in [
+                (f32::NAN, Some("not a number")),
+                (-f32::INFINITY, Some("infinite")),
+                (-0.0, Some("zeros only")),
+                (-1e-4, None),
+                (60_000.0, None),
+            ] {
+                let tensors = [("a.bias", Tensor::zeros([4], dtype, Device::Cpu).unwrap())];
+                let tensors = tensors.into_iter().chain([("a.weight", last(x, dtype))]);
+                let tensors: Vec<_> = tensors.map(|(n, t)| (n.to_owned(), t)).collect();
+                save(&path, &tensors, &BTreeMap::new()).unwrap();
+                let w = Weights::open(folder.path(), None).unwrap();
+                w.read("a.bias").unwrap();
+                match (w.read("a.weight"), words) {
+                    (Ok(_), None) => {}
+                    (Err(error), Some(words)) => {
+                        let error = error.to_string();
+                        let named = ["model.safetensors", "\"a.weight\"", words];
+                        assert!(named.iter().all(|w| error.contains(w)), "{error}");
+                    }
+                    (result, _) => panic!("{x} in {dtype}: {result:?}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn checksums_tell_weights_apart_whatever_the_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        let sum = |tensors: &[(&str, &[usize])], order: &[&str]| {
+            weights(&path, tensors);
+            let w = Weights::open(folder.path(), None).unwrap();
+            order.iter().for_each(|name| drop(w.read(name).unwrap()));
+            w.checksums().combined()
+        };
+        let both = sum(&[("a", &[2]), ("b", &[3])], &["a", "b"]);
+        assert_eq!(sum(&[("a", &[2]), ("b", &[3])], &["b", "a", "b"]), both);
+        for other in [
+            sum(&[("a", &[2]), ("b", &[4])], &["a", "b"]),
+            sum(&[("a", &[2]), ("c", &[3])], &["a", "c"]),
+            sum(&[("a", &[2]), ("b", &[3])], &["a"]),
+        ] {
+            assert_ne!(other, both);
+        }
     }
 
     #[test]

@@ -182,16 +182,17 @@ impl SafeTensors {
     }
 }
 
-impl TensorSource for SafeTensors {
-    fn names(&self) -> Vec<String> {
-        self.entries.keys().cloned().collect()
-    }
-
-    fn info(&self, name: &str) -> Option<TensorInfo> {
-        self.entries.get(name).map(|e| e.info.clone())
-    }
-
-    fn read(&self, name: &str) -> Result<Tensor> {
+impl SafeTensors {
+    /// As [`TensorSource::read`]. `look` is shown the stored bytes piece by piece, with the pieces' numbers, while they
+    /// are in the cache.
+    ///
+    /// # Errors
+    /// As for [`TensorSource::read`].
+    pub(crate) fn read_with(
+        &self,
+        name: &str,
+        look: &(dyn Fn(usize, &[u8]) + Sync),
+    ) -> Result<Tensor> {
         let Some(entry) = self.entries.get(name) else {
             let advice = "Is this the right model?";
             return Err(Error::file(
@@ -206,7 +207,9 @@ impl TensorSource for SafeTensors {
         // On all threads: copying from the system's cache is work for more than one.
         let fill = |bytes: &mut [u8]| {
             try_for_each_chunk(bytes, PIECE, |i, piece| {
-                read_exact_at(file, piece, entry.start + (i * PIECE) as u64)
+                read_exact_at(file, piece, entry.start + (i * PIECE) as u64)?;
+                look(i, piece);
+                Ok(())
             })
             .map_err(|e| Error::io(path, e))
         };
@@ -235,6 +238,20 @@ impl TensorSource for SafeTensors {
             }
         }
         Ok(tensor)
+    }
+}
+
+impl TensorSource for SafeTensors {
+    fn names(&self) -> Vec<String> {
+        self.entries.keys().cloned().collect()
+    }
+
+    fn info(&self, name: &str) -> Option<TensorInfo> {
+        self.entries.get(name).map(|e| e.info.clone())
+    }
+
+    fn read(&self, name: &str) -> Result<Tensor> {
+        self.read_with(name, &|_, _| {})
     }
 
     fn origin(&self, name: &str) -> String {

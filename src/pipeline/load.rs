@@ -80,19 +80,34 @@ impl TextToImage {
         check_classes(&folder)?;
         let suggestions = Suggestions::open(folder.root())?;
         let mut notes = Vec::new();
+        let mut fingerprint = Fingerprint::of_settings(&folder)?;
         let tokenizer = ClipTokenizer::open(folder.folder("tokenizer")?)?;
-        let text_encoder =
-            load(&folder, "text_encoder", options, options.dtype, &mut notes, |config, params| {
-                ClipText::load(ClipTextConfig::read(config)?, params)
-            })?;
-        let unet = load(&folder, "unet", options, options.dtype, &mut notes, |config, params| {
-            Unet::load(UnetConfig::read(config)?, params)
-        })?;
+        let text_encoder = load(
+            &folder,
+            "text_encoder",
+            options,
+            options.dtype,
+            &mut (&mut notes, &mut fingerprint),
+            |config, params| ClipText::load(ClipTextConfig::read(config)?, params),
+        )?;
+        let unet = load(
+            &folder,
+            "unet",
+            options,
+            options.dtype,
+            &mut (&mut notes, &mut fingerprint),
+            |config, params| Unet::load(UnetConfig::read(config)?, params),
+        )?;
         let config = VaeConfig::read(&folder.network("vae")?.0)?;
         let dtype = vae_dtype(options.dtype, &config);
-        let vae = load(&folder, "vae", options, dtype, &mut notes, |_, params| {
-            Vae::load(config.clone(), params)
-        })?;
+        let vae = load(
+            &folder,
+            "vae",
+            options,
+            dtype,
+            &mut (&mut notes, &mut fingerprint),
+            |_, params| Vae::load(config.clone(), params),
+        )?;
         let scheduler = SamplerConfig::of(&folder)?;
         let model = Self {
             tokenizer,
@@ -103,11 +118,45 @@ impl TextToImage {
             suggestions,
             device: options.device,
             notes,
+            fingerprint: fingerprint.text(),
         };
         check_fit(&model, &folder)?;
         // What the weights were read into, of sizes that no step asks for.
         release_unused_memory();
         Ok(model)
+    }
+}
+
+/// Tells models apart: a checksum of the settings, vocabularies and weights that a picture depends on.
+struct Fingerprint(crc32fast::Hasher);
+
+impl Fingerprint {
+    /// Of everything but the weights, which are added as they are read.
+    fn of_settings(folder: &PipelineFolder) -> Result<Self> {
+        let mut all = Self(crc32fast::Hasher::new());
+        all.add(folder.component("scheduler")?.unwrap_or_default().as_bytes());
+        all.add_file(&folder.folder("scheduler")?.join("scheduler_config.json"))?;
+        for part in ["text_encoder", "unet", "vae"] {
+            all.add_file(&folder.folder(part)?.join("config.json"))?;
+        }
+        for path in ClipTokenizer::files(folder.folder("tokenizer")?) {
+            all.add_file(&path)?;
+        }
+        Ok(all)
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        self.0.update(&(bytes.len() as u64).to_le_bytes());
+        self.0.update(bytes);
+    }
+
+    fn add_file(&mut self, path: &Path) -> Result<()> {
+        self.add(&std::fs::read(path).map_err(|e| Error::io(path, e))?);
+        Ok(())
+    }
+
+    fn text(self) -> String {
+        format!("{:08x}", self.0.finalize())
     }
 }
 
@@ -154,15 +203,17 @@ fn load<T>(
     name: &str,
     options: &LoadOptions,
     dtype: DType,
-    notes: &mut Vec<String>,
+    (notes, fingerprint): &mut (&mut Vec<String>, &mut Fingerprint),
     build: impl FnOnce(&Config, &Params) -> Result<T>,
 ) -> Result<T> {
     let (config, weights) = folder.network(name)?;
     notes.extend(weights.note().map(|note| format!("{name}: {note}")));
     let file = weights.names().first().map(|first| weights.origin(first)).unwrap_or_default();
+    let checksums = weights.checksums();
     let params = Params::new(weights, dtype, options.device).keeping(options.keep);
     let model = build(&config, &params)?;
     let unused = params.finish()?;
+    fingerprint.add(&checksums.combined().to_le_bytes());
     if let Some(first) = unused.first() {
         notes.push(format!(
             "{file}: {} tensors are not part of the model ({first}, ...)",

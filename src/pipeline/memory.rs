@@ -36,8 +36,8 @@ impl MemoryEstimate {
     /// A component is missing or its configuration cannot be read.
     pub fn open(folder: impl AsRef<Path>, options: &LoadOptions) -> Result<Self> {
         let folder = PipelineFolder::open(folder, options.variant.as_deref())?;
-        let unet = UnetConfig::read(&folder.config("unet")?)?;
-        let vae = VaeConfig::read(&folder.config("vae")?)?;
+        let unet = UnetConfig::read(&folder.network("unet")?.0)?;
+        let vae = VaeConfig::read(&folder.network("vae")?.0)?;
         let dtypes = [options.dtype, vae_dtype(options.dtype, &vae)];
         let mut weights = 0;
         for (part, dtype) in [("text_encoder", dtypes[0]), ("unet", dtypes[0]), ("vae", dtypes[1])]

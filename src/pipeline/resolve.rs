@@ -12,6 +12,11 @@ impl TextToImage {
         &self.notes
     }
 
+    /// Tells models apart: a checksum of the settings, vocabularies and weights that a picture depends on.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
     /// Width and height in pixels that the model was trained on.
     pub fn default_size(&self) -> (usize, usize) {
         // 64 is what diffusers takes for the oldest folders.

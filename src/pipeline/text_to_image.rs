@@ -34,6 +34,7 @@ pub struct TextToImage {
     pub(super) suggestions: Suggestions,
     pub(super) device: Device,
     pub(super) notes: Vec<String>,
+    pub(super) fingerprint: String,
 }
 
 impl TextToImage {

@@ -127,6 +127,20 @@ impl ClipTokenizer {
         })
     }
 
+    /// The files of a tokenizer folder that [`Self::open`] reads.
+    pub fn files(folder: impl AsRef<Path>) -> Vec<PathBuf> {
+        let names = [
+            "tokenizer.json",
+            "vocab.json",
+            "merges.txt",
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "added_tokens.json",
+        ];
+        let paths = names.into_iter().map(|name| folder.as_ref().join(name));
+        paths.filter(|path| path.is_file()).collect()
+    }
+
     /// Length of the text encoder's context in tokens, start and end included: 77.
     pub fn max_length(&self) -> usize {
         self.max_length
