@@ -186,8 +186,15 @@ fn check_16_bits(name: &str, dtype: DType) -> Result<()> {
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
     let (ours, torch) = (mean(&ours), mean(&torch));
     println!("{name}: {ours:.1} dB in {dtype}, torch {torch:.1} in bf16");
-    let allowed = if dtype == DType::BF16 { 3.0 } else { 0.0 };
-    assert!(ours >= torch - allowed, "{name}: {ours} dB in {dtype}, torch {torch} in bf16");
+    // f16 has three bits more than bf16, 18 dB. Errors of less than a level then change few levels, but those by a
+    // whole one: an error of 0.8 rms on average, the normal distribution's, makes as many of a level.
+    let allowed = if dtype == DType::BF16 {
+        torch - 3.0
+    } else {
+        let rms = 10f64.powf(-(torch + 18.0 - 3.0) / 20.0);
+        -10.0 * (rms * rms + 0.8 * rms / 255.0).log10()
+    };
+    assert!(ours >= allowed, "{name}: {ours} dB in {dtype}, not {allowed}; torch {torch} in bf16");
     Ok(())
 }
 

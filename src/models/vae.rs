@@ -150,6 +150,11 @@ impl Vae {
         })
     }
 
+    /// What it computes in.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
     /// The shape of this model.
     pub fn config(&self) -> &VaeConfig {
         &self.config

@@ -184,6 +184,7 @@ mod tests {
     use crate::ops::testing::{
         assert_close, check, check_batch, check_gradient, check_nan, random, values,
     };
+    use crate::tensor::DType;
 
     type Case = (&'static str, fn(&Tensor, &[usize]) -> Result<Tensor>, fn(&[f64]) -> f64);
 
@@ -210,6 +211,18 @@ mod tests {
                 };
                 // 64 units: up to 36 terms a running sum, which partly cancel.
                 check(name, &[random(shape, 1)], 64.0, |x| op(x[0], dims), reference);
+                // An extreme is one of the elements: no rounding at all.
+                if ["max", "min"].contains(&name) {
+                    for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
+                        let x = random(shape, 1).to_dtype(dtype).unwrap();
+                        let found = values(&op(&x, dims).unwrap());
+                        assert_eq!(
+                            found,
+                            reference(&[values(&x)]),
+                            "{name} over {dims:?}, {dtype}"
+                        );
+                    }
+                }
             }
             let batch = random([7, 9, 5], 2);
             check_batch(name, &batch, |x| op(x, &[1]));
@@ -225,8 +238,12 @@ mod tests {
         let x = random([2, n], 3);
         for (name, op, formula) in CASES {
             let expected: Vec<f64> = values(&x).chunks(n).map(formula).collect();
-            // Sums that cancel to a thousandth of their terms' magnitudes.
-            assert_close(&op(&x, &[1]).unwrap(), &expected, 1000.0, name);
+            let found = op(&x, &[1]).unwrap();
+            match name {
+                "max" | "min" => assert_eq!(values(&found), expected, "{name}"),
+                // Sums that cancel to a thousandth of their terms' magnitudes.
+                _ => assert_close(&found, &expected, 1000.0, name),
+            }
             check_batch(name, &x, |x| op(x, &[1]));
         }
     }

@@ -254,6 +254,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_autoencoder_that_overflows_in_f16_computes_in_f32() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/eurosat-64");
+        let options = |dtype| LoadOptions { dtype, ..LoadOptions::default() };
+        for (dtype, expected) in [(DType::F16, DType::F32), (DType::BF16, DType::BF16)] {
+            let model = TextToImage::load(&folder, &options(dtype)).unwrap();
+            assert!(model.vae.config().force_upcast);
+            assert_eq!(model.vae.dtype(), expected, "{dtype}");
+        }
+        let folder = PipelineFolder::open(&folder, None).unwrap();
+        let config = VaeConfig::read(&folder.config("vae").unwrap()).unwrap();
+        let config = VaeConfig { force_upcast: false, ..config };
+        assert_eq!(vae_dtype(DType::F16, &config), DType::F16);
+    }
+
+    #[test]
     fn a_model_without_suggestions_suggests_what_diffusers_does() {
         let folder = tempfile::tempdir().unwrap();
         let open = || Suggestions::open(folder.path());

@@ -111,3 +111,68 @@ fn weight(states: &Tensor, chunk: &Chunk) -> Result<Tensor> {
     }
     Tensor::from_vec(values, states.shape())?.to_dtype(states.dtype())?.to_device(states.device())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::io::folder::PipelineFolder;
+    use crate::models::clip::ClipTextConfig;
+    use crate::nn::Params;
+    use crate::tensor::Device;
+    use crate::text::weighting::LongPrompt;
+
+    #[test]
+    fn weights_scale_tokens_and_leave_the_mean() {
+        let states = Tensor::from_vec(vec![1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0], [1, 3, 2]).unwrap();
+        let chunk = Chunk { ids: vec![0; 3], weights: vec![1.0, 2.0, 0.5] };
+        let found = weight(&states, &chunk).unwrap().to_vec::<f32>().unwrap();
+        // 1 2 6 8 2.5 3 have the sum 22.5 in place of 21.
+        let expected = [1.0, 2.0, 6.0, 8.0, 2.5, 3.0].map(|x: f32| x * (21.0 / 22.5));
+        for (found, expected) in found.iter().zip(expected) {
+            assert!(
+                (found - expected).abs() <= 4.0 * f32::EPSILON * expected,
+                "{found} {expected}"
+            );
+        }
+        // Where nothing is left to restore the weights stand as they are.
+        let none = Chunk { weights: vec![0.0; 3], ..chunk };
+        assert_eq!(weight(&states, &none).unwrap().to_vec::<f32>().unwrap(), [0.0; 6]);
+    }
+
+    #[test]
+    fn chunks_stand_in_the_order_of_the_prompt() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/eurosat-64");
+        let folder = PipelineFolder::open(root, None).unwrap();
+        let tokenizer = ClipTokenizer::open(folder.folder("tokenizer").unwrap()).unwrap();
+        let (config, weights) = folder.network("text_encoder").unwrap();
+        let params = Params::new(weights, DType::F32, Device::Cpu);
+        let encoder = ClipText::load(ClipTextConfig::read(&config).unwrap(), &params).unwrap();
+
+        let text = |prompt: &str, guided| {
+            let settings = Settings {
+                prompt: prompt.to_owned(),
+                long_prompts: LongPrompt::Chunk,
+                ..Settings::default()
+            };
+            let (rows, warnings) = tokenize(&tokenizer, &settings, guided).unwrap();
+            assert_eq!(warnings, []);
+            let states = |row: &PromptTokens| {
+                let states = row.hidden_states(&encoder, &Cancel::default()).unwrap();
+                (states.dim(1), states.to_vec::<f32>().unwrap())
+            };
+            rows.iter().map(states).collect::<Vec<_>>()
+        };
+        // 75 tokens fill a chunk.
+        let (rivers, farms) = (["river"; 75].join(" "), ["farm"; 20].join(" "));
+        let [(77, first)] = &text(&rivers, false)[..] else { panic!("one row of one chunk") };
+        let [(77, second)] = &text(&farms, false)[..] else { panic!("one row of one chunk") };
+        let both = text(&format!("{rivers} {farms}"), true);
+        // The negative prompt first, as long as the prompt.
+        let [(154, negative), (154, prompt)] = &both[..] else { panic!("two rows of two chunks") };
+        assert!(prompt == &[first.clone(), second.clone()].concat());
+        let [(77, empty)] = &text("", false)[..] else { panic!("one row of one chunk") };
+        assert!(negative == &[empty.clone(), empty.clone()].concat());
+    }
+}

@@ -184,6 +184,25 @@ mod tests {
         }
     }
 
+    /// What makes a step of a loop cost no allocation after the first.
+    #[test]
+    fn freed_memory_is_used_again() {
+        if POOL.is_none() {
+            return; // NADIR_POOL=off
+        }
+        // Sizes of one class that no other test of this process asks for.
+        for (len, next) in [(777_777, 777_777), (5_555_555, 5_555_000)] {
+            assert_eq!(size_class(len), size_class(next));
+            let first = Buffer::uninit(len).unwrap();
+            let address = first.ptr;
+            let second = Buffer::uninit(len).unwrap();
+            assert_ne!(second.ptr, address, "memory that is in use");
+            drop(first);
+            let again = Buffer::uninit(next).unwrap();
+            assert_eq!((again.ptr, again.len), (address, next));
+        }
+    }
+
     #[test]
     fn zeroed_memory_is_zero_even_after_reuse() {
         for _ in 0..3 {
