@@ -17,12 +17,10 @@ mod pack;
 
 use std::cell::RefCell;
 
-use bytemuck::{Pod, Zeroable};
-use rayon::prelude::*;
-
-use super::parallel::DisjointSlice;
+use super::parallel::{self, DisjointSlice};
 use super::simd;
 use crate::types::Float;
+use bytemuck::{Pod, Zeroable};
 
 pub(super) use kernel::LDA;
 pub use kernel::{
@@ -123,7 +121,7 @@ impl Blocks {
     /// Calls `work(row, height, column, width)` for every block, on all threads.
     pub(super) fn for_each(&self, work: impl Fn(usize, usize, usize, usize) + Sync) {
         let blocks = self.m_blocks * self.n.div_ceil(self.nc);
-        (0..blocks).into_par_iter().with_max_len(1).for_each(|i| {
+        parallel::for_each(blocks, &|i| {
             // Neighbours share columns, and so the part of B that is in the caches.
             let (row, column) = (i % self.m_blocks * self.mc, i / self.m_blocks * self.nc);
             work(row, self.mc.min(self.m - row), column, self.nc.min(self.n - column));

@@ -22,6 +22,28 @@ pub fn for_each(n: usize, f: &(dyn Fn(usize) + Sync)) {
     }
 }
 
+/// As [`for_each`], with a function that may fail.
+///
+/// # Errors
+/// One of those that `f` ended in; what was not begun by then is left out.
+pub fn try_for_each<E: Send>(
+    n: usize,
+    f: &(dyn Fn(usize) -> Result<(), E> + Sync),
+) -> Result<(), E> {
+    let failure = Mutex::new(None);
+    let failed = AtomicBool::new(false);
+    for_each(n, &|i| {
+        if failed.load(Ordering::Relaxed) {
+            return;
+        }
+        if let Err(error) = f(i) {
+            failed.store(true, Ordering::Relaxed);
+            failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        }
+    });
+    failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+}
+
 /// Calls `f(i, chunk)` for every chunk of `out` of `len` elements; the last may be shorter.
 ///
 /// # Panics
@@ -42,24 +64,22 @@ pub fn for_each_chunk<T: Send>(out: &mut [T], len: usize, f: impl Fn(usize, &mut
 /// As [`for_each_chunk`], with a function that may fail.
 ///
 /// # Errors
-/// One of those that `f` ended in; chunks that were not begun by then are left out.
+/// As [`try_for_each`].
 pub fn try_for_each_chunk<T: Send, E: Send>(
     out: &mut [T],
     len: usize,
     f: impl Fn(usize, &mut [T]) -> Result<(), E> + Sync,
 ) -> Result<(), E> {
-    let failure = Mutex::new(None);
-    let failed = AtomicBool::new(false);
-    for_each_chunk(out, len, |i, chunk| {
-        if failed.load(Ordering::Relaxed) {
-            return;
-        }
-        if let Err(error) = f(i, chunk) {
-            failed.store(true, Ordering::Relaxed);
-            failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-        }
-    });
-    failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    let total = out.len();
+    if total == 0 {
+        return Ok(());
+    }
+    let out = DisjointSlice::new(out);
+    try_for_each(total.div_ceil(len), &|i| {
+        let start = i * len;
+        // SAFETY: chunks of different i do not overlap, and every i is visited once at most.
+        f(i, unsafe { out.part(start, len.min(total - start)) })
+    })
 }
 
 /// Calls `f(i, row)` for every row of `width` elements; rows are handed out in groups that are worth it.

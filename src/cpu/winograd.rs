@@ -18,10 +18,8 @@
 //! do not depend on the batch. Differences of inputs are formed before the products, which costs about a bit
 //! of accuracy against the definition; that is why this exists for f32 only.
 
-use rayon::prelude::*;
-
 use super::gemm::{self, Blocks, Finish, KC, LDA, MicroKernel, SCRATCH};
-use super::parallel::DisjointSlice;
+use super::parallel::{DisjointSlice, for_each_chunk};
 use super::simd::{Simd, simd, transpose, widen};
 use crate::types::{DType, Element, Float, Real};
 
@@ -56,7 +54,7 @@ pub fn pack<T: Float>(
         return;
     }
     let nr = kernel.nr;
-    to.par_chunks_mut(POINTS * i * nr).enumerate().for_each(|(p, panel)| {
+    for_each_chunk(to, POINTS * i * nr, |p, panel| {
         let outputs = nr.min(o - p * nr);
         transform_panel(&from[p * nr * i * 9..][..outputs * i * 9], i, nr, panel);
     });

@@ -10,10 +10,10 @@ use super::elementwise::{require_dtype, require_float};
 use super::gradient::Call;
 use super::{Grads, Inputs, Meta, Op, apply, tensors};
 use crate::cpu::math::exp2_of_negative;
-use crate::cpu::parallel::{DisjointSlice, for_each, for_each_chunk};
+use crate::cpu::parallel::{DisjointSlice, for_each, for_each_chunk, try_for_each};
 use crate::cpu::simd::{Simd, narrow, simd, transpose, widen};
 use crate::error::{Error, Result};
-use crate::tensor::{DType, Float, Tensor};
+use crate::tensor::{DType, Device, Float, Tensor};
 
 /// How queries meet keys.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -129,9 +129,11 @@ impl Attention {
         let factor = (f64::from(self.config.scale) * std::f64::consts::LOG2_E) as f32;
         let rows = DisjointSlice::new(out.as_mut_slice::<T>()?);
 
-        for_each(batch * heads, &|head| {
+        try_for_each(batch * heads, &|head| {
             let (b, h) = (head / heads, head % heads);
-            let (k, v) = (pack_keys(k.head(b, h), &blocking), pack_values(v.head(b, h), &blocking));
+            let k = pack_keys(k.head(b, h), &blocking)?;
+            let v = pack_values(v.head(b, h), &blocking)?;
+            let (k, v) = (k.as_slice::<f32>()?, v.as_slice::<f32>()?);
             for_each(queries.div_ceil(length), &|i| {
                 let mut scratch = Scratch::default();
                 let (first, count) = (i * length, length.min(queries - i * length));
@@ -144,7 +146,7 @@ impl Attention {
                     causal: self.config.causal,
                 };
                 scratch.start(&tile, q.head(b, h), factor);
-                attend(&tile, &k, &v, &mut scratch);
+                attend(&tile, k, v, &mut scratch);
                 scratch.finish(&tile);
                 for (t, row) in scratch.rows.chunks_exact(channels).take(count).enumerate() {
                     let at = ((b * queries + first + t) * heads + h) * channels;
@@ -152,8 +154,8 @@ impl Attention {
                     narrow(row, unsafe { rows.part(at, channels) });
                 }
             });
-        });
-        Ok(())
+            Ok(())
+        })
     }
 }
 
@@ -236,13 +238,14 @@ simd! {
 }
 
 /// Panels of keys, [panels][D][keys of a panel], zeros where there is no key.
-fn pack_keys<T: Float<Acc = f32>>(k: Head<T>, blocking: &Blocking) -> Vec<f32> {
+fn pack_keys<T: Float<Acc = f32>>(k: Head<T>, blocking: &Blocking) -> Result<Tensor> {
     let (panel, channels) = (blocking.keys, k.channels);
     // Enough panels at a time to fill the registers that transpose them.
     let group = 8 * panel;
     let mut transposed = vec![0.0; group * channels];
-    let mut packed = vec![0.0; k.len.next_multiple_of(panel) * channels];
-    for (i, to) in packed.chunks_mut(group * channels).enumerate() {
+    let len = k.len.next_multiple_of(panel) * channels;
+    let mut packed = Tensor::uninit([len], DType::F32, Device::Cpu)?;
+    for (i, to) in packed.as_mut_slice::<f32>()?.chunks_mut(group * channels).enumerate() {
         let rows = k.rows(i * group, group.min(k.len - i * group), group);
         transpose(&rows, group, channels, &mut transposed); // [D, group]
         for (p, to) in to.chunks_exact_mut(panel * channels).enumerate() {
@@ -253,7 +256,7 @@ fn pack_keys<T: Float<Acc = f32>>(k: Head<T>, blocking: &Blocking) -> Vec<f32> {
             }
         }
     }
-    packed
+    Ok(packed)
 }
 
 /// The first N elements of each of `from`, one after the other.
@@ -264,22 +267,24 @@ fn copy_columns<'a, const N: usize>(from: impl Iterator<Item = &'a [f32]>, to: &
 }
 
 /// Panels of values, [panels][S][channels of a panel], zeros where there is no channel.
-fn pack_values<T: Float<Acc = f32>>(v: Head<T>, blocking: &Blocking) -> Vec<f32> {
+fn pack_values<T: Float<Acc = f32>>(v: Head<T>, blocking: &Blocking) -> Result<Tensor> {
     let panel = blocking.channels;
-    let mut packed = vec![0.0; v.len * v.channels.next_multiple_of(panel)];
+    let len = v.len * v.channels.next_multiple_of(panel);
+    let mut tensor = Tensor::uninit([len], DType::F32, Device::Cpu)?;
+    let packed = tensor.as_mut_slice::<f32>()?;
     let mut row = vec![0.0; v.channels.next_multiple_of(panel)];
     for i in 0..v.len {
         widen(&v.data[i * v.stride..][..v.channels], &mut row[..v.channels]);
         match panel {
-            4 => scatter::<4>(&row, i, v.len, &mut packed),
-            5 => scatter::<5>(&row, i, v.len, &mut packed),
-            6 => scatter::<6>(&row, i, v.len, &mut packed),
-            8 => scatter::<8>(&row, i, v.len, &mut packed),
-            10 => scatter::<10>(&row, i, v.len, &mut packed),
-            _ => scatter::<12>(&row, i, v.len, &mut packed),
+            4 => scatter::<4>(&row, i, v.len, packed),
+            5 => scatter::<5>(&row, i, v.len, packed),
+            6 => scatter::<6>(&row, i, v.len, packed),
+            8 => scatter::<8>(&row, i, v.len, packed),
+            10 => scatter::<10>(&row, i, v.len, packed),
+            _ => scatter::<12>(&row, i, v.len, packed),
         }
     }
-    packed
+    Ok(tensor)
 }
 
 /// Row `i` of `rows` of each panel [rows, N] in `to`.

@@ -1,8 +1,7 @@
 //! Weights in the layout of the tiles: panels of `nr` columns, all of k behind one another.
 
-use rayon::prelude::*;
-
 use super::kernel::MicroKernel;
+use crate::cpu::parallel::for_each_chunk;
 use crate::cpu::simd::{self, simd, transpose, widen};
 use crate::types::{DType, Element, Float, Real};
 
@@ -58,7 +57,7 @@ pub fn pack<T: Float, A, B: Float, C>(
     if panel_len == 0 {
         return;
     }
-    to.par_chunks_mut(panel_len).enumerate().for_each(|(p, panel)| {
+    for_each_chunk(to, panel_len, |p, panel| {
         let columns = nr.min(n - p * nr);
         match order {
             Order::Weights { taps } if B::DTYPE == DType::F32 && T::Acc::DTYPE == DType::F32 => {

@@ -139,6 +139,7 @@ pub enum Level {
 impl Level {
     /// Every level that this machine can run, slowest first.
     pub fn available() -> Vec<Level> {
+        #[allow(unused_mut, reason = "not every target has more")]
         let mut levels = vec![Level::Portable(Portable::new())];
         #[cfg(all(target_arch = "x86_64", not(nadir_portable)))]
         {
