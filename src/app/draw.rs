@@ -5,23 +5,17 @@ use std::time::Instant;
 
 use image::RgbImage;
 
-use nadir::cpu::memory;
-use nadir::pipeline::{
-    Event, InitImage, LoadOptions, MemoryEstimate, SIZE_STEP, Settings, SlotId, TextToImage,
-    Warning,
-};
+use nadir::pipeline::{Event, InitImage, LoadOptions, SIZE_STEP, SlotId, TextToImage, Warning};
 use nadir::tensor::{Device, cuda};
 use nadir::{Error, Result, io};
 
 use super::args::Execution;
 use super::destination::{Destination, Which};
 use super::interrupt;
+use super::limits;
 use super::model::Model;
 use super::progress::Progress;
 use super::recipe::{Recipe, Source};
-
-/// More than any machine has cores; each takes memory of its own.
-const MAX_THREADS: usize = 1024;
 
 /// One command's work.
 pub struct Drawing {
@@ -45,9 +39,9 @@ pub fn draw(drawing: Drawing) -> anyhow::Result<()> {
     let Drawing { mut recipe, model, destination, execution, separately, grid, metadata } = drawing;
     // What needs no model is judged before one is loaded.
     recipe.check()?;
-    let batch = check_batch(execution.batch, recipe.num_images)?;
+    let batch = limits::check_batch(execution.batch, recipe.num_images)?;
     destination.check(&pictures(&recipe, separately, grid))?;
-    set_threads(execution.threads)?;
+    limits::set_threads(execution.threads)?;
     let progress = Progress::new(execution.quiet);
     let sampler = model.sampler_name(recipe.settings.scheduler.as_deref())?;
     let init = read_init(&mut recipe, &progress)?;
@@ -59,9 +53,7 @@ pub fn draw(drawing: Drawing) -> anyhow::Result<()> {
         variant: recipe.variant.clone(),
         ..LoadOptions::default()
     };
-    let estimate = MemoryEstimate::open(&model.folder, &options)?;
-    let kept = if grid { check_grid(&recipe, &estimate)? } else { 0 };
-    check_memory(&recipe.settings, &estimate, batch, kept, device)?;
+    limits::check_memory(&model, &options, &recipe, batch, grid)?;
     progress.busy(&format!("loading {}", model.name));
     let clock = Instant::now();
     let pipeline = TextToImage::load(&model.folder, &options)?;
@@ -206,58 +198,6 @@ fn in_our_words(warning: &Warning) -> String {
     }
 }
 
-/// Pictures at a time: no more than there are.
-fn check_batch(batch: usize, num_images: usize) -> Result<usize> {
-    match batch {
-        0 => Err(Error::argument("batch", 0, "at least 1")),
-        batch => Ok(batch.min(num_images)),
-    }
-}
-
-/// Bytes of the grid and of the pictures that wait for it, where there can be such a grid.
-fn check_grid(recipe: &Recipe, estimate: &MemoryEstimate) -> Result<u64> {
-    let (width, height) = estimate.size(&recipe.settings)?;
-    let (width, height) = io::image::grid_size(recipe.num_images, width as u32, height as u32)?;
-    Ok(2 * 3 * u64::from(width) * u64::from(height))
-}
-
-/// Refuses what the machine has no memory for, before anything is loaded.
-fn check_memory(
-    settings: &Settings,
-    estimate: &MemoryEstimate,
-    batch: usize,
-    kept: u64,
-    device: Device,
-) -> Result<()> {
-    // What is free on a GPU its driver knows when it is asked.
-    let Some(space) = memory::tightest().filter(|_| device == Device::Cpu) else { return Ok(()) };
-    let peak = |batch| Ok::<_, Error>(estimate.peak(settings, batch)?.saturating_add(kept));
-    let fits = |batch| Ok::<_, Error>(peak(batch)? <= space.free);
-    if fits(batch)? {
-        return Ok(());
-    }
-    let gib = |bytes: u64| format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64);
-    let needed = gib(peak(batch)?);
-    let need =
-        format!("about {needed} of memory would be needed, and {} are free", gib(space.free));
-    if batch > 1 && fits(1)? {
-        let (mut fitting, mut beyond) = (1, batch);
-        while beyond - fitting > 1 {
-            let middle = fitting + (beyond - fitting) / 2;
-            if fits(middle)? { fitting = middle } else { beyond = middle }
-        }
-        return Err(Error::argument(
-            "batch",
-            batch,
-            format!("{need}; {fitting} at a time would fit"),
-        ));
-    }
-    let (width, height) = estimate.size(settings)?;
-    let lower = if settings.vae_tiling { "" } else { ", decode with --vae-tiling" };
-    let expected = format!("{need}; lower --width and --height{lower} or take --dtype bf16");
-    Err(Error::argument("width", format!("{width}x{height}"), expected))
-}
-
 /// The device that was asked for; says why where that was left to nadir.
 fn choose_device(request: &str, progress: &Progress) -> Result<Device> {
     let (device, why) = cuda::choose(request).map_err(|error| match error {
@@ -268,16 +208,6 @@ fn choose_device(request: &str, progress: &Progress) -> Result<Device> {
         progress.say(&format!("device: {why}"));
     }
     Ok(device)
-}
-
-fn set_threads(threads: Option<usize>) -> anyhow::Result<()> {
-    match threads {
-        None => Ok(()),
-        Some(n) if !(1..=MAX_THREADS).contains(&n) => {
-            Err(Error::argument("threads", n, format!("a number from 1 to {MAX_THREADS}")).into())
-        }
-        Some(n) => Ok(rayon::ThreadPoolBuilder::new().num_threads(n).build_global()?),
-    }
 }
 
 /// Reads what the recipe starts from, and fills in what follows from it.

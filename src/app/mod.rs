@@ -6,6 +6,7 @@ mod doctor;
 mod draw;
 mod generate;
 mod interrupt;
+mod limits;
 mod model;
 mod progress;
 mod recipe;

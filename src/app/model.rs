@@ -60,8 +60,8 @@ impl Model {
 pub fn shelves() -> Vec<PathBuf> {
     let named = env::var_os("NADIR_WEIGHTS").filter(|v| !v.is_empty()).map(PathBuf::from);
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("weights");
-    let beside = env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("weights")));
-    named.into_iter().chain([source]).chain(beside).collect()
+    let installed = env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("weights")));
+    named.into_iter().chain([source]).chain(installed).collect()
 }
 
 fn shipped(name: &str) -> Option<PathBuf> {

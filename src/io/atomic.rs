@@ -283,6 +283,29 @@ mod tests {
     }
 
     #[test]
+    fn writers_at_the_same_time_take_names_of_their_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let start = std::sync::Barrier::new(8);
+        let write = || {
+            // All come to the question which name is free at the same time.
+            let fill = |_: &mut dyn Write| {
+                start.wait();
+                Ok(())
+            };
+            let names = (0..).map(|i| folder.join(format!("{i:03}")));
+            (0..20).map(|_| create(folder, names.clone(), fill).unwrap()).collect::<Vec<_>>()
+        };
+        let mut taken: Vec<PathBuf> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(write)).collect();
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        });
+        taken.sort();
+        assert_eq!(taken, (0..160).map(|i| folder.join(format!("{i:03}"))).collect::<Vec<_>>());
+        assert_eq!(entries(folder).len(), 160);
+    }
+
+    #[test]
     fn files_of_the_dead_are_removed_and_those_of_the_living_kept() {
         let folder = tempfile::tempdir().unwrap();
         for name in [".nadir-dead.tmp", ".nadir-note.txt", "x.tmp"] {
