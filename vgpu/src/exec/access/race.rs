@@ -5,7 +5,7 @@ use crate::exec::Env;
 use crate::exec::block::BlockCore;
 use crate::exec::fault::FaultKind;
 use crate::exec::memory::Allocation;
-use crate::exec::shadow::{Access, Conflict, Deed, Site};
+use crate::exec::shadow::{Access, Conflict, PriorAccess, Site};
 use crate::exec::warp::{Checked, Warp, lanes};
 use crate::isa::lanes::LANES;
 use crate::isa::{Op, Transfer};
@@ -87,19 +87,19 @@ impl Warp {
     ) -> Checked<()> {
         let verb = access.verb();
         let me = self.index as u32;
-        let (did, other, by, kind, between) = match conflict {
+        let (prior, other, by, kind, between) = match conflict {
             Conflict::InFlight => {
                 let message = format!(
                     "{verb} of {bytes} bytes of shared memory at offset {at}, where an asynchronous copy has not been waited for"
                 );
                 return self.report(env, FaultKind::AsyncCopy, lane, message);
             }
-            Conflict::Warp { warp, did, site } if env.race_shared => {
+            Conflict::Warp { warp, prior, site } if env.race_shared => {
                 let by = format!("warp {me}");
-                let other = format!("warp {warp} {}", tell(env, did, site));
-                (did, other, by, FaultKind::SharedRace, "no barrier lies between")
+                let other = format!("warp {warp} {}", tell(env, prior, site));
+                (prior, other, by, FaultKind::SharedRace, "no barrier lies between")
             }
-            Conflict::Lane { lane: who, did, site, weakly } => {
+            Conflict::Lane { lane: who, prior, site, weakly } => {
                 let is_same_store = site.pc() == Some(self.pc) && weakly;
                 let other = match who {
                     Some(who) => {
@@ -108,7 +108,7 @@ impl Warp {
                     }
                     None => "several of them".into(),
                 };
-                let other = format!("{other} {}", tell(env, did, site));
+                let other = format!("{other} {}", tell(env, prior, site));
                 let by = format!("lane {lane} of warp {me}");
                 let between = if is_same_store && access == Access::Write {
                     "one of the two is lost"
@@ -118,7 +118,7 @@ impl Warp {
                     "no __syncwarp or barrier lies between"
                 };
                 if access == Access::Write
-                    && did == Deed::Wrote
+                    && prior == PriorAccess::PlainWrite
                     && let (Some(mine), Some(who)) = (self.stored(env, lane), who)
                 {
                     let theirs = match is_same_store {
@@ -136,11 +136,11 @@ impl Warp {
                     self.warn(env, FaultKind::WarpRace, lane, message);
                     return Ok(());
                 }
-                (did, other, by, FaultKind::WarpRace, between)
+                (prior, other, by, FaultKind::WarpRace, between)
             }
             _ => return Ok(()),
         };
-        let is_same = did == Deed::Wrote
+        let is_same = prior == PriorAccess::PlainWrite
             && access == Access::Write
             && self.stored(env, lane).is_some_and(|mine| core.shared[at..at + bytes] == mine);
         let message =
@@ -206,7 +206,7 @@ impl Warp {
         access: Access,
         lane: usize,
     ) -> Checked<()> {
-        let Conflict::Block { block, did, site } = conflict else { return Ok(()) };
+        let Conflict::Block { block, prior, site } = conflict else { return Ok(()) };
         let address = allocation.base + start;
         let other = match block {
             None => "several other blocks".into(),
@@ -219,9 +219,9 @@ impl Warp {
             "{} of {bytes} bytes at 0x{address:x} ({start} bytes into a {}-byte allocation); {other} {} and no fence with an atomic lies between",
             access.verb(),
             allocation.size,
-            tell(env, did, site)
+            tell(env, prior, site)
         );
-        let is_same = did == Deed::Wrote
+        let is_same = prior == PriorAccess::PlainWrite
             && access == Access::Write
             && self.stored(env, lane).is_some_and(|mine| {
                 // The other block's value may be on its way: it was checked before it is written.
@@ -249,11 +249,11 @@ impl Warp {
 }
 
 /// What the other party of a race did.
-fn tell(env: &Env, did: Deed, site: Site) -> String {
-    let verb = match did {
-        Deed::Read => "read",
-        Deed::Wrote => "wrote",
-        Deed::Changed => "had an atomic or volatile access",
+fn tell(env: &Env, prior: PriorAccess, site: Site) -> String {
+    let verb = match prior {
+        PriorAccess::Read => "read",
+        PriorAccess::PlainWrite => "wrote",
+        PriorAccess::StrongWrite => "had an atomic or volatile access",
     };
     match site.pc() {
         Some(pc) => format!("{verb} there at {}", env.kernel.place(pc)),

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 
-use super::{Access, Conflict, Deed, Site};
+use super::{Access, Conflict, PriorAccess, Site};
 
 /// Bits of a stamp in a cell of global memory; below them a flag and a mask of four bytes. The writer, in the
 /// low half, has the flag when it was volatile or atomic; the reader, in the high half, when the *writer* was
@@ -172,11 +172,14 @@ impl GridOrder {
             loop {
                 let next = match self.next(me, now, mask, access) {
                     Ok(next) => next,
-                    Err((block, did)) => {
-                        let sites =
-                            if did == Deed::Read { &shadow.readers } else { &shadow.writers };
+                    Err((block, prior)) => {
+                        let sites = if prior == PriorAccess::Read {
+                            &shadow.readers
+                        } else {
+                            &shadow.writers
+                        };
                         let site = Site(sites[word].load(Relaxed));
-                        return Some(Conflict::Block { block, did, site });
+                        return Some(Conflict::Block { block, prior, site });
                     }
                 };
                 if next == now {
@@ -206,7 +209,7 @@ impl GridOrder {
         now: u64,
         mask: u32,
         access: Access,
-    ) -> Result<u64, (Option<u32>, Deed)> {
+    ) -> Result<u64, (Option<u32>, PriorAccess)> {
         let (writer, reader) = (now as u32, (now >> 32) as u32);
         let was_atomic = reader & FLAG != 0;
         if writer & mask != 0 {
@@ -218,8 +221,12 @@ impl GridOrder {
                 _ => writer & FLAG != 0,
             };
             if !is_fine && let Some(block) = self.unordered(me, writer >> 5) {
-                let did = if writer & FLAG == 0 { Deed::Wrote } else { Deed::Changed };
-                return Err((block, did));
+                let prior = if writer & FLAG == 0 {
+                    PriorAccess::PlainWrite
+                } else {
+                    PriorAccess::StrongWrite
+                };
+                return Err((block, prior));
             }
         }
         if access == Access::Read {
@@ -243,7 +250,7 @@ impl GridOrder {
             && !is_atomic
             && let Some(block) = self.unordered(me, reader >> 5)
         {
-            return Err((block, Deed::Read));
+            return Err((block, PriorAccess::Read));
         }
         Ok(self.written(me, writer, reader, mask, access))
     }
@@ -350,14 +357,19 @@ mod tests {
                 assert_eq!(order.touch(me, &cells, 0, 16, Access::Read, 7), None);
             }
             let race = order.touch(&blocks[0], &cells, 4, 4, Access::Write, 8);
-            let wanted = Conflict::Block { block: None, did: Deed::Read, site: Site::new(7) };
+            let wanted =
+                Conflict::Block { block: None, prior: PriorAccess::Read, site: Site::new(7) };
             assert_eq!(race, Some(wanted));
             let launch = GridOrder::new(order.end(), 2, alone);
             let (me, other) = (launch.enter(0), launch.enter(1));
             assert_eq!(launch.touch(&me, &cells, 4, 4, Access::Write, 9), None);
             assert_eq!(launch.touch(&me, &cells, 0, 16, Access::Read, 7), None);
             let race = launch.touch(&other, &cells, 0, 16, Access::Read, 7);
-            let wanted = Conflict::Block { block: Some(0), did: Deed::Wrote, site: Site::new(9) };
+            let wanted = Conflict::Block {
+                block: Some(0),
+                prior: PriorAccess::PlainWrite,
+                site: Site::new(9),
+            };
             assert_eq!(race, Some(wanted));
         }
     }

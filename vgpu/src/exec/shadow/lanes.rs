@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 
-use super::{Access, Conflict, Deed, Site};
+use super::{Access, Conflict, PriorAccess, Site};
 use crate::isa::lanes::LANES;
 
 /// Largest time that fits a cell. A warp that gets there is not checked any longer.
@@ -201,12 +201,12 @@ impl LaneOrder {
         let weakly = self.met.knows(lane, other, time)
             || mine == 1 && theirs == 1
             || wrote && !access.reads_only() && site == my_site && time == self.now;
-        let did = match (wrote, theirs) {
-            (false, _) => Deed::Read,
-            (true, 0) => Deed::Wrote,
-            _ => Deed::Changed,
+        let prior = match (wrote, theirs) {
+            (false, _) => PriorAccess::Read,
+            (true, 0) => PriorAccess::PlainWrite,
+            _ => PriorAccess::StrongWrite,
         };
-        Some(Conflict::Lane { lane: other, did, site, weakly })
+        Some(Conflict::Lane { lane: other, prior, site, weakly })
     }
 }
 
@@ -248,7 +248,12 @@ mod tests {
         order.meet(u32::MAX, true);
         let found = cell.touch(&mut order, Access::Read, 0, Some(8), Site::new(2));
         let weakly = true;
-        let wanted = Conflict::Lane { lane: Some(7), did: Deed::Wrote, site: Site::new(1), weakly };
+        let wanted = Conflict::Lane {
+            lane: Some(7),
+            prior: PriorAccess::PlainWrite,
+            site: Site::new(1),
+            weakly,
+        };
         assert_eq!(found, Some(wanted));
         // Another warp is no business of this order.
         assert_eq!(cell.touch(&mut order, Access::Read, 1, Some(8), Site::new(2)), None);

@@ -59,22 +59,22 @@ impl Site {
 
 /// What the other party of a race did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Deed {
+pub(crate) enum PriorAccess {
     Read,
-    Wrote,
-    /// By an atomic or volatile access.
-    Changed,
+    PlainWrite,
+    /// Volatile or atomic.
+    StrongWrite,
 }
 
 /// The other party of a race.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Conflict {
     /// Another warp of the block.
-    Warp { warp: u32, did: Deed, site: Site },
+    Warp { warp: u32, prior: PriorAccess, site: Site },
     /// Another lane of the warp. `weakly` when something made the lanes meet that does not order memory.
-    Lane { lane: Option<u32>, did: Deed, site: Site, weakly: bool },
+    Lane { lane: Option<u32>, prior: PriorAccess, site: Site, weakly: bool },
     /// Another block, or several (`None`).
-    Block { block: Option<u32>, did: Deed, site: Site },
+    Block { block: Option<u32>, prior: PriorAccess, site: Site },
     /// The bytes belong to a copy under way.
     InFlight,
 }

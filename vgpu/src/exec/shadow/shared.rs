@@ -7,7 +7,7 @@
 //! distinct ones is not.
 
 use super::lanes::{LaneCell, LaneOrder};
-use super::{Access, Conflict, Deed, Site};
+use super::{Access, Conflict, PriorAccess, Site};
 
 /// State of one granule. An access is `clock << 7 | warp << 2 | kind`, 0 for none.
 #[derive(Clone, Copy, Default)]
@@ -112,8 +112,12 @@ impl SharedShadow {
                     kind != PLAIN && theirs != PLAIN || access == Access::Read && theirs == SWAP;
                 if !is_fine {
                     let warp = cell.writer >> 2 & 31;
-                    let did = if theirs == PLAIN { Deed::Wrote } else { Deed::Changed };
-                    return Some(Conflict::Warp { warp, did, site: cell.sites[0] });
+                    let prior = if theirs == PLAIN {
+                        PriorAccess::PlainWrite
+                    } else {
+                        PriorAccess::StrongWrite
+                    };
+                    return Some(Conflict::Warp { warp, prior, site: cell.sites[0] });
                 }
             }
             if access == Access::Read {
@@ -143,7 +147,11 @@ impl SharedShadow {
             for (i, reader) in cell.readers.into_iter().enumerate() {
                 if unordered(reader) {
                     let warp = reader >> 2 & 31;
-                    return Some(Conflict::Warp { warp, did: Deed::Read, site: cell.sites[1 + i] });
+                    return Some(Conflict::Warp {
+                        warp,
+                        prior: PriorAccess::Read,
+                        site: cell.sites[1 + i],
+                    });
                 }
             }
             cell.overwrite(me, site);
@@ -216,12 +224,19 @@ mod tests {
         assert_eq!(shadow.touch(16, 4, Access::Write, 0, &clock, 8), None);
         assert_eq!(shadow.touch(20, 4, Access::Write, 1, &other, 9), None);
         for at in (0..16).step_by(4) {
-            let wrote = Some(Conflict::Warp { warp: 0, did: Deed::Wrote, site: Site::new(7) });
+            let wrote = Some(Conflict::Warp {
+                warp: 0,
+                prior: PriorAccess::PlainWrite,
+                site: Site::new(7),
+            });
             assert_eq!(shadow.touch(at, 4, Access::Read, 1, &other, 9), wrote);
         }
         assert_eq!(shadow.touch(17, 1, Access::Read, 0, &clock, 8), None);
         let across = shadow.touch(16, 8, Access::Read, 0, &clock, 8);
-        assert_eq!(across, Some(Conflict::Warp { warp: 1, did: Deed::Wrote, site: Site::new(9) }));
+        assert_eq!(
+            across,
+            Some(Conflict::Warp { warp: 1, prior: PriorAccess::PlainWrite, site: Site::new(9) })
+        );
     }
 
     #[test]
@@ -233,11 +248,13 @@ mod tests {
         assert_eq!(shadow.touch(0, 4, Access::Read, 1, &other, 1), None);
         assert_eq!(shadow.touch(0, 4, Access::Swap, 1, &other, 2), None);
         // The readers were not forgotten: a plain write races with them.
-        let read = Some(Conflict::Warp { warp: 1, did: Deed::Changed, site: Site::new(2) });
+        let read =
+            Some(Conflict::Warp { warp: 1, prior: PriorAccess::StrongWrite, site: Site::new(2) });
         assert_eq!(shadow.touch(0, 4, Access::Write, 0, &clock, 3), read);
         let mut shadow = SharedShadow::new(4, false);
         assert_eq!(shadow.touch(0, 4, Access::Atomic, 0, &clock, 2), None);
-        let added = Some(Conflict::Warp { warp: 0, did: Deed::Changed, site: Site::new(2) });
+        let added =
+            Some(Conflict::Warp { warp: 0, prior: PriorAccess::StrongWrite, site: Site::new(2) });
         assert_eq!(shadow.touch(0, 4, Access::Read, 1, &other, 1), added);
         // A volatile write does not make the plain one before it harmless.
         let mut shadow = SharedShadow::new(4, false);
