@@ -81,7 +81,6 @@ fn power_of_two(n: i32) -> f32 {
 
 /// e^x.
 #[inline(always)]
-#[allow(dead_code, reason = "the gradients of activations are about to use it")]
 pub fn exp<S: Simd>(s: S, x: f32) -> f32 {
     // The limits lie beyond the last values that are neither 0 nor infinity. Written so that NaN passes.
     let x = if x < -104.0 { -104.0 } else { x };

@@ -1,6 +1,6 @@
 //! Activations: their formulas and slopes, once for all operations that end in one.
 //!
-//! A [`Map`] is a function of one element, as a type of its own, so that the loop over it is compiled for it
+//! A `Map` is a function of one element, as a type of its own, so that the loop over it is compiled for it
 //! alone. Computed in f32 (f64 for f64); an element's bits depend on nothing but that element.
 
 use super::gradient::Call;

@@ -1,8 +1,8 @@
 //! Operations on tensors, one family a file: documentation, shape rule, CPU form, CUDA launch, gradient
 //! and tests of an operation stand together. `kernels/` has the CUDA kernels under the same stems.
 //!
-//! An [`Op`] is a plain value: the settings of one call. Its tensors and weights come in fixed places, its
-//! [`Slot`]s, absent ones included, so that what a tape keeps of a call says which input was which. [`apply`]
+//! An `Op` is a plain value: the settings of one call. Its tensors and weights come in fixed places, its
+//! `Slot`s, absent ones included, so that what a tape keeps of a call says which input was which. `apply`
 //! checks, allocates, runs and records; [`gradient::backward`] walks the record.
 
 pub mod activation;

@@ -1,7 +1,7 @@
 //! Other shapes of the same memory: [`Tensor::reshape`], [`Tensor::permute`], [`Tensor::transpose`] and
 //! [`Tensor::narrow`]; and [`Tensor::to_device`], which moves it.
 //!
-//! A view computes nothing, so it is no [`Op`](super::Op); the tape records it all the same.
+//! A view computes nothing, so it is no `Op`; the tape records it all the same.
 
 use super::gradient::zeros;
 use super::layout::concat;

@@ -77,7 +77,7 @@ pub struct Settings {
     #[arg(long, value_enum, default_value_t, help_heading = "Sampling")]
     pub long_prompts: LongPrompt,
 
-    /// How weights are written: `explicit` is (word:1.3), `webui` also (word) and [word], `plain` none
+    /// How weights are written: `explicit` is `(word:1.3)`, `webui` also `(word)` and `[word]`, `plain` none
     #[arg(long, value_enum, default_value_t, help_heading = "Sampling")]
     pub prompt_syntax: Syntax,
 
