@@ -1,7 +1,10 @@
-//! Softmax over the last dimension.
+//! Softmax over the last dimension. Kernels: `kernels/softmax.cu`.
+
+use bytemuck::NoUninit;
 
 use super::elementwise::require_float;
 use super::gradient::Call;
+use super::kernels::{LaunchConfig, kernels, to_u32};
 use super::{Grads, Inputs, Meta, Op, apply, tensors};
 use crate::cpu::math::Math;
 use crate::cpu::parallel::for_each_chunk;
@@ -9,6 +12,18 @@ use crate::cpu::simd::{fold, narrow, simd, sum, widen};
 use crate::dispatch_float;
 use crate::error::{Error, Result};
 use crate::tensor::{Float, Real, Tensor};
+
+kernels! {
+    /// A warp a row.
+    fn softmax(y: Out, x: In, dims: SoftmaxDims);
+}
+
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+struct SoftmaxDims {
+    rows: u32,
+    columns: u32,
+}
 
 /// `e^(x - max) / sum e^(x - max)` over the last dimension, in f32 (f64 for f64). [.., N] -> [.., N]
 ///
@@ -47,8 +62,15 @@ impl Op for Softmax {
         })
     }
 
-    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
-        Err(Error::no_kernel(self.name()))
+    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let x = inputs[0].contiguous()?;
+        let columns = x.dim(x.rank() - 1);
+        let rows = x.len() / columns;
+        let dims =
+            SoftmaxDims { rows: to_u32("softmax", rows)?, columns: to_u32("softmax", columns)? };
+        // Four rows a block, as for layer normalisation.
+        let config = LaunchConfig { grid: [dims.rows.div_ceil(4), 1], block: 4 * 32, shared: 0 };
+        kernel::softmax(config, &mut outputs[0], &x, dims)
     }
 
     fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {
@@ -81,7 +103,7 @@ simd! {
 mod tests {
     use super::*;
     use crate::ops::elementwise::scale;
-    use crate::ops::testing::{check, check_batch, check_nan, random, values};
+    use crate::ops::testing::{check, check_batch, check_nan, devices, random, values};
 
     fn reference(x: &[f64], n: usize) -> Vec<f64> {
         x.chunks(n)
@@ -94,7 +116,7 @@ mod tests {
 
     #[test]
     fn softmax_equals_its_definition() {
-        for shape in [&[1][..], &[3, 7], &[2, 5, 33], &[2, 1000]] {
+        for shape in [&[1][..], &[3, 7], &[2, 5, 33], &[2, 1000], &[3, 4096]] {
             let n = shape[shape.len() - 1];
             let x = scale(&random(shape, 1), 4.0).unwrap();
             // 32 units: the difference x - max, up to 16, is rounded before it is an exponent.
@@ -109,9 +131,11 @@ mod tests {
     fn extremes() {
         let inf = f32::INFINITY;
         let x = Tensor::from_vec(vec![1e30, 1e30, -inf, -inf, -inf, -inf], [2, 3]).unwrap();
-        let y = values(&softmax(&x).unwrap());
-        assert_eq!(y[..3], [0.5, 0.5, 0.0]);
-        assert!(y[3..].iter().all(|x| x.is_nan())); // 0 / 0: nothing is left to choose from
+        for device in devices() {
+            let y = values(&softmax(&x.to_device(device).unwrap()).unwrap());
+            assert_eq!(y[..3], [0.5, 0.5, 0.0], "{device}");
+            assert!(y[3..].iter().all(|x| x.is_nan())); // 0 / 0: nothing is left to choose from
+        }
         assert!(softmax(&random(&[][..], 1)).is_err());
         assert!(softmax(&Tensor::from_vec(vec![1i64], [1]).unwrap()).is_err());
         assert!(softmax(&random([3, 0], 1)).unwrap().is_empty());
