@@ -1,7 +1,10 @@
-//! Sums, means and extremes over dimensions.
+//! Sums, means and extremes over dimensions. Kernels: `kernels/reduce.cu`.
+
+use bytemuck::NoUninit;
 
 use super::elementwise::{add, require_float, scale};
 use super::gradient::Call;
+use super::kernels::{LaunchConfig, kernels, to_u32};
 use super::{Grads, Inputs, Meta, Op, apply, tensors};
 use crate::cpu::math::Math;
 use crate::cpu::parallel::for_each_chunk;
@@ -12,6 +15,21 @@ use crate::tensor::{Float, Real, Shape, Tensor};
 
 /// Elements folded in the type they are computed in; blocks of them are combined in f64.
 const BLOCK: usize = 1 << 12;
+
+kernels! {
+    /// A warp a row.
+    fn reduce_by_warps(y: Out, x: In, dims: ReduceDims);
+    /// A block a row.
+    fn reduce_by_blocks(y: Out, x: In, dims: ReduceDims);
+}
+
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+struct ReduceDims {
+    rows: u32,
+    columns: u32,
+    reduction: u32,
+}
 
 /// Sum over `dims`, which the result no longer has.
 ///
@@ -43,7 +61,7 @@ fn reduce(x: &Tensor, dims: &[usize], reduction: Reduction) -> Result<Tensor> {
     apply(Reduce { reduction, dims: dims.to_vec() }, &tensors(&[x]))
 }
 
-/// What [`Reduce`] computes.
+/// What [`Reduce`] computes. The numbers are the kernels'.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reduction {
     /// [`sum`]
@@ -112,8 +130,26 @@ impl Op for Reduce {
         })
     }
 
-    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
-        Err(Error::no_kernel(self.name()))
+    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let out = &mut outputs[0];
+        // As on the CPU.
+        let order: Vec<usize> = self.kept(&inputs[0]).chain(self.dims.iter().copied()).collect();
+        let x = inputs[0].permute(&order)?.contiguous()?;
+        let rows = out.len();
+        let dims = ReduceDims {
+            rows: to_u32(self.name(), rows)?,
+            columns: to_u32(self.name(), x.len() / rows)?,
+            reduction: self.reduction as u32,
+        };
+        // A warp has 32 elements a lane by then: more are shared out over eight warps.
+        if dims.columns <= 1024 {
+            let config =
+                LaunchConfig { grid: [dims.rows.div_ceil(4), 1], block: 4 * 32, shared: 0 };
+            kernel::reduce_by_warps(config, out, &x, dims)
+        } else {
+            let config = LaunchConfig { grid: [dims.rows, 1], block: 8 * 32, shared: 0 };
+            kernel::reduce_by_blocks(config, out, &x, dims)
+        }
     }
 
     fn backward(&self, call: &Call, grad: &Tensor) -> Result<Grads> {
@@ -182,7 +218,7 @@ simd! {
 mod tests {
     use super::*;
     use crate::ops::testing::{
-        assert_close, check, check_batch, check_gradient, check_nan, random, values,
+        assert_close, check, check_batch, check_gradient, check_nan, devices, random, values,
     };
     use crate::tensor::DType;
 
@@ -238,11 +274,13 @@ mod tests {
         let x = random([2, n], 3);
         for (name, op, formula) in CASES {
             let expected: Vec<f64> = values(&x).chunks(n).map(formula).collect();
-            let found = op(&x, &[1]).unwrap();
-            match name {
-                "max" | "min" => assert_eq!(values(&found), expected, "{name}"),
-                // Sums that cancel to a thousandth of their terms' magnitudes.
-                _ => assert_close(&found, &expected, 1000.0, name),
+            for device in devices() {
+                let found = op(&x.to_device(device).unwrap(), &[1]).unwrap();
+                match name {
+                    "max" | "min" => assert_eq!(values(&found), expected, "{name} on {device}"),
+                    // Sums that cancel to a thousandth of their terms' magnitudes.
+                    _ => assert_close(&found, &expected, 1000.0, &format!("{name} on {device}")),
+                }
             }
             check_batch(name, &x, |x| op(x, &[1]));
         }
@@ -265,9 +303,11 @@ mod tests {
         assert!(sum(&x, &[2]).is_err());
         assert!(sum(&x, &[1, 1]).is_err());
         assert!(sum(&Tensor::from_vec(vec![1i64], [1]).unwrap(), &[0]).is_err());
-        let empty = random([2, 0], 1);
-        assert!(max(&empty, &[1]).is_err());
-        assert_eq!(values(&sum(&empty, &[1]).unwrap()), [0.0, 0.0]);
-        assert!(values(&mean(&empty, &[1]).unwrap())[0].is_nan());
+        for device in devices() {
+            let empty = random([2, 0], 1).to_device(device).unwrap();
+            assert!(max(&empty, &[1]).is_err());
+            assert_eq!(values(&sum(&empty, &[1]).unwrap()), [0.0, 0.0]);
+            assert!(values(&mean(&empty, &[1]).unwrap())[0].is_nan());
+        }
     }
 }
