@@ -1,14 +1,32 @@
-//! Embeddings: rows of a table, and sinusoids of a timestep.
+//! Embeddings: rows of a table, and sinusoids of a timestep. Kernels: `kernels/embedding.cu`.
+
+use bytemuck::NoUninit;
 
 use super::elementwise::require_float;
 use super::gradient::Call;
+use super::kernels::{LaunchConfig, kernels, to_u32};
 use super::{Grads, Inputs, Meta, Op, apply, tensors};
 use crate::cpu::parallel::for_each_row;
 use crate::dispatch_float;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, MAX_RANK, Shape, Tensor};
 
+kernels! {
+    /// A warp a row.
+    fn embedding(y: Out, ids: In<i64>, table: In, dims: EmbeddingDims);
+}
+
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+struct EmbeddingDims {
+    ids: u32,
+    channels: u32,
+}
+
 /// Rows of `table` [V, C] by `ids` [..], i64 or u32: [.., C].
+///
+/// The ids are looked at on the host, so that one outside the table is an error wherever the table is; ids of a device are
+/// waited for.
 ///
 /// # Errors
 /// `Value` for an id outside the table, naming it and the table's size; `Shape` when the table is not a
@@ -55,10 +73,7 @@ impl Op for Embedding {
         let out = &mut outputs[0];
         let (ids, table) = (&inputs[0], inputs[1].contiguous()?);
         let (rows, channels) = table.dims2()?;
-        let ids: Vec<usize> = match ids.dtype() {
-            DType::I64 => check_ids(&ids.to_vec::<i64>()?, rows)?,
-            _ => check_ids(&ids.to_vec::<u32>()?, rows)?,
-        };
+        let ids = rows_of(ids, rows)?;
         dispatch_float!("embedding", table.dtype(), T => {
             let table = table.as_slice::<T>()?;
             for_each_row(out.as_mut_slice::<T>()?, channels, |i, y| {
@@ -68,8 +83,18 @@ impl Op for Embedding {
         })
     }
 
-    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
-        Err(Error::no_kernel(self.name()))
+    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let table = inputs[1].contiguous()?;
+        let (rows, channels) = table.dims2()?;
+        let ids: Vec<i64> = rows_of(&inputs[0], rows)?.into_iter().map(|id| id as i64).collect();
+        let dims = EmbeddingDims {
+            ids: to_u32("embedding", ids.len())?,
+            channels: to_u32("embedding", channels)?,
+        };
+        let ids = Tensor::from_slice(&ids, [ids.len()])?.to_device(table.device())?;
+        // Four rows a block: 77 tokens still spread over 20 of them.
+        let config = LaunchConfig { grid: [dims.ids.div_ceil(4), 1], block: 4 * 32, shared: 0 };
+        kernel::embedding(config, &mut outputs[0], &ids, &table, dims)
     }
 
     fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {
@@ -78,6 +103,14 @@ impl Op for Embedding {
 }
 
 /// The ids as indices of a table of `rows` rows.
+fn rows_of(ids: &Tensor, rows: usize) -> Result<Vec<usize>> {
+    match ids.dtype() {
+        DType::I64 => check_ids(&ids.to_vec::<i64>()?, rows),
+        _ => check_ids(&ids.to_vec::<u32>()?, rows),
+    }
+}
+
+/// [`rows_of`] one type of ids.
 fn check_ids<I: Copy + TryInto<usize> + std::fmt::Display>(
     ids: &[I],
     rows: usize,
@@ -137,25 +170,43 @@ pub fn timestep_embedding(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{bits, random};
+    use crate::ops::testing::{bits, devices, random};
 
     #[test]
     fn rows_are_copied_in_every_dtype() {
-        let table = random([11, 37], 1);
-        let ids = [3i64, 0, 10, 3, 7, 1];
-        for dtype in [DType::F32, DType::F16, DType::BF16, DType::F64] {
-            let table = table.to_dtype(dtype).unwrap();
-            let of_i64 = embedding(&Tensor::from_slice(&ids, [2, 3]).unwrap(), &table).unwrap();
-            assert_eq!(of_i64.dims(), [2, 3, 37]);
-            let of_u32 = embedding(
-                &Tensor::from_vec(ids.map(|i| i as u32).to_vec(), [2, 3]).unwrap(),
-                &table,
-            )
-            .unwrap();
-            assert_eq!(bits(&of_i64), bits(&of_u32));
-            for (i, &id) in ids.iter().enumerate() {
-                let row = of_i64.reshape([6, 37]).unwrap().narrow(0, i, 1).unwrap();
-                assert_eq!(bits(&row), bits(&table.narrow(0, id as usize, 1).unwrap()));
+        for channels in [37, 40] {
+            let table = random([11, channels], 1);
+            let ids = [3i64, 0, 10, 3, 7, 1];
+            for dtype in [DType::F32, DType::F16, DType::BF16, DType::F64] {
+                let table = table.to_dtype(dtype).unwrap();
+                let of_i64 = embedding(&Tensor::from_slice(&ids, [2, 3]).unwrap(), &table).unwrap();
+                assert_eq!(of_i64.dims(), [2, 3, channels]);
+                let of_u32 = embedding(
+                    &Tensor::from_vec(ids.map(|i| i as u32).to_vec(), [2, 3]).unwrap(),
+                    &table,
+                )
+                .unwrap();
+                assert_eq!(bits(&of_i64), bits(&of_u32));
+                for (i, &id) in ids.iter().enumerate() {
+                    let row = of_i64.reshape([6, channels]).unwrap().narrow(0, i, 1).unwrap();
+                    assert_eq!(bits(&row), bits(&table.narrow(0, id as usize, 1).unwrap()));
+                }
+                let on_host = [Tensor::from_slice(&ids, [2, 3]).unwrap(), table];
+                for device in devices().filter(|_| dtype != DType::F64) {
+                    let [ids, table] = on_host.each_ref().map(|t| t.to_device(device).unwrap());
+                    let rows = embedding(&ids, &table).unwrap();
+                    assert_eq!(bits(&rows), bits(&of_i64), "{dtype} on {device}");
+                    // Of a table that begins at an odd address.
+                    let later = table.narrow(0, 1, 10).unwrap();
+                    let ids =
+                        Tensor::from_slice(&[2u32, 9], [2]).unwrap().to_device(device).unwrap();
+                    let rows = embedding(&ids, &later).unwrap().narrow(0, 0, 1).unwrap();
+                    assert_eq!(
+                        bits(&rows),
+                        bits(&table.narrow(0, 3, 1).unwrap()),
+                        "{dtype} on {device}"
+                    );
+                }
             }
         }
     }
@@ -165,8 +216,14 @@ mod tests {
         let table = random([11, 4], 1);
         for id in [11i64, -1, i64::MAX, i64::MIN] {
             let ids = Tensor::from_vec(vec![2, id], [2]).unwrap();
-            let message = embedding(&ids, &table).unwrap_err().to_string();
-            assert!(message.contains(&format!("id {id} ")) && message.contains("11"), "{message}");
+            for device in devices() {
+                let [ids, table] = [&ids, &table].map(|t| t.to_device(device).unwrap());
+                let message = embedding(&ids, &table).unwrap_err().to_string();
+                assert!(
+                    message.contains(&format!("id {id} ")) && message.contains("11"),
+                    "{message}"
+                );
+            }
         }
         assert!(embedding(&table, &table).is_err());
         let ids = Tensor::from_vec(vec![2i64], [1]).unwrap();
