@@ -282,8 +282,13 @@ fn tables_of_another_schema() {
     assert!(error.contains("filename") && error.contains("columns label"), "{error}");
 }
 
+/// `cargo xtask test --all` goes on ten times as long.
+fn cases() -> u32 {
+    if std::env::var_os("NADIR_TEST_ALL").is_some() { 2560 } else { 256 }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Any bytes at all.
     #[test]

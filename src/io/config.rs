@@ -288,7 +288,8 @@ mod tests {
         assert_eq!(c.f32("eps", 0.0).unwrap(), 1e-6);
         assert_eq!(c.per_level("n", 2).unwrap(), Some(vec![3, 3]));
         assert_eq!(c.per_level("list", 2).unwrap(), Some(vec![1, 2]));
-        assert!(c.per_level("list", 3).is_err());
+        let message = c.per_level("list", 3).unwrap_err().to_string();
+        assert!(message.contains("\"list\"") && message.contains("a list of 3"), "{message}");
         let message = c.usize("x", 1).unwrap_err().to_string();
         assert_eq!(
             message.split(". ").next().unwrap(),
@@ -350,11 +351,15 @@ mod tests {
 
     #[test]
     fn only_objects_are_configurations() {
-        assert!(Config::from_value("c.json", json!([1])).is_err());
+        let error = |c: Result<Config>| c.err().unwrap().to_string();
+        let message = error(Config::from_value("c.json", json!([1])));
+        assert!(message.contains("c.json") && message.contains("found a list"), "{message}");
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.json");
         std::fs::write(&path, "{ \"a\": ").unwrap();
-        assert!(Config::open(&path).is_err());
-        assert!(Config::open(dir.path().join("none.json")).is_err());
+        let message = error(Config::open(&path));
+        assert!(message.contains("config.json") && message.contains("JSON"), "{message}");
+        let message = error(Config::open(dir.path().join("none.json")));
+        assert!(message.contains("none.json") && message.contains("No such file"), "{message}");
     }
 }

@@ -175,6 +175,10 @@ pub fn grid(images: &[RgbImage]) -> Result<RgbImage> {
         let found = format!("a grid of {w}x{h} and {}x{}", other.width(), other.height());
         return Err(Error::argument("grid", found, "all pictures have one size"));
     }
+    if w.min(h) == 0 {
+        let found = format!("a grid of pictures of {w}x{h}");
+        return Err(Error::argument("grid", found, "at least one pixel each"));
+    }
     let (width, height) = grid_size(images.len(), w, h)?;
     let columns = (width / w) as usize;
     let mut out = RgbImage::new(width, height);
@@ -404,16 +408,20 @@ mod tests {
             [1, 2, 3, 4, 5, 0]
         );
         assert_eq!(grid(&images[..1]).unwrap().dimensions(), (2, 3));
-        assert!(grid(&[]).is_err());
-        assert!(grid(&[RgbImage::new(1, 1), RgbImage::new(2, 1)]).is_err());
+        let refused = |images: &[RgbImage]| grid(images).unwrap_err().to_string();
+        assert!(refused(&[]).contains("no pictures"));
+        assert!(refused(&[RgbImage::new(0, 0)]).contains("0x0"));
+        assert!(refused(&[RgbImage::new(1, 1), RgbImage::new(2, 1)]).contains("1x1 and 2x1"));
     }
 
     #[test]
     fn sizes_are_bounded() {
         let image = RgbImage::new(3, 3);
         for (w, h) in [(0, 8), (8, 0), (MAX_SIDE + 1, 8)] {
-            assert!(resize(&image, w, h).is_err());
+            let error = resize(&image, w, h).unwrap_err().to_string();
+            assert!(error.contains(&format!("{w}x{h}")) && error.contains("16384"), "{error}");
         }
-        assert!(resize(&RgbImage::new(0, 0), 8, 8).is_err());
+        let error = resize(&RgbImage::new(0, 0), 8, 8).unwrap_err().to_string();
+        assert!(error.contains("an empty picture"), "{error}");
     }
 }
