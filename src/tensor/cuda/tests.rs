@@ -226,6 +226,7 @@ fn a_graph_is_replayed_on_new_inputs() {
     for i in 0..3 {
         x.assign(&upload(i as f32, 1000)).unwrap();
         let y = stream.scope(|| graph.launch().unwrap().clone());
+        assert_eq!(stream.scope(|| value(&y)), 2.0 * i as f32 + 20.0, "launch {i}");
         assert_eq!(value(&add(&y, &weight).unwrap()), 2.0 * i as f32 + 30.0, "launch {i}");
     }
 }
