@@ -222,9 +222,9 @@ fn a_graph_is_replayed_on_new_inputs() {
         x.assign(&upload(i as f32 + 2.0, 1000)).unwrap();
     }
     // In another stream than its inputs and its readers.
-    let stream = Stream::new(GPU).unwrap();
+    let (stream, writer) = (Stream::new(GPU).unwrap(), Stream::new(GPU).unwrap());
     for i in 0..3 {
-        x.assign(&upload(i as f32, 1000)).unwrap();
+        writer.scope(|| x.assign(&upload(i as f32, 1000)).unwrap());
         let y = stream.scope(|| graph.launch().unwrap().clone());
         assert_eq!(stream.scope(|| value(&y)), 2.0 * i as f32 + 20.0, "launch {i}");
         assert_eq!(value(&add(&y, &weight).unwrap()), 2.0 * i as f32 + 30.0, "launch {i}");
