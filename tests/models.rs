@@ -15,8 +15,11 @@ use nadir::models::clip::{ClipText, ClipTextConfig};
 use nadir::models::unet::{Unet, UnetConfig};
 use nadir::models::vae::{Vae, VaeConfig};
 use nadir::nn::{Keep, Module, Params, parameters, save as save_module};
-use nadir::ops::elementwise::silu;
+use nadir::ops::elementwise::{add, mul, silu};
+use nadir::ops::gradient::backward;
+use nadir::ops::reduce::mean;
 use nadir::pipeline::{LoadOptions, TextToImage};
+use nadir::tensor::tape::no_grad;
 use nadir::tensor::{DType, Device, Tensor};
 
 /// Share of the largest activation by which two f32 implementations may differ: sums of a few hundred terms in
@@ -368,5 +371,112 @@ fn the_networks_compute_in_f64_too() -> Result<()> {
     let model = vae(&golden::path("models/vae"), DType::F64)?;
     let image = model.decode(&f64_of(&golden, "decode.0.latent")?)?;
     assert_close("image", &image, &get(&golden, "decode.0.image"), TOLERANCE);
+    Ok(())
+}
+
+/// The mean of the squares of all elements, as a tensor of one.
+fn mean_square(x: &Tensor) -> Result<Tensor> {
+    mean(&mul(x, x)?, &(0..x.rank()).collect::<Vec<_>>())
+}
+
+/// Every weight of `model` gets a finite gradient of `loss` that is not zero, but for the `zero` ones.
+fn check_gradients(model: &dyn Module, loss: Tensor, zero: impl Fn(&str) -> bool) -> Result<()> {
+    let gradients = backward(loss)?;
+    for (name, parameter) in parameters(model) {
+        let variable = parameter.tensor().unwrap();
+        let gradient = gradients.get(&variable).unwrap_or_else(|| panic!("{name}: no gradient"));
+        assert_eq!(
+            (gradient.dims(), gradient.dtype()),
+            (variable.dims(), variable.dtype()),
+            "{name}"
+        );
+        let values = gradient.to_vec::<f32>()?;
+        assert!(values.iter().all(|g| g.is_finite()), "{name}: not finite");
+        let largest = values.iter().fold(0f32, |m, g| m.max(g.abs()));
+        if zero(&name) {
+            // What is left are rounding errors of sums that cancel.
+            assert!(largest < 1e-6, "{name}: {largest} instead of zero");
+        } else {
+            assert!(largest > 0.0, "{name}: all zero");
+        }
+    }
+    Ok(())
+}
+
+fn trainable(folder: &str, dtype: DType) -> Result<(Config, Params)> {
+    let folder = golden::path(folder);
+    let params = Params::new(Weights::open(&folder, None)?, dtype, Device::Cpu);
+    Ok((Config::open(folder.join("config.json"))?, params.keeping(Keep::Trainable)))
+}
+
+#[test]
+fn every_weight_gets_a_gradient() -> Result<()> {
+    for name in ["unet_sd15", "unet_sd21"] {
+        let (config, params) = trainable(&format!("models/{name}"), DType::F32)?;
+        let model = Unet::load(UnetConfig::read(&config)?, &params)?;
+        let (noise, _) = predict(&model, &golden::open(&format!("models/{name}"))?, 0)?;
+        check_gradients(&model, mean_square(&noise)?, |_| false)?;
+    }
+
+    let (config, params) = trainable("models/vae", DType::F32)?;
+    let model = Vae::load(VaeConfig::read(&config)?, &params)?;
+    let golden = golden::open("models/vae")?;
+    let posterior = model.encode(&get(&golden, "encode.0.image"))?;
+    let image = model.decode(&posterior.mean)?;
+    let loss = add(&mean_square(&image)?, &mean_square(&posterior.logvar)?)?;
+    // A key's bias adds the same to all scores of a query, which softmax does not see.
+    check_gradients(&model, loss, |name| name.ends_with("to_k.bias"))?;
+
+    let (config, params) = trainable("models/clip_l", DType::F32)?;
+    let model = ClipText::load(ClipTextConfig::read(&config)?, &params)?;
+    let golden = golden::open("models/clip_l")?;
+    let states = model.forward(&get(&golden, "ids"), 0)?;
+    let weights = get(&golden, "clip_skip_1");
+    // The norm at the end makes the mean square of every token nearly the same: weigh the states.
+    check_gradients(&model, mean_square(&mul(&states, &weights)?)?, |name| {
+        name.ends_with("k_proj.bias")
+    })?;
+    Ok(())
+}
+
+#[test]
+fn gradients_of_the_unet_are_those_of_differences() -> Result<()> {
+    let golden = golden::open("models/unet_sd15")?;
+    let (config, params) = trainable("models/unet_sd15", DType::F64)?;
+    let model = Unet::load(UnetConfig::read(&config)?, &params)?;
+    let f64_of = |name: &str| get(&golden, name).to_dtype(DType::F64);
+    let (sample, text) = (f64_of("0.sample")?, f64_of("0.text")?);
+    let timesteps = get(&golden, "0.timesteps");
+    let loss = || {
+        let temb = model.embed_timesteps(timesteps.as_slice()?)?;
+        mean_square(&model.forward(&sample, &temb, &model.context(&text)?)?)
+    };
+    let gradients = backward(loss()?)?;
+    let all = parameters(&model);
+    // A prime step visits layers of every kind.
+    for (name, parameter) in all.iter().step_by(7) {
+        let variable = parameter.tensor().unwrap();
+        let gradient = gradients.get(&variable).unwrap().to_vec::<f64>()?;
+        let at = gradient.len() / 2;
+        let moved = |by: f64| -> Result<f64> {
+            let mut values = variable.to_vec::<f64>()?;
+            values[at] += by;
+            parameter.set(&Tensor::from_vec(values, variable.shape())?)?;
+            let loss = no_grad(loss)?.to_vec::<f64>()?[0];
+            parameter.set(&variable.detach())?;
+            Ok(loss)
+        };
+        let h = 1e-4;
+        let (near, far) = (moved(h)? - moved(-h)?, moved(2.0 * h)? - moved(-2.0 * h)?);
+        let difference = (8.0 * near - far) / (12.0 * h);
+        let mean = gradient.iter().map(|g| g.abs()).sum::<f64>() / gradient.len() as f64;
+        let error = (gradient[at] - difference).abs();
+        // The loss is about 1 and rounded to 1e-16: a difference is exact to some 1e-12.
+        assert!(
+            error <= 1e-6 * (difference.abs() + mean) + 1e-11,
+            "{name}: {} {difference}",
+            gradient[at]
+        );
+    }
     Ok(())
 }

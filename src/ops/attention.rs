@@ -6,9 +6,11 @@
 //! one kernel: `scores = K Q^T` and `output = V^T P^T`, a broadcast element of K or V against registers of
 //! queries. Keys and values are packed once a head, so that the kernel reads each as one stream.
 
+mod gradient;
+
 use super::elementwise::{require_dtype, require_float};
 use super::gradient::Call;
-use super::{Grads, Inputs, Meta, Op, apply, tensors};
+use super::{Grads, Inputs, Meta, Op, Saves, apply, tensors};
 use crate::cpu::math::exp2_of_negative;
 use crate::cpu::parallel::{DisjointSlice, for_each, for_each_chunk, try_for_each};
 use crate::cpu::simd::{Simd, narrow, simd, transpose, widen};
@@ -80,8 +82,13 @@ impl Op for Attention {
         Err(Error::no_kernel(self.name()))
     }
 
-    fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {
-        Err(Error::no_gradient(self.name()))
+    fn saves(&self) -> Saves {
+        Saves { inputs: &[0, 1, 2], result: false }
+    }
+
+    fn backward(&self, call: &Call, grad: &Tensor) -> Result<Grads> {
+        let (q, k, v) = (call.tensor(0)?, call.tensor(1)?, call.tensor(2)?);
+        Ok(gradient::gradients(q, k, v, grad, self.config)?.map(Some).into())
     }
 }
 
@@ -538,7 +545,9 @@ mod tests {
     use super::*;
     use crate::cpu::simd::at_each_level;
     use crate::ops::elementwise::scale;
-    use crate::ops::testing::{assert_close, bits, check, check_nan, random, values};
+    use crate::ops::testing::{
+        assert_close, bits, check, check_gradient, check_nan, random, values,
+    };
 
     /// The definition in f64, over q [B, T, H, D] and k, v [B, S, H, D].
     fn reference(
@@ -691,6 +700,23 @@ mod tests {
                     let all = [0, 1, 2].map(|i| all[i].to_device(x.device()).unwrap());
                     attention(&all[0], &all[1], &all[2], config(16, false))
                 });
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_are_those_of_differences() {
+        for (b, t, keys, h, d) in
+            [(1, 1, 1, 1, 1), (2, 3, 5, 2, 7), (1, 7, 7, 3, 4), (3, 2, 9, 1, 5)]
+        {
+            let inputs =
+                [random([b, t, h, d], 1), random([b, keys, h, d], 2), random([b, keys, h, d], 3)];
+            for causal in [false, true] {
+                check_gradient(
+                    &format!("attention {t} by {keys}, causal {causal}"),
+                    &inputs,
+                    |x| attention(x[0], x[1], x[2], AttentionConfig { scale: 0.7, causal }),
+                );
             }
         }
     }

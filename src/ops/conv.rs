@@ -1,10 +1,12 @@
 //! 2-d convolution of NHWC images over packed weights: an implicit matrix product
 //! [B * OH * OW, KH * KW * C] x [KH * KW * C, O], or Winograd's algorithm.
 
+mod gradient;
+
 use super::epilogue::{Epilogue, Settings, WEIGHT, X, with_epilogue};
 use super::gradient::Call;
 use super::weight::{Layout, Packed, Weight};
-use super::{Grads, Inputs, Meta, Op, apply};
+use super::{Grads, Inputs, Meta, Op, Saves, apply};
 use crate::cpu::gemm::{Rows, f32_kernel};
 use crate::cpu::winograd::{self, Images};
 use crate::error::{Error, Result};
@@ -153,8 +155,24 @@ impl Op for Conv2d {
         Err(Error::no_kernel(NAME))
     }
 
-    fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {
-        Err(Error::no_gradient(self.name()))
+    fn saves(&self) -> Saves {
+        Saves { inputs: Settings::SAVED, result: false }
+    }
+
+    fn backward(&self, call: &Call, grad: &Tensor) -> Result<Grads> {
+        let (x, weight) = (call.tensor(X)?, call.weight(WEIGHT)?);
+        let product = |epilogue: Epilogue| conv2d(x, weight, self.config, epilogue);
+        let (g, [bias, add_channel, residual]) = self.epilogue.backward(call, grad, product)?;
+        let of_x = call.wants(X).then(|| {
+            let weight = weight.elements()?.to_dtype(g.dtype())?;
+            gradient::by_image(&g, &weight, self.config, [x.dim(1), x.dim(2)])
+        });
+        let of_weight = call.wants(WEIGHT).then(|| {
+            let kernel = [weight.shape()[2], weight.shape()[3]];
+            let product = gradient::by_weight(&g, x, self.config, kernel)?;
+            product.to_dtype(weight.meta().dtype)
+        });
+        Ok(vec![of_x.transpose()?, of_weight.transpose()?, bias, add_channel, residual])
     }
 }
 
@@ -179,7 +197,8 @@ pub fn conv2d(
 mod tests {
     use super::*;
     use crate::cpu::simd;
-    use crate::ops::testing::{Sum, bits, check_sums, random, random_in, values};
+    use crate::ops::activation::Activation;
+    use crate::ops::testing::{Sum, bits, check_gradient, check_sums, random, random_in, values};
     use crate::tensor::{DType, Tensor};
 
     fn frozen(weight: &Tensor, layout: Layout, dtype: DType) -> Weight {
@@ -245,6 +264,45 @@ mod tests {
                     (0..2 * oh * ow * o).map(sum).collect()
                 },
             );
+        }
+    }
+
+    #[test]
+    fn gradients_are_those_of_differences() {
+        let f64s = |shape: [usize; 4], seed| random_in(DType::F64, shape, seed);
+        for (image, o, [kh, kw], config) in [
+            ([1, 1, 1, 1], 1, [1, 1], Conv2dConfig::new(1, 0)),
+            ([2, 5, 3, 4], 3, [3, 3], Conv2dConfig::new(1, 1)),
+            ([1, 4, 7, winograd::CHANNELS], 2, [3, 3], Conv2dConfig::new(1, 1)),
+            ([2, 6, 5, 3], 4, [3, 3], Conv2dConfig::new(2, 1)),
+            ([1, 7, 8, 2], 5, [3, 3], Conv2dConfig { stride: 2, padding: [0, 1, 0, 1] }),
+            ([1, 8, 9, 2], 3, [5, 2], Conv2dConfig { stride: 3, padding: [2, 0, 1, 3] }),
+            ([3, 2, 5, 7], 2, [1, 1], Conv2dConfig::new(1, 0)),
+        ] {
+            let [b, h, w, i] = image;
+            let weight = |t: &Tensor| Weight::plain(t, Layout::Convolution, DType::F64);
+            let out =
+                |size: usize, k, before, after| (size + before + after - k) / config.stride + 1;
+            let [top, bottom, left, right] = config.padding;
+            let inputs = [
+                f64s(image, 11),
+                f64s([o, i, kh, kw], 12),
+                random([o], 13),
+                random([b, o], 14),
+                f64s([b, out(h, kh, top, bottom), out(w, kw, left, right), o], 15),
+            ];
+            for act in [Activation::Identity, Activation::Silu] {
+                check_gradient(&format!("conv2d {image:?} {config:?} {act:?}"), &inputs, |t| {
+                    let epilogue = Epilogue {
+                        bias: Some(t[2]),
+                        add_channel: Some(t[3]),
+                        residual: Some(t[4]),
+                        act,
+                        scale: 0.75,
+                    };
+                    conv2d(t[0], &weight(t[1])?, config, epilogue)
+                });
+            }
         }
     }
 

@@ -5,11 +5,11 @@ use bytemuck::NoUninit;
 use super::elementwise::require_float;
 use super::gradient::Call;
 use super::kernels::{LaunchConfig, kernels, to_u32};
-use super::{Grads, Inputs, Meta, Op, apply, tensors};
+use super::{Grads, Inputs, Meta, Op, Saves, apply, tensors};
 use crate::cpu::parallel::for_each_row;
 use crate::dispatch_float;
 use crate::error::{Error, Result};
-use crate::tensor::{DType, MAX_RANK, Shape, Tensor};
+use crate::tensor::{DType, Float, MAX_RANK, Real, Shape, Tensor};
 
 kernels! {
     /// A warp a row.
@@ -97,6 +97,64 @@ impl Op for Embedding {
         kernel::embedding(config, &mut outputs[0], &ids, &table, dims)
     }
 
+    fn saves(&self) -> Saves {
+        Saves { inputs: &[0], result: false }
+    }
+
+    fn backward(&self, call: &Call, grad: &Tensor) -> Result<Grads> {
+        let Some(table) = call.meta(1) else { return Err(Error::no_gradient(self.name())) };
+        let gradient = EmbeddingGradient { rows: table.shape[0] };
+        Ok(vec![None, Some(apply(gradient, &tensors(&[call.tensor(0)?, grad]))?)])
+    }
+}
+
+/// Gradient by the table: the sums of the gradients of equal ids, in their order; inputs `ids`, `grad`.
+#[derive(Clone, Copy, Debug)]
+struct EmbeddingGradient {
+    rows: usize,
+}
+
+impl Op for EmbeddingGradient {
+    fn name(&self) -> &'static str {
+        "embedding_gradient"
+    }
+
+    fn infer(&self, inputs: &Inputs) -> Result<Vec<Meta>> {
+        let grad = &inputs[1];
+        let channels = grad.dim(grad.rank() - 1);
+        Ok(vec![Meta { shape: [self.rows, channels].into(), dtype: grad.dtype() }])
+    }
+
+    fn cpu(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let (ids, grad) = (&inputs[0], inputs[1].contiguous()?);
+        let ids: Vec<usize> = match ids.dtype() {
+            DType::I64 => check_ids(&ids.to_vec::<i64>()?, self.rows)?,
+            _ => check_ids(&ids.to_vec::<u32>()?, self.rows)?,
+        };
+        let channels = grad.dim(grad.rank() - 1);
+        // Positions by row, those of a row in their order.
+        let mut order: Vec<usize> = (0..ids.len()).collect();
+        order.sort_by_key(|&i| ids[i]);
+        dispatch_float!(self.name(), grad.dtype(), T => {
+            let grad = grad.as_slice::<T>()?;
+            for_each_row(outputs[0].as_mut_slice::<T>()?, channels, |row, y| {
+                let first = order.partition_point(|&i| ids[i] < row);
+                let mut sum = vec![<T as Float>::Acc::ZERO; channels];
+                for &i in order[first..].iter().take_while(|&&i| ids[i] == row) {
+                    for (sum, g) in sum.iter_mut().zip(&grad[i * channels..]) {
+                        *sum += g.to_acc();
+                    }
+                }
+                y.iter_mut().zip(&sum).for_each(|(y, &sum)| *y = T::from_acc(sum));
+            });
+            Ok(())
+        })
+    }
+
+    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
+        Err(Error::no_kernel(self.name()))
+    }
+
     fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {
         Err(Error::no_gradient(self.name()))
     }
@@ -170,7 +228,7 @@ pub fn timestep_embedding(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{bits, devices, random};
+    use crate::ops::testing::{bits, check_gradient, devices, random};
 
     #[test]
     fn rows_are_copied_in_every_dtype() {
@@ -209,6 +267,12 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn gradients_are_those_of_differences() {
+        let ids = Tensor::from_vec(vec![3i64, 0, 10, 3, 7, 3], [2, 3]).unwrap();
+        check_gradient("embedding", &[random([11, 7], 2)], |t| embedding(&ids, t[0]));
     }
 
     #[test]

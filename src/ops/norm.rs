@@ -17,7 +17,7 @@ use crate::dispatch_float;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Element, Float, Real, Tensor};
 use bytemuck::NoUninit;
-use gradient::GroupNormGradient;
+use gradient::{GroupNormGradient, LayerNormGradient};
 
 /// Elements of a tile: 128 KiB of f32, which the second pass over it still finds in a core's second cache.
 const TILE: usize = 1 << 15;
@@ -422,8 +422,14 @@ impl Op for LayerNorm {
         kernel::layer_norm(config, out, &x, &gamma, &beta, dims)
     }
 
-    fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {
-        Err(Error::no_gradient(self.name()))
+    fn saves(&self) -> Saves {
+        Saves { inputs: &[0, 1], result: false }
+    }
+
+    fn backward(&self, call: &Call, grad: &Tensor) -> Result<Grads> {
+        let inputs = tensors(&[call.tensor(0)?, call.tensor(1)?, grad]);
+        let grads = apply_all(LayerNormGradient { eps: self.eps }, &inputs)?;
+        Ok(grads.into_iter().map(Some).collect())
     }
 }
 
@@ -699,6 +705,17 @@ mod tests {
                     |t| group_norm(t[0], t[1], t[2], groups, 1e-5, silu),
                 );
             }
+        }
+    }
+
+    #[test]
+    fn gradients_of_layer_norm_are_those_of_differences() {
+        // The last has more rows than are summed together.
+        for shape in [&[1, 2][..], &[7], &[3, 5, 33], &[140, 4]] {
+            let (gamma, beta) = parameters(shape[shape.len() - 1]);
+            check_gradient("layer_norm", &[random(shape, 74), gamma, beta], |t| {
+                layer_norm(t[0], t[1], t[2], 1e-5)
+            });
         }
     }
 

@@ -162,6 +162,65 @@ impl Op for Resize {
         }
     }
 
+    fn backward(&self, call: &Call, grad: &Tensor) -> Result<Grads> {
+        let of = call.meta(0).filter(|_| self.filter == Filter::Nearest);
+        let Some(of) = of else { return Err(Error::no_gradient("resize_bilinear")) };
+        let gradient = NearestGradient { size: (of.shape[1], of.shape[2]) };
+        Ok(vec![Some(apply(gradient, &tensors(&[grad]))?)])
+    }
+}
+
+/// Gradient of [`resize_nearest`]: the sum over the pixels that each pixel was repeated in; input `grad`.
+#[derive(Clone, Copy, Debug)]
+struct NearestGradient {
+    /// Height and width before the resize.
+    size: (usize, usize),
+}
+
+impl Op for NearestGradient {
+    fn name(&self) -> &'static str {
+        "resize_nearest_gradient"
+    }
+
+    fn infer(&self, inputs: &Inputs) -> Result<Vec<Meta>> {
+        let grad = &inputs[0];
+        let (batch, _, _, channels) = grad.dims4()?;
+        let shape = [batch, self.size.0, self.size.1, channels].into();
+        Ok(vec![Meta { shape, dtype: grad.dtype() }])
+    }
+
+    fn cpu(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let grad = inputs[0].contiguous()?;
+        let (_, from_height, from_width, channels) = grad.dims4()?;
+        let (height, width) = self.size;
+        let (ys, xs) = (nearest(height, from_height), nearest(width, from_width));
+        // Positions rise with those they were taken from, so a pixel's repetitions are neighbours.
+        let of =
+            |all: &[usize], i| all.partition_point(|&x| x < i)..all.partition_point(|&x| x <= i);
+        dispatch_float!(self.name(), grad.dtype(), T => {
+            let grad = grad.as_slice::<T>()?;
+            for_each_row(outputs[0].as_mut_slice::<T>()?, width * channels, |i, row| {
+                let mut sum = vec![<T as Float>::Acc::ZERO; channels];
+                for (x, pixel) in row.chunks_exact_mut(channels).enumerate() {
+                    sum.fill(<T as Float>::Acc::ZERO);
+                    for from_y in of(&ys, i % height) {
+                        for from_x in of(&xs, x) {
+                            let at = (i / height * from_height + from_y) * from_width + from_x;
+                            let from = &grad[at * channels..][..channels];
+                            sum.iter_mut().zip(from).for_each(|(sum, g)| *sum += g.to_acc());
+                        }
+                    }
+                    pixel.iter_mut().zip(&sum).for_each(|(p, &sum)| *p = T::from_acc(sum));
+                }
+            });
+            Ok(())
+        })
+    }
+
+    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
+        Err(Error::no_kernel(self.name()))
+    }
+
     fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {
         Err(Error::no_gradient(self.name()))
     }
@@ -229,7 +288,9 @@ simd! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{check, check_batch, check_nan, random};
+    use crate::ops::gradient::backward;
+    use crate::ops::reduce::sum;
+    use crate::ops::testing::{check, check_batch, check_gradient, check_nan, random};
 
     type Size = (usize, usize);
 
@@ -313,6 +374,16 @@ mod tests {
         check_batch("resize_bilinear", &x, |x| resize_bilinear(x, (7, 8)));
         check_nan("resize_nearest", &x, 200, |x| resize_nearest(x, (10, 6)));
         check_nan("resize_bilinear", &x, 200, |x| resize_bilinear(x, (10, 6)));
+    }
+
+    #[test]
+    fn gradients_are_those_of_differences() {
+        for (shape, size) in CASES {
+            check_gradient("resize_nearest", &[random(shape, 6)], |x| resize_nearest(x[0], size));
+        }
+        let y = resize_bilinear(&random([1, 2, 2, 3], 7).variable(), (4, 4)).unwrap();
+        let refused = backward(sum(&y, &[0, 1, 2, 3]).unwrap());
+        assert!(matches!(refused, Err(Error::NoGradient { op: "resize_bilinear" })));
     }
 
     #[test]

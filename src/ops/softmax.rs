@@ -2,10 +2,10 @@
 
 use bytemuck::NoUninit;
 
-use super::elementwise::require_float;
+use super::elementwise::{require_dtype, require_float};
 use super::gradient::Call;
 use super::kernels::{LaunchConfig, kernels, to_u32};
-use super::{Grads, Inputs, Meta, Op, apply, tensors};
+use super::{Grads, Inputs, Meta, Op, Saves, apply, tensors};
 use crate::cpu::math::Math;
 use crate::cpu::parallel::for_each_chunk;
 use crate::cpu::simd::{fold, narrow, simd, sum, widen};
@@ -73,8 +73,12 @@ impl Op for Softmax {
         kernel::softmax(config, &mut outputs[0], &x, dims)
     }
 
-    fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {
-        Err(Error::no_gradient(self.name()))
+    fn saves(&self) -> Saves {
+        Saves { inputs: &[], result: true }
+    }
+
+    fn backward(&self, call: &Call, grad: &Tensor) -> Result<Grads> {
+        Ok(vec![Some(softmax_gradient(call.output(0)?, grad)?)])
     }
 }
 
@@ -99,11 +103,82 @@ simd! {
     }
 }
 
+/// The gradient of `softmax`'s argument, given its result `y` and that result's gradient: `y (g - sum(y g))`.
+///
+/// # Errors
+/// `Shape` and `DType` when the two differ in shape or dtype.
+pub(crate) fn softmax_gradient(y: &Tensor, grad: &Tensor) -> Result<Tensor> {
+    apply(SoftmaxGradient, &tensors(&[y, grad]))
+}
+
+/// [`softmax_gradient`]; inputs `y`, `grad`.
+#[derive(Clone, Copy, Debug)]
+struct SoftmaxGradient;
+
+impl Op for SoftmaxGradient {
+    fn name(&self) -> &'static str {
+        "softmax_gradient"
+    }
+
+    fn infer(&self, inputs: &Inputs) -> Result<Vec<Meta>> {
+        let (y, grad) = (&inputs[0], &inputs[1]);
+        require_dtype(self.name(), y.dtype(), grad)?;
+        if grad.shape() != y.shape() {
+            let expected = y.shape().to_string();
+            return Err(Error::expected_shape(self.name(), "grad", &expected, grad.shape()));
+        }
+        Softmax.infer(inputs)
+    }
+
+    fn cpu(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let (y, grad) = (inputs[0].contiguous()?, inputs[1].contiguous()?);
+        let n = y.dim(y.rank() - 1);
+        let rows = ((1 << 14) / n).max(1) * n;
+        dispatch_float!(self.name(), y.dtype(), T => {
+            let (y, grad) = (y.as_slice::<T>()?, grad.as_slice::<T>()?);
+            for_each_chunk(outputs[0].as_mut_slice::<T>()?, rows, |i, dx| {
+                let part = i * rows..i * rows + dx.len();
+                gradient_rows(&y[part.clone()], &grad[part], n, dx);
+            });
+            Ok(())
+        })
+    }
+
+    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
+        Err(Error::no_kernel(self.name()))
+    }
+
+    fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {
+        Err(Error::no_gradient(self.name()))
+    }
+}
+
+simd! {
+    /// Rows of `n` elements.
+    fn gradient_rows[T: Float<Acc: Math>](_s, y: &[T], grad: &[T], n: usize, dx: &mut [T]) {
+        let (mut weight, mut product) = (vec![T::Acc::ZERO; n], vec![T::Acc::ZERO; n]);
+        for ((y, grad), dx) in y.chunks_exact(n).zip(grad.chunks_exact(n)).zip(dx.chunks_exact_mut(n)) {
+            widen(y, &mut weight);
+            widen(grad, &mut product);
+            for (product, weight) in product.iter_mut().zip(&weight) {
+                *product = *product * *weight;
+            }
+            let total = sum(&product, |v| v);
+            for (product, weight) in product.iter_mut().zip(&weight) {
+                *product = *product - *weight * total;
+            }
+            narrow(&product, dx);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ops::elementwise::scale;
-    use crate::ops::testing::{check, check_batch, check_nan, devices, random, values};
+    use crate::ops::testing::{
+        check, check_batch, check_gradient, check_nan, devices, random, values,
+    };
 
     fn reference(x: &[f64], n: usize) -> Vec<f64> {
         x.chunks(n)
@@ -125,6 +200,13 @@ mod tests {
         let batch = random([7, 3, 45], 2);
         check_batch("softmax", &batch, softmax);
         check_nan("softmax", &batch, 50, softmax);
+    }
+
+    #[test]
+    fn gradients_are_those_of_differences() {
+        for shape in [&[1][..], &[7], &[3, 5], &[2, 3, 33]] {
+            check_gradient("softmax", &[random(shape, 5)], |x| softmax(x[0]));
+        }
     }
 
     #[test]

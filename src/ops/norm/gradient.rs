@@ -13,7 +13,7 @@
 use super::parameter;
 use crate::cpu::math::Math;
 use crate::cpu::parallel::for_each_chunk;
-use crate::cpu::simd::{narrow, simd, widen};
+use crate::cpu::simd::{narrow, simd, sum, widen};
 use crate::dispatch_float;
 use crate::error::{Error, Result};
 use crate::ops::activation::{Identity, Map, Silu};
@@ -210,6 +210,124 @@ simd! {
                 wide_x[c] = rows.rstd[c] * (rows.gamma[c] * g - means.0[c] - normal * means.1[c]);
             }
             narrow(&wide_x, dx);
+        }
+    }
+}
+
+/// Gradient of [`layer_norm`](super::layer_norm); inputs `x`, `gamma`, `grad`; outputs `dx`, `dgamma`, `dbeta`.
+pub(super) struct LayerNormGradient {
+    pub(super) eps: f32,
+}
+
+/// Rows whose sums for the parameters are added up before they meet the others'.
+const ROWS: usize = 64;
+
+impl Op for LayerNormGradient {
+    fn name(&self) -> &'static str {
+        "layer_norm_gradient"
+    }
+
+    fn infer(&self, inputs: &Inputs) -> Result<Vec<Meta>> {
+        let (x, gamma, grad) = (&inputs[0], &inputs[1], &inputs[2]);
+        if Meta::like(grad) != Meta::like(x) {
+            let expected = x.shape().to_string();
+            return Err(Error::expected_shape(self.name(), "grad", &expected, grad.shape()));
+        }
+        Ok(vec![Meta::like(x), Meta::like(gamma), Meta::like(gamma)])
+    }
+
+    fn cpu(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let (x, grad) = (inputs[0].contiguous()?, inputs[2].contiguous()?);
+        let [dx, dgamma, dbeta] = outputs else {
+            return Err(Error::shape(self.name(), "three outputs are to be filled"));
+        };
+        dispatch_float!(self.name(), x.dtype(), T => {
+            let gamma = parameter::<T>(&inputs[1])?;
+            let (x, grad, channels) = (x.as_slice::<T>()?, grad.as_slice::<T>()?, gamma.len());
+            // Of dgamma and dbeta, [2, C], by groups of rows: as many as there are rows, not threads.
+            let mut sums = vec![0.0; x.len().div_ceil(ROWS * channels) * 2 * channels];
+            let part = |i: usize, len| i * ROWS * channels..i * ROWS * channels + len;
+            for_each_chunk(&mut sums, 2 * channels, |i, sums| {
+                let part = part(i, (x.len() - i * ROWS * channels).min(ROWS * channels));
+                layer_sums(&x[part.clone()], &grad[part], self.eps, sums);
+            });
+            for_each_chunk(dx.as_mut_slice::<T>()?, ROWS * channels, |i, dx| {
+                let part = part(i, dx.len());
+                layer_gradient(&x[part.clone()], &grad[part], &gamma, self.eps, dx);
+            });
+            let mut total = vec![0.0; 2 * channels];
+            for sums in sums.chunks_exact(2 * channels) {
+                total.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
+            }
+            store(&total[..channels], dgamma)?;
+            store(&total[channels..], dbeta)
+        })
+    }
+
+    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
+        Err(Error::no_kernel(self.name()))
+    }
+
+    fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {
+        Err(Error::no_gradient(self.name()))
+    }
+}
+
+/// Normalises a row in place; returns 1 / deviation. The mean is corrected as in the forward form.
+#[inline(always)]
+fn normalize_row<A: Math>(row: &mut [A], eps: f32) -> A {
+    let n = A::from_f64(row.len() as f64);
+    let mean = sum(row, |v| v) / n;
+    let correction = sum(row, |v| v - mean) / n;
+    let squares = sum(row, |v| (v - mean) * (v - mean));
+    let variance = squares / n - correction * correction;
+    let rstd = A::ONE / (variance + A::from_f64(f64::from(eps))).sqrt();
+    for v in row {
+        *v = ((*v - mean) - correction) * rstd;
+    }
+    rstd
+}
+
+simd! {
+    /// Sums of g x' and of g over rows [.., C]: `sums` [2, C].
+    fn layer_sums[T: Float<Acc: Math>](_s, x: &[T], grad: &[T], eps: f32, sums: &mut [f64]) {
+        let channels = sums.len() / 2;
+        let (mut normal, mut g) = (vec![T::Acc::ZERO; channels], vec![T::Acc::ZERO; channels]);
+        let (of_product, of_grad) = sums.split_at_mut(channels);
+        for (x, grad) in x.chunks_exact(channels).zip(grad.chunks_exact(channels)) {
+            widen(x, &mut normal);
+            widen(grad, &mut g);
+            normalize_row(&mut normal, eps);
+            for c in 0..channels {
+                of_product[c] += (g[c] * normal[c]).to_f64();
+                of_grad[c] += g[c].to_f64();
+            }
+        }
+    }
+}
+
+simd! {
+    fn layer_gradient[T: Float<Acc: Math>](
+        _s, x: &[T], grad: &[T], gamma: &[T::Acc], eps: f32, dx: &mut [T],
+    ) {
+        let channels = gamma.len();
+        let n = T::Acc::from_f64(channels as f64);
+        let (mut normal, mut g) = (vec![T::Acc::ZERO; channels], vec![T::Acc::ZERO; channels]);
+        let mut product = vec![T::Acc::ZERO; channels];
+        let rows = x.chunks_exact(channels).zip(grad.chunks_exact(channels));
+        for ((x, grad), dx) in rows.zip(dx.chunks_exact_mut(channels)) {
+            widen(x, &mut normal);
+            widen(grad, &mut g);
+            let rstd = normalize_row(&mut normal, eps);
+            for c in 0..channels {
+                g[c] = g[c] * gamma[c];
+                product[c] = g[c] * normal[c];
+            }
+            let (mean, of_product) = (sum(&g, |v| v) / n, sum(&product, |v| v) / n);
+            for c in 0..channels {
+                normal[c] = rstd * (g[c] - mean - normal[c] * of_product);
+            }
+            narrow(&normal, dx);
         }
     }
 }
