@@ -57,11 +57,11 @@ impl ResnetBlock {
             (Some(linear), Some(temb)) => Some(linear.forward(temb)?), // [B, output]
             _ => None,
         };
-        let h = self.norm1.forward_silu(x)?;
-        let h = self
-            .conv1
-            .forward_with(&h, Epilogue { add_channel: time.as_ref(), ..Epilogue::default() })?;
-        let h = self.norm2.forward_silu(&h)?;
+        // Assigned anew rather than shadowed, so that each goes as soon as the next is there.
+        let mut h = self.norm1.forward_silu(x)?;
+        let epilogue = Epilogue { add_channel: time.as_ref(), ..Epilogue::default() };
+        h = self.conv1.forward_with(&h, epilogue)?; // [B, H, W, output]
+        h = self.norm2.forward_silu(&h)?;
         let shortcut = self.shortcut.as_ref().map(|conv| conv.forward(x)).transpose()?;
         let residual = Some(shortcut.as_ref().unwrap_or(x));
         self.conv2.forward_with(&h, Epilogue { residual, ..Epilogue::default() }) // [B, H, W, output]

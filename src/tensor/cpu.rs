@@ -47,6 +47,10 @@ const CHECKED: usize = 64 << 20;
 /// The pool keeps at most this much memory that nobody uses.
 const MAX_HELD: usize = 1 << 30;
 
+/// When memory has to be asked for all the same, it keeps no more than this: what an earlier part of the work needed
+/// shall not add to the most that a later one does.
+const MAX_HELD_GROWING: usize = 256 << 20;
+
 static POOL: LazyLock<Option<Mutex<Pool>>> = LazyLock::new(|| {
     let off = std::env::var("NADIR_POOL").is_ok_and(|v| v == "off");
     (!off).then(Mutex::default)
@@ -65,6 +69,9 @@ impl Buffer {
             pool.held -= capacity;
             Some(ptr)
         });
+        if recycled.is_none() {
+            shrink_pool(MAX_HELD_GROWING);
+        }
         let ptr = recycled.map_or_else(|| Self::allocate(capacity), Ok)?;
         Ok(Self { ptr, len, capacity })
     }
@@ -152,13 +159,23 @@ pub(super) fn out_of_memory(asked: usize) -> Error {
 
 /// Gives all memory that nobody uses back to the system. Worth a call after loading a model.
 pub fn release_unused_memory() {
+    shrink_pool(0);
+}
+
+/// Gives unused memory back to the system, the largest buffers first, until the pool holds at most `most` bytes.
+fn shrink_pool(most: usize) {
     let Some(pool) = POOL.as_ref() else { return };
     let mut pool = pool.lock().unwrap_or_else(|e| e.into_inner());
-    let free = std::mem::take(&mut pool.free);
-    pool.held = 0;
-    for (capacity, pointers) in free {
-        for ptr in pointers {
-            // SAFETY: the pool owned the memory, and has let go of it above.
+    while pool.held > most {
+        let Some(mut largest) = pool.free.last_entry() else { break };
+        let capacity = *largest.key();
+        let ptr = largest.get_mut().pop();
+        if largest.get().is_empty() {
+            largest.remove();
+        }
+        if let Some(ptr) = ptr {
+            pool.held -= capacity;
+            // SAFETY: the pool owned the memory, and has just let go of it.
             unsafe { Buffer::free(ptr, capacity) }
         }
     }
