@@ -138,6 +138,7 @@ impl Op for Conv2d {
                 };
                 panels.multiply(NAME, x, &patches, &epilogue, out)
             }
+            Packed::Rows(_) => unreachable!("only a matrix is packed as rows"),
             Packed::Winograd { level, panels } => {
                 let images =
                     Images { batch, height, width, channels, out_height, out_width, top, left };

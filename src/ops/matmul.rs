@@ -1,10 +1,12 @@
 //! Matrix products: a linear layer over weights in their kernel's layout with its epilogue fused, and the plain
-//! product.
+//! product. Kernels: `kernels/matmul.cu`.
 
+use bytemuck::NoUninit;
 use half::{bf16, f16};
 
 use super::epilogue::{Settings, WEIGHT, X, with_epilogue};
 use super::gradient::Call;
+use super::kernels::{LaunchConfig, kernels, to_u32};
 use super::weight::{Packed, Panels, Weight};
 use super::{Grads, Inputs, Meta, Op, Saves, apply, tensors};
 use crate::cpu::gemm::{self, Dense, MicroKernel, Order, Rows};
@@ -14,6 +16,69 @@ use crate::tensor::{DType, Device, Float, Tensor};
 
 pub use super::activation::Activation;
 pub use super::epilogue::Epilogue;
+
+kernels! {
+    /// A block a tile of 64 x 64 outputs in f32, of 128 x 128 in 16 bits, with 256 threads: a thread's 64 sums and what it
+    /// multiplies take at most 128 registers (nvcc 13, sm_80), so that an SM has two such blocks.
+    fn matmul(
+        y: Out,
+        a: In,
+        b: In,
+        bias: Array<In<f32>, 1>,
+        add_channel: Array<In<f32>, 1>,
+        residual: Array<In, 1>,
+        dims: MatmulDims,
+    );
+}
+
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+struct MatmulDims {
+    a_stride: u64,
+    b_stride: u64,
+    m: u32,
+    n: u32,
+    k: u32,
+    rows_of_image: u32,
+    activation: u32,
+    scale: f32,
+}
+
+/// `epilogue(a b^T)` for each of a batch on a GPU: `a` [batch, M, K], `b` [batch, N, K], contiguous; `out` [.., N].
+fn multiply_rows(
+    op: &'static str,
+    (a, b): (&Tensor, &Tensor),
+    batch: usize,
+    epilogue: &Epilogue,
+    out: &mut Tensor,
+) -> Result<()> {
+    let n = out.dim(out.rank() - 1);
+    let rows = out.len() / n;
+    let (m, k) = (rows / batch, a.len() / rows);
+    let images = if out.rank() > 1 { out.dim(0) } else { 1 };
+    let dims = MatmulDims {
+        a_stride: (m * k) as u64,
+        b_stride: (n * k) as u64,
+        m: to_u32(op, m)?,
+        n: to_u32(op, n)?,
+        k: to_u32(op, k)?,
+        rows_of_image: to_u32(op, rows / images)?,
+        activation: epilogue.act as u32,
+        scale: epilogue.scale,
+    };
+    if batch > 65_535 {
+        return Err(Error::shape(op, format!("on CUDA: at most 65535 products, found {batch}")));
+    }
+    let tile = if a.dtype() == DType::F32 { 64 } else { 128 };
+    let tiles = m.div_ceil(tile) * n.div_ceil(tile);
+    let config = LaunchConfig { grid: [to_u32(op, tiles)?, batch as u32], block: 256, shared: 0 };
+    let single = |t: Option<&Tensor>| t.map(|t| t.to_dtype(DType::F32)?.contiguous()).transpose();
+    let (bias, add_channel) = (single(epilogue.bias)?, single(epilogue.add_channel)?);
+    let residual = epilogue.residual.map(Tensor::contiguous).transpose()?;
+    let [bias, add_channel, residual] =
+        [&bias, &add_channel, &residual].map(|t| t.iter().collect::<Vec<_>>());
+    kernel::matmul(config, out, a, b, &bias, &add_channel, &residual, dims)
+}
 
 impl Panels {
     /// Multiplies the rows of A, gathered from `x`, into `out` [.., N].
@@ -102,8 +167,15 @@ impl Op for Linear {
         w.multiply(self.name(), &inputs[X], &Dense { stride: w.k }, &epilogue, &mut outputs[0])
     }
 
-    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
-        Err(Error::no_kernel(self.name()))
+    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let Packed::Rows(w) = inputs.weight(WEIGHT).packed()? else {
+            unreachable!("a matrix on a GPU is packed as rows")
+        };
+        let x = inputs[X].contiguous()?;
+        if x.dtype() != w.dtype() {
+            return Err(Error::no_kernel("linear with 16-bit weights of f32"));
+        }
+        multiply_rows(self.name(), (&x, w), 1, &self.epilogue.with(inputs), &mut outputs[0])
     }
 
     fn saves(&self) -> Saves {
@@ -139,7 +211,7 @@ fn rows(x: &Tensor) -> Result<Tensor> {
 /// weights. Sums are taken in f32 (f64 for f64). `add_channel` takes x's first dimension as the batch.
 ///
 /// # Errors
-/// `Shape` and `DType` when x or the epilogue's tensors do not fit; `NoKernel` on a GPU.
+/// `Shape` and `DType` when x or the epilogue's tensors do not fit; `NoKernel` on a GPU for f32 over 16-bit weights.
 pub fn linear(x: &Tensor, weight: &Weight, epilogue: Epilogue) -> Result<Tensor> {
     apply(Linear { epilogue: epilogue.settings() }, &epilogue.slots(x, weight))
 }
@@ -210,8 +282,11 @@ impl Op for MatMul {
         })
     }
 
-    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
-        Err(Error::no_kernel(self.name()))
+    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let a = inputs[0].contiguous()?;
+        let b = inputs[1].transpose(inputs[1].rank() - 2, inputs[1].rank() - 1)?.contiguous()?; // [.., N, K]
+        let batch = b.dims()[..b.rank() - 2].iter().product();
+        multiply_rows(self.name(), (&a, &b), batch, &Epilogue::default(), &mut outputs[0])
     }
 
     fn saves(&self) -> Saves {
@@ -238,7 +313,7 @@ impl Op for MatMul {
 /// It packs b on every call: for weights there is [`linear`].
 ///
 /// # Errors
-/// `Shape` and `DType` when they do not fit; `NoKernel` on a GPU.
+/// `Shape` and `DType` when they do not fit.
 pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     apply(MatMul, &tensors(&[a, b]))
 }
@@ -248,7 +323,8 @@ mod tests {
     use super::*;
     use crate::cpu::simd;
     use crate::ops::testing::{
-        Sum, assert_sums, bits, check_gradient, check_sums, random, random_in, values,
+        Sum, assert_sums, bits, check_batch, check_gradient, check_sums, devices, random,
+        random_in, values,
     };
     use crate::ops::weight::Layout;
 
@@ -272,8 +348,17 @@ mod tests {
         x.chunks(k).flat_map(|x| w.chunks(k).map(move |w| dot(x, w))).collect()
     }
 
-    const SIZES: [(usize, usize, usize); 6] =
-        [(1, 1, 1), (1, 7, 33), (7, 33, 1), (33, 65, 31), (13, 321, 17), (150, 645, 50)];
+    const SIZES: [(usize, usize, usize); 8] = [
+        (1, 1, 1),
+        (1, 7, 33),
+        (7, 33, 1),
+        (33, 65, 31),
+        (13, 321, 17),
+        (150, 645, 50),
+        // Whole vectors of k: more than a GPU's tile has rows, columns and stages, and less.
+        (129, 136, 200),
+        (3, 72, 24),
+    ];
 
     #[test]
     fn linear_is_the_formula_at_odd_sizes() {
@@ -367,6 +452,18 @@ mod tests {
                     scale: 0.75,
                 };
                 let y = linear(&x, &packed, epilogue).unwrap();
+                let on_device = devices().skip(1).filter(|_| dtype != DType::F64).map(|device| {
+                    let [x, w, bias, add, residual] =
+                        [&x, &w, &bias, &add, &residual].map(|t| t.to_device(device).unwrap());
+                    let epilogue = Epilogue {
+                        bias: Some(&bias),
+                        add_channel: Some(&add),
+                        residual: Some(&residual),
+                        ..epilogue
+                    };
+                    linear(&x, &frozen(&w, dtype), epilogue).unwrap()
+                });
+                let results: Vec<Tensor> = [y].into_iter().chain(on_device).collect();
                 let [x, w, bias, add, residual] = [&x, &w, &bias, &add, &residual].map(values);
                 let expected: Vec<Sum> = products(&x, &w, k)
                     .into_iter()
@@ -379,7 +476,9 @@ mod tests {
                         Sum { exact, magnitude: 1.2 * magnitude + 4.0 }
                     })
                     .collect();
-                assert_sums(&y, &expected, k, &format!("{act:?}"));
+                for y in results {
+                    assert_sums(&y, &expected, k, &format!("{act:?} on {}", y.device()));
+                }
             }
         }
     }
@@ -464,6 +563,22 @@ mod tests {
         let one = b.narrow(0, 0, 1).unwrap().reshape([n, k]).unwrap().transpose(0, 1).unwrap();
         let first = matmul(&a, &one).unwrap().narrow(0, 0, 1).unwrap();
         assert_eq!(bits(&first), bits(&c.narrow(0, 0, 1).unwrap()));
+    }
+
+    #[test]
+    fn images_do_not_depend_on_their_neighbours() {
+        // Of more rows than a tile has; k with and without whole vectors.
+        for k in [72, 45] {
+            let w = random([140, k], 14);
+            check_batch("linear", &random([7, 21, k], 15), |x| {
+                let w = w.to_dtype(x.dtype())?.to_device(x.device())?;
+                linear(x, &frozen(&w, x.dtype()), Epilogue::default())
+            });
+        }
+        check_batch("matmul", &random([7, 21, 40], 16), |a| {
+            let b = random([40, 33], 17).to_dtype(a.dtype())?.to_device(a.device())?;
+            matmul(a, &b)
+        });
     }
 
     #[test]

@@ -36,8 +36,10 @@ pub struct Weight {
     packed: Arc<OnceLock<Packed>>,
 }
 
-/// A weight as the CPU multiplies by it.
+/// A weight as the device that it is on multiplies by it.
 pub(super) enum Packed {
+    /// A matrix [N, K] on a GPU, whose kernel reads rows.
+    Rows(Tensor),
     /// A matrix [K, N]; of a convolution [KH * KW * I, O].
     Panels(Panels),
     /// Transformed for 3x3 at stride 1, in f32.
@@ -49,7 +51,7 @@ impl Weight {
     ///
     /// # Errors
     /// `Shape` when it is not what the layout is for, or an empty convolution; `DType` when it or `dtype` is not
-    /// floating-point; `NoKernel` off the CPU.
+    /// floating-point; `NoKernel` of a convolution or doubles off the CPU.
     pub fn frozen(weight: &Tensor, layout: Layout, dtype: DType) -> Result<Self> {
         let frozen = Self { plain: None, ..Self::plain(weight, layout, dtype)? };
         let _ = frozen.packed.set(pack(weight, layout, dtype)?);
@@ -104,7 +106,10 @@ impl Weight {
 
     /// Where it is.
     pub fn device(&self) -> Device {
-        self.plain.as_ref().map_or(Device::Cpu, Tensor::device)
+        match (&self.plain, self.packed.get()) {
+            (Some(tensor), _) | (None, Some(Packed::Rows(tensor))) => tensor.device(),
+            _ => Device::Cpu,
+        }
     }
 
     /// Its elements, unless it is frozen.
@@ -141,6 +146,7 @@ impl Weight {
     pub(super) fn elements(&self) -> Result<Tensor> {
         match (&self.plain, self.packed.get()) {
             (Some(plain), _) => plain.detach().to_dtype(self.dtype),
+            (None, Some(Packed::Rows(rows))) => Ok(rows.clone()),
             (None, Some(Packed::Panels(panels))) => {
                 panels.unpack(self.layout.op(), self.shape, order(self.layout, &self.shape))
             }
@@ -185,7 +191,12 @@ fn pack(weight: &Tensor, layout: Layout, dtype: DType) -> Result<Packed> {
     let n = weight.dim(0);
     let k = weight.dims()[1..].iter().product();
     if weight.device() != Device::Cpu {
-        return Err(Error::no_kernel(op));
+        return match (layout, dtype) {
+            (_, DType::F64) | (Layout::Convolution | Layout::ConvolutionAt(_), _) => {
+                Err(Error::no_kernel(op))
+            }
+            (Layout::Matrix, _) => Ok(Packed::Rows(weight.to_dtype(dtype)?.contiguous()?)),
+        };
     }
     if let (Layout::ConvolutionAt(1), &[o, i, 3, 3], DType::F32) = (layout, weight.dims(), dtype)
         && i % winograd::CHANNELS == 0
