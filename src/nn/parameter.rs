@@ -9,8 +9,8 @@ use crate::tensor::{DType, Shape, Tensor};
 /// A weight of a layer.
 ///
 /// It is *frozen* when it is held as its kernel needs it and no otherwise: as its file has it, for good. Else its
-/// elements can be read and [replaced](Self::set), and it is *trainable* when gradients are to reach it. It can be changed through a
-/// shared reference: a model that is being trained goes on being used.
+/// elements can be read and [replaced](Self::set), and it is *trainable* when gradients are to reach it. It can be
+/// changed through a shared reference: a model that is being trained goes on being used.
 pub struct Parameter(RwLock<Value>);
 
 enum Value {
