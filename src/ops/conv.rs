@@ -1,6 +1,7 @@
 //! 2-d convolution of NHWC images over packed weights: an implicit matrix product
 //! [B * OH * OW, KH * KW * C] x [KH * KW * C, O], or Winograd's algorithm.
 
+mod cuda;
 mod gradient;
 
 use super::epilogue::{Epilogue, Settings, WEIGHT, X, with_epilogue};
@@ -138,7 +139,7 @@ impl Op for Conv2d {
                 };
                 panels.multiply(NAME, x, &patches, &epilogue, out)
             }
-            Packed::Rows(_) => unreachable!("only a matrix is packed as rows"),
+            Packed::Rows(_) => unreachable!("only on a GPU is a weight packed as rows"),
             Packed::Winograd { level, panels } => {
                 let images =
                     Images { batch, height, width, channels, out_height, out_width, top, left };
@@ -152,8 +153,14 @@ impl Op for Conv2d {
         }
     }
 
-    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
-        Err(Error::no_kernel(NAME))
+    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let (x, Packed::Rows(w)) = (&inputs[X], inputs.weight(WEIGHT).packed()?) else {
+            unreachable!("a weight on a GPU is packed as rows")
+        };
+        if x.dtype() != w.dtype() {
+            return Err(Error::no_kernel("conv2d with 16-bit weights of f32"));
+        }
+        cuda::convolve(x, w, self.config, &self.epilogue.with(inputs), &mut outputs[0])
     }
 
     fn saves(&self) -> Saves {
@@ -184,7 +191,7 @@ impl Op for Conv2d {
 ///
 /// # Errors
 /// `Shape` and `DType` when x or the epilogue's tensors do not fit, `Value` for a stride of 0 or one that the weight
-/// was not laid out for; `NoKernel` on a GPU.
+/// was not laid out for; `NoKernel` on a GPU for f32 over 16-bit weights.
 pub fn conv2d(
     x: &Tensor,
     weight: &Weight,
@@ -199,7 +206,9 @@ mod tests {
     use super::*;
     use crate::cpu::simd;
     use crate::ops::activation::Activation;
-    use crate::ops::testing::{Sum, bits, check_gradient, check_sums, random, random_in, values};
+    use crate::ops::testing::{
+        Sum, bits, check_batch, check_gradient, check_sums, random, random_in, values,
+    };
     use crate::tensor::{DType, Tensor};
 
     fn frozen(weight: &Tensor, layout: Layout, dtype: DType) -> Weight {
@@ -381,6 +390,63 @@ mod tests {
                     "{dtype} image {i}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn images_do_not_depend_on_the_batch_on_any_device() {
+        // Channels that are whole vectors and others; seven images are more rows than a tile has.
+        for channels in [40, 35] {
+            let (weight, bias) = (random([72, channels, 3, 3], 21), random([72], 22));
+            check_batch("conv2d", &random([7, 9, 6, channels], 23), |x| {
+                let weight = weight.to_dtype(x.dtype())?.to_device(x.device())?;
+                let bias = bias.to_device(x.device())?;
+                let weight = Weight::frozen(&weight, Layout::Convolution, x.dtype())?;
+                let epilogue = Epilogue { bias: Some(&bias), ..Default::default() };
+                conv2d(x, &weight, Conv2dConfig { stride: 2, padding: [0, 1, 0, 1] }, epilogue)
+            });
+        }
+    }
+
+    #[test]
+    fn convolutions_end_in_their_epilogue() {
+        for ([b, h, w, i], o) in [([2, 5, 7, 16], 40), ([7, 3, 2, 3], 5)] {
+            let inputs = [
+                random([b, h, w, i], 31),
+                random([o, i, 3, 3], 32),
+                random([o], 33),
+                random([b, o], 34),
+                random([b, h, w, o], 35),
+            ];
+            let config = Conv2dConfig::new(1, 1);
+            let silu = |x: f64| x / (1.0 + (-x).exp());
+            // A slope of at most 1.1 keeps the sum's error, which is that of the products' magnitudes.
+            check_sums(
+                &format!("conv2d with an epilogue, {o} channels"),
+                &inputs,
+                9 * i,
+                |t| {
+                    let weight = Weight::frozen(t[1], Layout::Convolution, t[1].dtype())?;
+                    let epilogue = Epilogue {
+                        bias: Some(t[2]),
+                        add_channel: Some(t[3]),
+                        residual: Some(t[4]),
+                        act: Activation::Silu,
+                        scale: 0.75,
+                    };
+                    conv2d(t[0], &weight, config, epilogue)
+                },
+                |t| {
+                    let end = |at: usize| {
+                        let place = [at / (h * w * o), at / (w * o) % h, at / o % w, at % o];
+                        let sum = direct(&t[0], &t[1], [h, w, i], [3, 3], config, place);
+                        let before = sum.exact + t[2][at % o] + t[3][place[0] * o + at % o];
+                        let exact = silu(before) * 0.75 + t[4][at];
+                        Sum { exact, magnitude: sum.magnitude + before.abs() + t[4][at].abs() }
+                    };
+                    (0..b * h * w * o).map(end).collect()
+                },
+            );
         }
     }
 

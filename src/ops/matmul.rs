@@ -1,12 +1,12 @@
 //! Matrix products: a linear layer over weights in their kernel's layout with its epilogue fused, and the plain
 //! product. Kernels: `kernels/matmul.cu`.
 
-use bytemuck::NoUninit;
+pub(super) mod cuda;
+
 use half::{bf16, f16};
 
 use super::epilogue::{Settings, WEIGHT, X, with_epilogue};
 use super::gradient::Call;
-use super::kernels::{LaunchConfig, kernels, to_u32};
 use super::weight::{Packed, Panels, Weight};
 use super::{Grads, Inputs, Meta, Op, Saves, apply, tensors};
 use crate::cpu::gemm::{self, Dense, MicroKernel, Order, Rows};
@@ -16,69 +16,6 @@ use crate::tensor::{DType, Device, Float, Tensor};
 
 pub use super::activation::Activation;
 pub use super::epilogue::Epilogue;
-
-kernels! {
-    /// A block a tile of 64 x 64 outputs in f32, of 128 x 128 in 16 bits, with 256 threads: a thread's 64 sums and what it
-    /// multiplies take at most 128 registers (nvcc 13, sm_80), so that an SM has two such blocks.
-    fn matmul(
-        y: Out,
-        a: In,
-        b: In,
-        bias: Array<In<f32>, 1>,
-        add_channel: Array<In<f32>, 1>,
-        residual: Array<In, 1>,
-        dims: MatmulDims,
-    );
-}
-
-#[derive(Clone, Copy, NoUninit)]
-#[repr(C)]
-struct MatmulDims {
-    a_stride: u64,
-    b_stride: u64,
-    m: u32,
-    n: u32,
-    k: u32,
-    rows_of_image: u32,
-    activation: u32,
-    scale: f32,
-}
-
-/// `epilogue(a b^T)` for each of a batch on a GPU: `a` [batch, M, K], `b` [batch, N, K], contiguous; `out` [.., N].
-fn multiply_rows(
-    op: &'static str,
-    (a, b): (&Tensor, &Tensor),
-    batch: usize,
-    epilogue: &Epilogue,
-    out: &mut Tensor,
-) -> Result<()> {
-    let n = out.dim(out.rank() - 1);
-    let rows = out.len() / n;
-    let (m, k) = (rows / batch, a.len() / rows);
-    let images = if out.rank() > 1 { out.dim(0) } else { 1 };
-    let dims = MatmulDims {
-        a_stride: (m * k) as u64,
-        b_stride: (n * k) as u64,
-        m: to_u32(op, m)?,
-        n: to_u32(op, n)?,
-        k: to_u32(op, k)?,
-        rows_of_image: to_u32(op, rows / images)?,
-        activation: epilogue.act as u32,
-        scale: epilogue.scale,
-    };
-    if batch > 65_535 {
-        return Err(Error::shape(op, format!("on CUDA: at most 65535 products, found {batch}")));
-    }
-    let tile = if a.dtype() == DType::F32 { 64 } else { 128 };
-    let tiles = m.div_ceil(tile) * n.div_ceil(tile);
-    let config = LaunchConfig { grid: [to_u32(op, tiles)?, batch as u32], block: 256, shared: 0 };
-    let single = |t: Option<&Tensor>| t.map(|t| t.to_dtype(DType::F32)?.contiguous()).transpose();
-    let (bias, add_channel) = (single(epilogue.bias)?, single(epilogue.add_channel)?);
-    let residual = epilogue.residual.map(Tensor::contiguous).transpose()?;
-    let [bias, add_channel, residual] =
-        [&bias, &add_channel, &residual].map(|t| t.iter().collect::<Vec<_>>());
-    kernel::matmul(config, out, a, b, &bias, &add_channel, &residual, dims)
-}
 
 impl Panels {
     /// Multiplies the rows of A, gathered from `x`, into `out` [.., N].
@@ -175,7 +112,7 @@ impl Op for Linear {
         if x.dtype() != w.dtype() {
             return Err(Error::no_kernel("linear with 16-bit weights of f32"));
         }
-        multiply_rows(self.name(), (&x, w), 1, &self.epilogue.with(inputs), &mut outputs[0])
+        cuda::multiply_rows(self.name(), (&x, w), 1, &self.epilogue.with(inputs), &mut outputs[0])
     }
 
     fn saves(&self) -> Saves {
@@ -286,7 +223,7 @@ impl Op for MatMul {
         let a = inputs[0].contiguous()?;
         let b = inputs[1].transpose(inputs[1].rank() - 2, inputs[1].rank() - 1)?.contiguous()?; // [.., N, K]
         let batch = b.dims()[..b.rank() - 2].iter().product();
-        multiply_rows(self.name(), (&a, &b), batch, &Epilogue::default(), &mut outputs[0])
+        cuda::multiply_rows(self.name(), (&a, &b), batch, &Epilogue::default(), &mut outputs[0])
     }
 
     fn saves(&self) -> Saves {

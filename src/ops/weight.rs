@@ -38,7 +38,7 @@ pub struct Weight {
 
 /// A weight as the device that it is on multiplies by it.
 pub(super) enum Packed {
-    /// A matrix [N, K] on a GPU, whose kernel reads rows.
+    /// A matrix [N, K], or a convolution's [O, KH, KW, I], on a GPU, whose kernels read rows.
     Rows(Tensor),
     /// A matrix [K, N]; of a convolution [KH * KW * I, O].
     Panels(Panels),
@@ -51,7 +51,7 @@ impl Weight {
     ///
     /// # Errors
     /// `Shape` when it is not what the layout is for, or an empty convolution; `DType` when it or `dtype` is not
-    /// floating-point; `NoKernel` of a convolution or doubles off the CPU.
+    /// floating-point; `NoKernel` of doubles off the CPU.
     pub fn frozen(weight: &Tensor, layout: Layout, dtype: DType) -> Result<Self> {
         let frozen = Self { plain: None, ..Self::plain(weight, layout, dtype)? };
         let _ = frozen.packed.set(pack(weight, layout, dtype)?);
@@ -146,7 +146,8 @@ impl Weight {
     pub(super) fn elements(&self) -> Result<Tensor> {
         match (&self.plain, self.packed.get()) {
             (Some(plain), _) => plain.detach().to_dtype(self.dtype),
-            (None, Some(Packed::Rows(rows))) => Ok(rows.clone()),
+            (None, Some(Packed::Rows(rows))) if self.layout == Layout::Matrix => Ok(rows.clone()),
+            (None, Some(Packed::Rows(rows))) => rows.permute(&[0, 3, 1, 2]), // [O, I, KH, KW]
             (None, Some(Packed::Panels(panels))) => {
                 panels.unpack(self.layout.op(), self.shape, order(self.layout, &self.shape))
             }
@@ -191,12 +192,15 @@ fn pack(weight: &Tensor, layout: Layout, dtype: DType) -> Result<Packed> {
     let n = weight.dim(0);
     let k = weight.dims()[1..].iter().product();
     if weight.device() != Device::Cpu {
-        return match (layout, dtype) {
-            (_, DType::F64) | (Layout::Convolution | Layout::ConvolutionAt(_), _) => {
-                Err(Error::no_kernel(op))
-            }
-            (Layout::Matrix, _) => Ok(Packed::Rows(weight.to_dtype(dtype)?.contiguous()?)),
+        if dtype == DType::F64 {
+            return Err(Error::no_kernel(op));
+        }
+        let weight = weight.to_dtype(dtype)?;
+        let rows = match layout {
+            Layout::Matrix => weight,
+            _ => weight.permute(&[0, 2, 3, 1])?, // [O, KH, KW, I]
         };
+        return Ok(Packed::Rows(rows.contiguous()?));
     }
     if let (Layout::ConvolutionAt(1), &[o, i, 3, 3], DType::F32) = (layout, weight.dims(), dtype)
         && i % winograd::CHANNELS == 0

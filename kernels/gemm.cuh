@@ -1,0 +1,401 @@
+// The matrix product that linear layers and convolutions share, with a fused end:
+//
+//   y[m, n] = act(sum_k a[m, k] * b[n, k] + bias[n] + add[m / rows_of_image, n]) * scale + residual[m, n]
+//
+// Rows of both operands lie along k; where those of A come from is a loader's business: `Rows` here, patches of images
+// in conv.cu. Sums are in f32, over k in one order whatever m, n, the tile and the batch are, so a row of y does not
+// depend on its neighbours. 16-bit elements go through the tensor cores, f32 through ordinary multiply-adds.
+//
+// A block has a tile of y. Tiles of A and B arrive in stages by cp.async, the next ones on their way while one is
+// multiplied. A row of a tile is 64 bytes of k, four 16-byte chunks; chunk c of row r lies at c ^ (r / 2 % 4), so that
+// eight neighbouring rows touch all banks once.
+
+#pragma once
+
+#include "common.cuh"
+
+namespace gemm {
+
+constexpr unsigned THREADS = 128;
+constexpr unsigned CHUNKS = 4;  // of a row of a tile
+
+// Elements of a row of a tile.
+template <typename T>
+constexpr unsigned DEPTH = CHUNKS * LANES<T>;
+
+// M x N outputs of a block, in parts of WARP_M x WARP_N for each of four warps.
+template <unsigned M_, unsigned N_, unsigned WARP_M_, unsigned WARP_N_, unsigned STAGES_>
+struct Tile {
+    static constexpr unsigned M = M_, N = N_, WARP_M = WARP_M_, WARP_N = WARP_N_, STAGES = STAGES_;
+    static constexpr unsigned STAGE = (M + N) * CHUNKS;  // 16-byte chunks
+    static_assert(M / WARP_M * (N / WARP_N) * WARP == THREADS, "four warps");
+};
+using Large = Tile<128, 128, 64, 64, 3>;
+using Small = Tile<64, 64, 32, 32, 4>;
+
+// --- the end ---
+
+enum Activation : unsigned { IDENTITY, SILU, GELU, GELU_TANH, QUICK_GELU };
+
+template <int N>
+__device__ void activate(float (&x)[N], unsigned activation) {
+    const auto each = [&](auto f) {
+#pragma unroll
+        for (int i = 0; i < N; i++) x[i] = f(x[i]);
+    };
+    switch (activation) {
+        case SILU: return each([](float x) { return silu(x); });
+        case GELU: return each([](float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); });
+        case GELU_TANH:
+            return each([](float x) {
+                return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+            });
+        case QUICK_GELU: return each([](float x) { return x / (1.0f + expf(-1.702f * x)); });
+        default: return;
+    }
+}
+
+// What follows the sums. Absent tensors are null; with `partial` [M, N], sums are stored there as they are.
+template <typename T>
+struct Epilogue {
+    static constexpr int N = LANES<T>;  // elements that are stored at a time
+
+    T* y;
+    float* partial;
+    const float *bias, *add;
+    const T* residual;
+    unsigned m, n;
+    unsigned rows_of_image, activation;
+    float scale;
+    bool wide = false;  // set by `aligned`
+
+    // Whether all accesses can be of 16 bytes.
+    __device__ Epilogue aligned() const {
+        Epilogue end = *this;
+        end.wide = n % N == 0 && is_aligned(y) && is_aligned(bias) && is_aligned(add) && is_aligned(residual);
+        return end;
+    }
+
+    template <typename E>
+    __device__ void add_from(float (&sums)[N], const E* p, unsigned column) const {
+        float x[N];
+        if (wide) {
+            load(x, p, true);
+        } else {
+#pragma unroll
+            for (int i = 0; i < N; i++) x[i] = column + i < n ? to_float(p[i]) : 0.0f;
+        }
+#pragma unroll
+        for (int i = 0; i < N; i++) sums[i] += x[i];
+    }
+
+    template <typename E>
+    __device__ void write(E* p, const float (&x)[N], unsigned column) const {
+        if (wide) {
+            store(p, x, true);
+        } else {
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                if (column + i < n) p[i] = from_float<E>(x[i]);
+            }
+        }
+    }
+
+    // Ends the sums of N columns from `column` on, a multiple of N.
+    __device__ void operator()(unsigned row, unsigned column, float (&sums)[N]) const {
+        if (row >= m || column >= n) return;
+        const size_t at = size_t(row) * n + column;
+        if (partial) return write(partial + at, sums, column);
+        if (bias) add_from(sums, bias + column, column);
+        if (add) add_from(sums, add + size_t(row / rows_of_image) * n + column, column);
+        activate(sums, activation);
+#pragma unroll
+        for (int i = 0; i < N; i++) sums[i] *= scale;
+        if (residual) add_from(sums, residual + at, column);
+        write(y + at, sums, column);
+    }
+};
+
+// Ends a warp's ROWS x COLUMNS sums, which lie in shared memory STRIDE apart. Rolled: there is one copy of the end in a kernel.
+template <unsigned ROWS, unsigned COLUMNS, unsigned STRIDE, typename T>
+__device__ void finish(const float* sums, unsigned row, unsigned column, const Epilogue<T>& end) {
+    constexpr unsigned N = LANES<T>;
+#pragma unroll 1
+    for (unsigned i = threadIdx.x % WARP; i < ROWS * COLUMNS / N; i += WARP) {
+        const unsigned r = i / (COLUMNS / N), c = i % (COLUMNS / N) * N;
+        float x[N];
+        load(x, sums + r * STRIDE + c, true);
+        end(row + r, column + c, x);
+    }
+}
+
+// --- loading ---
+
+__device__ inline unsigned place(unsigned row, unsigned chunk) { return row * CHUNKS + (chunk ^ (row / 2 % CHUNKS)); }
+
+__device__ inline unsigned shared_address(const void* p) { return unsigned(__cvta_generic_to_shared(p)); }
+
+// 16 bytes into shared memory, zeros unless `inside`.
+__device__ inline void copy_chunk(uint4* to, const void* from, bool inside) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(inside ? 16 : 0)
+                 : "memory");
+}
+
+// A thread loads one chunk of every 32nd row of a tile.
+constexpr unsigned ROWS_APART = THREADS / CHUNKS;
+
+// Rows [first, first + ROWS) of x [rows, k], from column `begin` on; zeros beyond both.
+template <typename T, unsigned ROWS>
+struct Rows {
+    const T* x;     // this thread's chunk of its first row
+    unsigned row;   // of x
+    unsigned rows;
+    unsigned at, k; // this thread's column
+    bool wide;
+
+    __device__ Rows(const T* x, unsigned first, unsigned rows, unsigned begin, unsigned k)
+        : row(first + threadIdx.x / CHUNKS), rows(rows), at(begin + threadIdx.x % CHUNKS * LANES<T>), k(k) {
+        wide = is_aligned(x) && k % LANES<T> == 0;
+        this->x = x + size_t(row) * k + at;
+    }
+
+    // Fills a tile and moves on by its depth.
+    __device__ void fill(uint4* tile) {
+        uint4* to = tile + place(threadIdx.x / CHUNKS, threadIdx.x % CHUNKS);
+        if (wide) {
+#pragma unroll
+            for (unsigned i = 0; i < ROWS; i += ROWS_APART) {
+                const bool inside = row + i < rows && at < k;
+                copy_chunk(to + i * CHUNKS, inside ? x + size_t(i) * k : x, inside);
+            }
+        } else {
+#pragma unroll 1
+            for (unsigned i = 0; i < ROWS; i += ROWS_APART) {
+                T* const part = reinterpret_cast<T*>(to + i * CHUNKS);
+#pragma unroll 1
+                for (unsigned e = 0; e < LANES<T>; e++) {
+                    part[e] = row + i < rows && at + e < k ? x[size_t(i) * k + e] : from_float<T>(0.0f);
+                }
+            }
+        }
+        x += DEPTH<T>;
+        at += DEPTH<T>;
+    }
+};
+
+// --- multiplying ---
+
+// One warp's part of a tile by the tensor cores: products m16n8k16, two of them along a tile's depth. What is multiplied
+// next is read from shared memory while the tensor cores are busy.
+template <typename T, class Shape>
+struct Multiplier {
+    static constexpr unsigned FRAGMENTS_M = Shape::WARP_M / 16, FRAGMENTS_N = Shape::WARP_N / 8;
+    static constexpr unsigned SLICES = 2;
+    static constexpr bool AHEAD = true;  // a slice is held in registers from `read` on
+    static constexpr unsigned STRIDE = Shape::WARP_N + 8;  // of the strip of sums: rows of eight touch all banks
+    static constexpr unsigned STRIP = 16 * STRIDE;
+
+    float sum[FRAGMENTS_M][FRAGMENTS_N][4] = {};
+    unsigned of_a[2][FRAGMENTS_M][4], of_b[2][FRAGMENTS_N / 2][4];
+    unsigned warp_m, warp_n;
+
+    __device__ Multiplier() {
+        const unsigned warp = threadIdx.x / WARP;
+        warp_m = warp / (Shape::N / Shape::WARP_N) * Shape::WARP_M;
+        warp_n = warp % (Shape::N / Shape::WARP_N) * Shape::WARP_N;
+    }
+
+    static __device__ void load_matrices(unsigned (&to)[4], const uint4* from) {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                     : "r"(shared_address(from))
+                     : "memory");
+    }
+
+    static __device__ void multiply(float (&c)[4], const unsigned (&a)[4], const unsigned* b, f16) {
+        asm volatile(
+            "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    }
+
+    static __device__ void multiply(float (&c)[4], const unsigned (&a)[4], const unsigned* b, bf16) {
+        asm volatile(
+            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    }
+
+    // Reads a slice of the tiles.
+    __device__ void read(const uint4* a, const uint4* b, unsigned slice) {
+        const unsigned lane = threadIdx.x % WARP, chunk = slice * 2;
+#pragma unroll
+        for (unsigned i = 0; i < FRAGMENTS_M; i++) {
+            load_matrices(of_a[slice][i], a + place(warp_m + i * 16 + lane % 16, chunk + lane / 16));
+        }
+#pragma unroll
+        for (unsigned j = 0; j < FRAGMENTS_N / 2; j++) {
+            const unsigned row = warp_n + j * 16 + lane / 16 * 8 + lane % 8;
+            load_matrices(of_b[slice][j], b + place(row, chunk + lane / 8 % 2));
+        }
+    }
+
+    __device__ void multiply(unsigned slice) {
+#pragma unroll
+        for (unsigned i = 0; i < FRAGMENTS_M; i++) {
+#pragma unroll
+            for (unsigned j = 0; j < FRAGMENTS_N; j++) multiply(sum[i][j], of_a[slice][i], of_b[slice][j / 2] + j % 2 * 2, T{});
+        }
+    }
+
+    // Ends the sums, a strip of 16 rows at a time.
+    __device__ void finish(float* strip, unsigned m0, unsigned n0, const Epilogue<T>& end) {
+        const unsigned lane = threadIdx.x % WARP;
+#pragma unroll 1
+        for (unsigned strip_at = 0; strip_at < FRAGMENTS_M; strip_at++) {
+            __syncwarp();
+#pragma unroll
+            for (unsigned i = 0; i < FRAGMENTS_M; i++) {
+                if (i != strip_at) continue;
+#pragma unroll
+                for (unsigned j = 0; j < FRAGMENTS_N; j++) {
+                    float* const to = strip + lane / 4 * STRIDE + j * 8 + lane % 4 * 2;
+                    *reinterpret_cast<float2*>(to) = {sum[i][j][0], sum[i][j][1]};
+                    *reinterpret_cast<float2*>(to + 8 * STRIDE) = {sum[i][j][2], sum[i][j][3]};
+                }
+            }
+            __syncwarp();
+            gemm::finish<16, Shape::WARP_N, STRIDE>(strip, m0 + warp_m + strip_at * 16, n0 + warp_n, end);
+        }
+    }
+};
+
+// The same by ordinary multiply-adds: 8 x 16 threads, rows and columns of a thread 8 and 16 apart, so that a warp's reads of
+// shared memory are broadcasts or neighbours.
+template <class Shape>
+struct Multiplier<float, Shape> {
+    static constexpr unsigned STEP_M = 8, STEP_N = 16;
+    static constexpr unsigned EACH_M = Shape::M / STEP_M, EACH_N = Shape::N / STEP_N;
+    static constexpr unsigned SLICES = CHUNKS;
+    static constexpr bool AHEAD = false;
+    static constexpr unsigned STRIDE = Shape::N + 16;  // of the strip: the warp's two rows lie in different banks
+    static constexpr unsigned STRIP = 2 * STRIDE;
+
+    float sum[EACH_M][EACH_N] = {};
+    const uint4 *a, *b;
+
+    __device__ void read(const uint4* a, const uint4* b, unsigned slice) {
+        if (slice == 0) this->a = a, this->b = b;
+    }
+
+    __device__ void multiply(unsigned slice) {
+        const unsigned row = threadIdx.x / STEP_N, column = threadIdx.x % STEP_N;
+        float4 y[EACH_N];
+#pragma unroll
+        for (unsigned j = 0; j < EACH_N; j++) {
+            y[j] = *reinterpret_cast<const float4*>(b + place(column + j * STEP_N, slice));
+        }
+#pragma unroll
+        for (unsigned i = 0; i < EACH_M; i++) {
+            const float4 x = *reinterpret_cast<const float4*>(a + place(row + i * STEP_M, slice));
+#pragma unroll
+            for (unsigned j = 0; j < EACH_N; j++) {
+                float s = sum[i][j];
+                s = fmaf(x.x, y[j].x, s);
+                s = fmaf(x.y, y[j].y, s);
+                s = fmaf(x.z, y[j].z, s);
+                sum[i][j] = fmaf(x.w, y[j].w, s);
+            }
+        }
+    }
+
+    __device__ void finish(float* strip, unsigned m0, unsigned n0, const Epilogue<float>& end) {
+        const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+#pragma unroll 1
+        for (unsigned strip_at = 0; strip_at < EACH_M; strip_at++) {
+            __syncwarp();
+#pragma unroll
+            for (unsigned i = 0; i < EACH_M; i++) {
+                if (i != strip_at) continue;
+#pragma unroll
+                for (unsigned j = 0; j < EACH_N; j++) strip[lane / STEP_N * STRIDE + lane % STEP_N + j * STEP_N] = sum[i][j];
+            }
+            __syncwarp();
+            gemm::finish<2, Shape::N, STRIDE>(strip, m0 + strip_at * STEP_M + warp * 2, n0, end);
+        }
+    }
+};
+
+// The tile of y at (m0, n0): `steps` tiles of A and B, from where the loaders stand.
+template <class Shape, typename T, class A>
+__device__ void product(A a, Rows<T, Shape::N> b, unsigned steps, unsigned m0, unsigned n0, const Epilogue<T>& end) {
+    __shared__ uint4 memory[Shape::STAGES * Shape::STAGE];
+    static_assert(THREADS / WARP * Multiplier<T, Shape>::STRIP * sizeof(float) <= sizeof(memory), "strips fit");
+    unsigned fetched = 0, free = 0;
+    const auto fetch = [&] {
+        if (fetched < steps) {
+            uint4* const stage = memory + free * Shape::STAGE;
+            a.fill(stage);
+            b.fill(stage + Shape::M * CHUNKS);
+            free = free + 1 == Shape::STAGES ? 0 : free + 1;
+            fetched++;
+        }
+        asm volatile("cp.async.commit_group;" ::: "memory");  // an empty one at the end keeps the count
+    };
+    const auto arrive = [&] {
+        asm volatile("cp.async.wait_group %0;" ::"n"(Shape::STAGES - 2) : "memory");
+        __syncthreads();
+    };
+#pragma unroll 1
+    for (unsigned i = 0; i < Shape::STAGES - 1; i++) fetch();
+
+    Multiplier<T, Shape> multiplier;
+    constexpr unsigned SLICES = Multiplier<T, Shape>::SLICES;
+    constexpr bool AHEAD = Multiplier<T, Shape>::AHEAD;
+    const uint4* stage = memory;
+    const auto read = [&](unsigned slice) { multiplier.read(stage, stage + Shape::M * CHUNKS, slice); };
+    const auto next = [&] {
+        stage += Shape::STAGE;
+        if (stage == memory + Shape::STAGES * Shape::STAGE) stage = memory;
+        arrive();
+        read(0);
+    };
+    arrive();
+    read(0);
+#pragma unroll 1
+    for (unsigned step = 0; step < steps; step++) {
+        fetch();  // over the stage before this one, which everybody has done with
+#pragma unroll
+        for (unsigned slice = 0; slice < SLICES; slice++) {
+            if (slice + 1 < SLICES) {
+                read(slice + 1);
+            } else if (AHEAD) {
+                next();
+            }
+            multiplier.multiply(slice);
+        }
+        if (!AHEAD) next();
+    }
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    __syncthreads();
+    float* const strip = reinterpret_cast<float*>(memory) + threadIdx.x / WARP * Multiplier<T, Shape>::STRIP;
+    multiplier.finish(strip, m0, n0, end.aligned());
+}
+
+// Where a block's tile lies, and its share of k.
+template <class Shape, typename T>
+struct Share {
+    unsigned m0, n0, begin, steps;
+
+    __device__ Share(unsigned n, unsigned k, unsigned split, unsigned splits) {
+        const unsigned tiles_n = (n + Shape::N - 1) / Shape::N;
+        m0 = blockIdx.x / tiles_n * Shape::M;
+        n0 = blockIdx.x % tiles_n * Shape::N;
+        const unsigned all = (k + DEPTH<T> - 1) / DEPTH<T>, each = (all + splits - 1) / splits;
+        const unsigned first = min(split * each, all);
+        begin = first * DEPTH<T>;
+        steps = min(each, all - first);
+    }
+};
+
+}  // namespace gemm
