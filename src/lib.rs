@@ -1,6 +1,7 @@
 //! Satellite imagery from text, on CUDA kernels written by hand and launched from Rust.
 
 pub mod cpu;
+pub mod data;
 pub mod error;
 pub mod io;
 pub mod models;

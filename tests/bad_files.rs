@@ -8,7 +8,7 @@ use nadir::io::TensorSource;
 use nadir::io::config::Config;
 use nadir::io::folder::{PipelineFolder, Weights};
 use nadir::io::image;
-use nadir::io::parquet::CaptionedPictures;
+use nadir::io::parquet::Pictures;
 use nadir::io::safetensors::SafeTensors;
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -278,8 +278,8 @@ fn tables_of_another_schema() {
     group.close().unwrap();
     writer.close().unwrap();
 
-    let error = CaptionedPictures::open(&path).err().unwrap().to_string();
-    assert!(error.contains("filename") && error.contains("columns label"), "{error}");
+    let error = Pictures::open(&path).err().unwrap().to_string();
+    assert!(error.contains("image") && error.contains("columns label"), "{error}");
 }
 
 /// `cargo xtask test --all` goes on ten times as long.
