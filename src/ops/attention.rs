@@ -1,21 +1,14 @@
-//! Attention, tiled so that the scores never reach memory (Dao et al. 2022).
-//!
-//! The CPU form computes everything transposed: queries lie along the lanes of a register, keys and
-//! head channels along its rows. Maxima and sums over keys then need no exchange between lanes, neither
-//! the head dimension nor the number of keys is padded to a register's length, and both products are
-//! one kernel: `scores = K Q^T` and `output = V^T P^T`, a broadcast element of K or V against registers of
-//! queries. Keys and values are packed once a head, so that the kernel reads each as one stream.
+//! Attention, tiled so that the scores never reach memory (Dao et al. 2022). Kernels: `kernels/attention.cu`.
 
+mod cpu;
+mod cuda;
 mod gradient;
 
 use super::elementwise::{require_dtype, require_float};
 use super::gradient::Call;
-use super::{Grads, Inputs, Meta, Op, Saves, apply, tensors};
-use crate::cpu::math::exp2_of_negative;
-use crate::cpu::parallel::{DisjointSlice, for_each, for_each_chunk, try_for_each};
-use crate::cpu::simd::{Simd, narrow, simd, transpose, widen};
+use super::{Grads, Inputs, Meta, Op, Saves, Slot, apply};
 use crate::error::{Error, Result};
-use crate::tensor::{DType, Device, Float, Tensor};
+use crate::tensor::{DType, Tensor};
 
 /// How queries meet keys.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,15 +26,35 @@ pub struct AttentionConfig {
 /// # Errors
 /// `Shape` when the shapes do not fit or there is no key, `DType` when the dtypes differ or are no floats.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, config: AttentionConfig) -> Result<Tensor> {
-    apply(Attention { config }, &tensors(&[q, k, v]))
+    apply(Attention { config }, &[q.into(), k.into(), v.into(), Slot::Empty])
 }
 
-/// [`attention`]; inputs `q`, `k`, `v`.
+/// As [`attention`], entry b of the batch seeing its first `lengths[b]` keys only: what lies behind them is not read.
+///
+/// `lengths` `[B]`, u32; one beyond S counts as S, and 0 makes the entry NaN: there is nothing to choose from.
+///
+/// # Errors
+/// As [`attention`], of `lengths` too.
+pub fn attention_ragged(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    lengths: &Tensor,
+    config: AttentionConfig,
+) -> Result<Tensor> {
+    apply(Attention { config }, &[q.into(), k.into(), v.into(), lengths.into()])
+}
+
+/// [`attention`]; inputs `q`, `k`, `v` and, where keys are of different number, `lengths`. When recorded, a further
+/// output [B, H, T] has the logarithm of each query's sum of `e^score`, f32 (f64 for f64).
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Attention {
     /// Scale and mask.
     pub config: AttentionConfig,
 }
+
+/// The place of `lengths`.
+const LENGTHS: usize = 3;
 
 impl Op for Attention {
     fn name(&self) -> &'static str {
@@ -65,105 +78,51 @@ impl Op for Attention {
         if v.shape() != k.shape() {
             return Err(Error::expected_shape("attention", "v", &k.shape().to_string(), v.shape()));
         }
-        Ok(vec![Meta::like(q)])
+        if let Some(lengths) = inputs.get(LENGTHS) {
+            require_dtype("attention", DType::U32, lengths)?;
+            if lengths.dims() != [batch] {
+                let expected = format!("[{batch}]");
+                let found = lengths.shape();
+                return Err(Error::expected_shape("attention", "lengths", &expected, found));
+            }
+        }
+        let lse = Meta {
+            shape: [batch, heads, q.dim(1)].into(),
+            dtype: if q.dtype() == DType::F64 { DType::F64 } else { DType::F32 },
+        };
+        let metas = [Meta::like(q), lse];
+        Ok(metas[..1 + usize::from(inputs.recorded())].to_vec())
     }
 
     fn cpu(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
-        let out = &mut outputs[0];
-        match out.dtype() {
-            DType::F64 => self.plain(inputs, out),
-            DType::F16 => self.tiled::<half::f16>(inputs, out),
-            DType::BF16 => self.tiled::<half::bf16>(inputs, out),
-            _ => self.tiled::<f32>(inputs, out),
+        match outputs[0].dtype() {
+            DType::F64 => self.plain(inputs, outputs),
+            DType::F16 => self.tiled::<half::f16>(inputs, outputs),
+            DType::BF16 => self.tiled::<half::bf16>(inputs, outputs),
+            _ => self.tiled::<f32>(inputs, outputs),
         }
     }
 
-    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
-        Err(Error::no_kernel(self.name()))
+    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        cuda::forward(self.config, inputs, outputs)
     }
 
     fn saves(&self) -> Saves {
-        Saves { inputs: &[0, 1, 2], result: false }
+        Saves { inputs: &[0, 1, 2, LENGTHS], result: false }
     }
 
     fn backward(&self, call: &Call, grad: &Tensor) -> Result<Grads> {
         let (q, k, v) = (call.tensor(0)?, call.tensor(1)?, call.tensor(2)?);
-        Ok(gradient::gradients(q, k, v, grad, self.config)?.map(Some).into())
+        let lengths = keys_seen(call.optional(LENGTHS), q.dim(0), k.dim(1))?;
+        let [q, k, v] = gradient::gradients([q, k, v], &lengths, grad, self.config)?.map(Some);
+        Ok(vec![q, k, v, None])
     }
 }
 
-/// Keys that are scored before their values are added, whole panels of them; fewer would rescale the output
-/// more often.
-const KEYS: usize = 96;
-/// Groups of queries (two registers each) that share a block of keys while it is in the cache.
-const GROUPS: usize = 4;
-
-impl Attention {
-    /// The definition, row by row, in f64.
-    fn plain(&self, inputs: &Inputs, out: &mut Tensor) -> Result<()> {
-        let [q, k, v] = [inputs[0].contiguous()?, inputs[1].contiguous()?, inputs[2].contiguous()?];
-        let (_, queries, heads, channels) = q.dims4()?;
-        let keys = k.dim(1);
-        let [q, k, v] = [q.as_slice::<f64>()?, k.as_slice::<f64>()?, v.as_slice::<f64>()?];
-        for_each_chunk(out.as_mut_slice::<f64>()?, channels, |i, out| {
-            let q = &q[i * channels..][..channels];
-            let (b, t, h) = (i / heads / queries, i / heads % queries, i % heads);
-            let row = |s: usize| ((b * keys + s) * heads + h) * channels..;
-            let dot = |k: &[f64]| q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>();
-            let seen = if self.config.causal { keys.min(t + 1) } else { keys };
-            let mut weights: Vec<f64> =
-                (0..seen).map(|s| f64::from(self.config.scale) * dot(&k[row(s)])).collect();
-            let max = weights.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            weights.iter_mut().for_each(|w| *w = (*w - max).exp());
-            let total: f64 = weights.iter().sum();
-            out.fill(0.0);
-            for (s, w) in weights.iter().enumerate() {
-                out.iter_mut().zip(&v[row(s)]).for_each(|(o, v)| *o += w / total * v);
-            }
-        });
-        Ok(())
-    }
-
-    fn tiled<T: Float<Acc = f32>>(&self, inputs: &Inputs, out: &mut Tensor) -> Result<()> {
-        let tensors = [dense(&inputs[0])?, dense(&inputs[1])?, dense(&inputs[2])?];
-        let [q, k, v] =
-            [Heads::<T>::new(&tensors[0])?, Heads::new(&tensors[1])?, Heads::new(&tensors[2])?];
-        let (batch, queries, heads, channels) = inputs[0].dims4()?;
-        let keys = k.len;
-        let blocking = Blocking::new(channels);
-        let length = GROUPS * blocking.queries;
-        // Base 2, since that is the exponential the machine is good at.
-        let factor = (f64::from(self.config.scale) * std::f64::consts::LOG2_E) as f32;
-        let rows = DisjointSlice::new(out.as_mut_slice::<T>()?);
-
-        try_for_each(batch * heads, &|head| {
-            let (b, h) = (head / heads, head % heads);
-            let k = pack_keys(k.head(b, h), &blocking)?;
-            let v = pack_values(v.head(b, h), &blocking)?;
-            let (k, v) = (k.as_slice::<f32>()?, v.as_slice::<f32>()?);
-            for_each(queries.div_ceil(length), &|i| {
-                let mut scratch = Scratch::default();
-                let (first, count) = (i * length, length.min(queries - i * length));
-                let tile = QueryTile {
-                    blocking,
-                    keys,
-                    channels,
-                    first,
-                    count,
-                    causal: self.config.causal,
-                };
-                scratch.start(&tile, q.head(b, h), factor);
-                attend(&tile, k, v, &mut scratch);
-                scratch.finish(&tile);
-                for (t, row) in scratch.rows.chunks_exact(channels).take(count).enumerate() {
-                    let at = ((b * queries + first + t) * heads + h) * channels;
-                    // SAFETY: the row of (b, first + t, h), and no other task has the same b, h and tile.
-                    narrow(row, unsafe { rows.part(at, channels) });
-                }
-            });
-            Ok(())
-        })
-    }
+/// How many of `keys` keys each entry of the batch sees.
+fn keys_seen(lengths: Option<&Tensor>, batch: usize, keys: usize) -> Result<Vec<usize>> {
+    let Some(lengths) = lengths else { return Ok(vec![keys; batch]) };
+    Ok(lengths.to_vec::<u32>()?.into_iter().map(|length| keys.min(length as usize)).collect())
 }
 
 /// `t` itself when its last dimension has no gaps, else a copy.
@@ -171,383 +130,17 @@ fn dense(t: &Tensor) -> Result<Tensor> {
     if t.strides().last() == Some(&1) { Ok(t.clone()) } else { t.contiguous() }
 }
 
-/// A tensor [B, T, H, D], D without gaps, by its heads.
-struct Heads<'a, T> {
-    data: &'a [T],
-    /// Of B, T and H.
-    strides: [usize; 3],
-    len: usize,
-    channels: usize,
-}
-
-impl<'a, T: Float> Heads<'a, T> {
-    fn new(t: &'a Tensor) -> Result<Self> {
-        Ok(Self {
-            data: t.as_strided_slice()?,
-            strides: [t.strides()[0], t.strides()[1], t.strides()[2]],
-            len: t.dim(1),
-            channels: t.dim(3),
-        })
-    }
-
-    fn head(&self, b: usize, h: usize) -> Head<'a, T> {
-        let [batch, token, head] = self.strides;
-        let data = &self.data[b * batch + h * head..];
-        Head { data, stride: token, len: self.len, channels: self.channels }
-    }
-}
-
-/// One head [T, D].
-#[derive(Clone, Copy)]
-struct Head<'a, T> {
-    data: &'a [T],
-    stride: usize,
-    len: usize,
-    channels: usize,
-}
-
-impl<T: Float<Acc = f32>> Head<'_, T> {
-    /// Rows `first..first + count` as f32, and zeros up to `padded` rows: [padded, D].
-    fn rows(&self, first: usize, count: usize, padded: usize) -> Vec<f32> {
-        let mut wide = vec![0.0; padded * self.channels];
-        for (i, to) in wide.chunks_exact_mut(self.channels).take(count).enumerate() {
-            widen(&self.data[(first + i) * self.stride..][..self.channels], to);
-        }
-        wide
-    }
-}
-
-/// The shape of the kernel's register tiles: `panel` broadcast elements against two registers of queries.
-#[derive(Clone, Copy, Debug)]
-struct Blocking {
-    /// Queries of a group.
-    queries: usize,
-    /// Keys of a panel.
-    keys: usize,
-    /// Channels of a panel of values.
-    channels: usize,
-}
-
-impl Blocking {
-    /// Panels of values are those that pad `channels` the least; the larger where they tie.
-    fn new(channels: usize) -> Self {
-        let (lanes, registers) = registers();
-        let (keys, panels) = if registers >= 32 { (12, [12, 10, 8]) } else { (6, [6, 5, 4]) };
-        let panel = panels.into_iter().min_by_key(|&n| channels.next_multiple_of(n));
-        Self { queries: 2 * lanes, keys, channels: panel.unwrap_or(keys) }
-    }
-}
-
-simd! {
-    fn registers(_s) -> (usize, usize) {
-        (S::LANES, S::REGISTERS)
-    }
-}
-
-/// Panels of keys, [panels][D][keys of a panel], zeros where there is no key.
-fn pack_keys<T: Float<Acc = f32>>(k: Head<T>, blocking: &Blocking) -> Result<Tensor> {
-    let (panel, channels) = (blocking.keys, k.channels);
-    // Enough panels at a time to fill the registers that transpose them.
-    let group = 8 * panel;
-    let mut transposed = vec![0.0; group * channels];
-    let len = k.len.next_multiple_of(panel) * channels;
-    let mut packed = Tensor::uninit([len], DType::F32, Device::Cpu)?;
-    for (i, to) in packed.as_mut_slice::<f32>()?.chunks_mut(group * channels).enumerate() {
-        let rows = k.rows(i * group, group.min(k.len - i * group), group);
-        transpose(&rows, group, channels, &mut transposed); // [D, group]
-        for (p, to) in to.chunks_exact_mut(panel * channels).enumerate() {
-            let columns = transposed[p * panel..].chunks(group);
-            match panel {
-                6 => copy_columns::<6>(columns, to),
-                _ => copy_columns::<12>(columns, to),
-            }
-        }
-    }
-    Ok(packed)
-}
-
-/// The first N elements of each of `from`, one after the other.
-fn copy_columns<'a, const N: usize>(from: impl Iterator<Item = &'a [f32]>, to: &mut [f32]) {
-    for (to, from) in to.chunks_exact_mut(N).zip(from) {
-        to.copy_from_slice(&from[..N]);
-    }
-}
-
-/// Panels of values, [panels][S][channels of a panel], zeros where there is no channel.
-fn pack_values<T: Float<Acc = f32>>(v: Head<T>, blocking: &Blocking) -> Result<Tensor> {
-    let panel = blocking.channels;
-    let len = v.len * v.channels.next_multiple_of(panel);
-    let mut tensor = Tensor::uninit([len], DType::F32, Device::Cpu)?;
-    let packed = tensor.as_mut_slice::<f32>()?;
-    let mut row = vec![0.0; v.channels.next_multiple_of(panel)];
-    for i in 0..v.len {
-        widen(&v.data[i * v.stride..][..v.channels], &mut row[..v.channels]);
-        match panel {
-            4 => scatter::<4>(&row, i, v.len, packed),
-            5 => scatter::<5>(&row, i, v.len, packed),
-            6 => scatter::<6>(&row, i, v.len, packed),
-            8 => scatter::<8>(&row, i, v.len, packed),
-            10 => scatter::<10>(&row, i, v.len, packed),
-            _ => scatter::<12>(&row, i, v.len, packed),
-        }
-    }
-    Ok(tensor)
-}
-
-/// Row `i` of `rows` of each panel [rows, N] in `to`.
-fn scatter<const N: usize>(row: &[f32], i: usize, rows: usize, to: &mut [f32]) {
-    for (panel, from) in to.chunks_exact_mut(rows * N).zip(row.chunks_exact(N)) {
-        panel[i * N..][..N].copy_from_slice(from);
-    }
-}
-
-/// A tile of queries of one head.
-struct QueryTile {
-    blocking: Blocking,
-    keys: usize,
-    channels: usize,
-    /// The tile's first query, and how many there are.
-    first: usize,
-    count: usize,
-    causal: bool,
-}
-
-/// What a thread needs for a tile; G groups of W queries, D channels.
-#[derive(Default)]
-struct Scratch {
-    /// [G, D, W], scaled.
-    queries: Vec<f32>,
-    /// [KEYS, W]
-    scores: Vec<f32>,
-    /// [G, W]: the largest score so far, in base 2.
-    max: Vec<f32>,
-    /// [G, W]: the sum of the weights so far.
-    sum: Vec<f32>,
-    /// [G, D to a panel's multiple, W]: the sum of weighted values so far.
-    output: Vec<f32>,
-    /// [G W, D]: the result.
-    rows: Vec<f32>,
-}
-
-impl Scratch {
-    /// Loads the tile's queries, times `factor`, and resets the rest.
-    fn start<T: Float<Acc = f32>>(&mut self, tile: &QueryTile, q: Head<T>, factor: f32) {
-        let width = tile.blocking.queries;
-        let groups = tile.count.div_ceil(width);
-        let refill = |v: &mut Vec<f32>, len: usize, x: f32| {
-            v.clear();
-            v.resize(len, x);
-        };
-        refill(&mut self.queries, groups * tile.channels * width, 0.0);
-        refill(&mut self.max, groups * width, f32::NEG_INFINITY);
-        refill(&mut self.sum, groups * width, 0.0);
-        let padded = tile.channels.next_multiple_of(tile.blocking.channels);
-        refill(&mut self.output, groups * padded * width, 0.0);
-        self.scores.resize(KEYS * width, 0.0);
-        self.rows.resize(groups * width * tile.channels, 0.0);
-        let mut rows = q.rows(tile.first, tile.count, groups * width);
-        rows.iter_mut().for_each(|x| *x *= factor);
-        let size = width * tile.channels;
-        for (rows, to) in rows.chunks_exact(size).zip(self.queries.chunks_exact_mut(size)) {
-            transpose(rows, width, tile.channels, to);
-        }
-    }
-
-    /// Divides by the sums of weights, and turns the tile into rows [D] of queries.
-    fn finish(&mut self, tile: &QueryTile) {
-        let width = tile.blocking.queries;
-        let padded = tile.channels.next_multiple_of(tile.blocking.channels);
-        let groups = self.output.chunks_exact_mut(padded * width).zip(self.sum.chunks_exact(width));
-        let rows = self.rows.chunks_exact_mut(width * tile.channels);
-        for ((output, sum), rows) in groups.zip(rows) {
-            for lanes in output.chunks_exact_mut(width) {
-                lanes.iter_mut().zip(sum).for_each(|(x, sum)| *x /= sum);
-            }
-            transpose(&output[..width * tile.channels], tile.channels, width, rows);
-        }
-    }
-}
-
-simd! {
-    /// Softmax of a tile's scores and the sum of the values that it weights, not yet divided by its sum.
-    fn attend(s, tile: &QueryTile, keys: &[f32], values: &[f32], scratch: &mut Scratch) {
-        if S::REGISTERS >= 32 {
-            match tile.blocking.channels {
-                12 => attend_tile::<S, 12, 12>(s, tile, keys, values, scratch),
-                10 => attend_tile::<S, 12, 10>(s, tile, keys, values, scratch),
-                _ => attend_tile::<S, 12, 8>(s, tile, keys, values, scratch),
-            }
-        } else {
-            match tile.blocking.channels {
-                6 => attend_tile::<S, 6, 6>(s, tile, keys, values, scratch),
-                5 => attend_tile::<S, 6, 5>(s, tile, keys, values, scratch),
-                _ => attend_tile::<S, 6, 4>(s, tile, keys, values, scratch),
-            }
-        }
-    }
-}
-
-/// [`attend`] with panels of K keys and V channels.
-#[inline(always)]
-fn attend_tile<S: Simd, const K: usize, const V: usize>(
-    s: S,
-    tile: &QueryTile,
-    keys: &[f32],
-    values: &[f32],
-    scratch: &mut Scratch,
-) {
-    let (width, channels) = (2 * S::LANES, tile.channels);
-    let padded = channels.next_multiple_of(V);
-    let groups = tile.count.div_ceil(width);
-    // What the loops below read and write without further checks.
-    assert!(
-        tile.blocking.queries == width && tile.blocking.keys == K && tile.blocking.channels == V
-    );
-    assert!(keys.len() == tile.keys.next_multiple_of(K) * channels);
-    assert!(values.len() == tile.keys * padded);
-    assert!(scratch.queries.len() == groups * channels * width);
-    assert!(scratch.output.len() == groups * padded * width);
-    assert!(scratch.scores.len() == KEYS * width && KEYS.is_multiple_of(K));
-    assert!(scratch.max.len() == groups * width && scratch.sum.len() == groups * width);
-
-    let scores = scratch.scores.as_mut_ptr();
-    for start in (0..tile.keys).step_by(KEYS) {
-        let count = KEYS.min(tile.keys - start);
-        for g in 0..groups {
-            let first = tile.first + g * width;
-            if tile.causal && start >= first + width {
-                continue; // all of these keys come after all of these queries
-            }
-            // SAFETY: the lengths were checked above. A panel of keys holds K * channels elements and there
-            // are count.div_ceil(K) of them from `start`, a multiple of K, on; scores have
-            // count.next_multiple_of(K) rows of `width`; a panel of values holds V * tile.keys elements, of which V * count from
-            // V * start on are read; g < groups.
-            unsafe {
-                let queries = scratch.queries.as_ptr().add(g * channels * width);
-                for p in 0..count.div_ceil(K) {
-                    let panel = keys.as_ptr().add((start + p * K) * channels);
-                    let products = product::<S, K>(s, panel, queries, channels);
-                    for (i, row) in products.into_iter().enumerate() {
-                        store(s, scores.add((p * K + i) * width), row);
-                    }
-                }
-                if tile.causal && start + count > first + 1 {
-                    for key in 0..count {
-                        // Query `first + lane` sees keys up to itself.
-                        let unseen = (start + key).saturating_sub(first).min(width);
-                        std::slice::from_raw_parts_mut(scores.add(key * width), unseen)
-                            .fill(f32::NEG_INFINITY);
-                    }
-                }
-
-                let old = load(s, scratch.max.as_ptr().add(g * width));
-                let mut max = old;
-                for key in 0..count {
-                    let row = load(s, scores.add(key * width));
-                    max = [s.max(max[0], row[0]), s.max(max[1], row[1])];
-                }
-                let correction = exp2_difference(s, old, max);
-                let mut sum = [s.splat(0.0); 2];
-                for key in 0..count {
-                    let at = scores.add(key * width);
-                    let weight = exp2_difference(s, load(s, at), max);
-                    sum = [s.add(sum[0], weight[0]), s.add(sum[1], weight[1])];
-                    store(s, at, weight);
-                }
-                let total = scratch.sum.as_mut_ptr().add(g * width);
-                accumulate(s, total, correction, sum);
-                store(s, scratch.max.as_mut_ptr().add(g * width), max);
-
-                let output = scratch.output.as_mut_ptr().add(g * padded * width);
-                for p in 0..padded / V {
-                    let panel = values.as_ptr().add((p * tile.keys + start) * V);
-                    let products = product::<S, V>(s, panel, scores, count);
-                    for (i, row) in products.into_iter().enumerate() {
-                        accumulate(s, output.add((p * V + i) * width), correction, row);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// `2^(a - b)`, a <= b.
-#[inline(always)]
-fn exp2_difference<S: Simd>(s: S, a: [S::F32; 2], b: [S::F32; 2]) -> [S::F32; 2] {
-    [exp2_of_negative(s, s.sub(a[0], b[0])), exp2_of_negative(s, s.sub(a[1], b[1]))]
-}
-
-/// `to = to * factor + row`, two registers.
-///
-/// # Safety
-/// `to` must be readable and writable for both.
-#[inline(always)]
-unsafe fn accumulate<S: Simd>(s: S, to: *mut f32, factor: [S::F32; 2], row: [S::F32; 2]) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let before = load(s, to);
-        let sums =
-            [s.mul_add(before[0], factor[0], row[0]), s.mul_add(before[1], factor[1], row[1])];
-        store(s, to, sums);
-    }
-}
-
-/// `a^T b` of `a` [n, M] and `b` [n, two registers]: the kernel.
-///
-/// # Safety
-/// Both must be readable for n rows.
-#[inline(always)]
-unsafe fn product<S: Simd, const M: usize>(
-    s: S,
-    a: *const f32,
-    b: *const f32,
-    n: usize,
-) -> [[S::F32; 2]; M] {
-    let mut sums = [[s.splat(0.0); 2]; M];
-    for i in 0..n {
-        // SAFETY: row i < n of both.
-        unsafe {
-            let b = load(s, b.add(i * 2 * S::LANES));
-            for j in 0..M {
-                let a = s.splat(*a.add(i * M + j));
-                sums[j] = [s.mul_add(a, b[0], sums[j][0]), s.mul_add(a, b[1], sums[j][1])];
-            }
-        }
-    }
-    sums
-}
-
-/// Two registers.
-///
-/// # Safety
-/// `from` must be readable for both.
-#[inline(always)]
-unsafe fn load<S: Simd>(s: S, from: *const f32) -> [S::F32; 2] {
-    // SAFETY: the caller's promise.
-    unsafe { [s.load(from), s.load(from.add(S::LANES))] }
-}
-
-/// Writes two registers.
-///
-/// # Safety
-/// `to` must be writable for both.
-#[inline(always)]
-unsafe fn store<S: Simd>(s: S, to: *mut f32, row: [S::F32; 2]) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        s.store(to, row[0]);
-        s.store(to.add(S::LANES), row[1]);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cpu::simd::at_each_level;
+    use crate::ops::apply_all;
     use crate::ops::elementwise::scale;
     use crate::ops::testing::{
-        assert_close, bits, check, check_gradient, check_nan, random, values,
+        assert_close, bits, check_against, check_batch, check_gradient, check_nan, devices, random,
+        unit_roundoff, values,
     };
+    use crate::tensor::Device;
 
     /// The definition in f64, over q [B, T, H, D] and k, v [B, S, H, D].
     fn reference(
@@ -588,7 +181,7 @@ mod tests {
     }
 
     /// ([B, T, H, D], S): every panel of values, groups and blocks of keys that are not full, one of each.
-    const CASES: [([usize; 4], usize); 10] = [
+    const CASES: [([usize; 4], usize); 13] = [
         ([1, 1, 1, 1], 1),
         ([1, 3, 2, 4], 7),
         ([2, 65, 2, 40], 77),
@@ -599,6 +192,10 @@ mod tests {
         ([1, 9, 1, 48], 96),
         ([3, 64, 1, 33], 31),
         ([1, 77, 2, 20], 77),
+        // Of a GPU: the last of the numbers of channels that have kernels of their own, and two slices of channels.
+        ([1, 65, 1, 128], 65),
+        ([1, 66, 2, 136], 70),
+        ([1, 5, 1, 131], 9),
     ];
 
     #[test]
@@ -606,16 +203,38 @@ mod tests {
         for (shape, keys) in CASES {
             for causal in [false, true] {
                 let config = config(shape[3], causal);
-                // 32 units: a score of up to 4 sqrt(D) carries the rounding of its dot product into the
-                // exponent, where it becomes a relative error of the weight.
-                check(
-                    "attention",
+                check_against(
+                    &format!("attention {shape:?} by {keys}, causal {causal}"),
                     &inputs(shape, keys),
-                    32.0,
                     |x| attention(x[0], x[1], x[2], config),
-                    |x| reference(x, shape, keys, config),
+                    |x| {
+                        let magnitudes = x[2].iter().map(|v| v.abs()).collect();
+                        let magnitudes = [x[0].clone(), x[1].clone(), magnitudes];
+                        let exact = reference(x, shape, keys, config);
+                        let exact = exact.into_iter();
+                        exact.zip(reference(&magnitudes, shape, keys, config)).collect()
+                    },
+                    compare,
                 );
             }
+        }
+    }
+
+    /// Compares with the definition, and that of the values' magnitudes.
+    fn compare(got: &Tensor, expected: &[(f64, f64)], what: &str) {
+        assert_eq!(got.len(), expected.len(), "{what}: number of elements");
+        let exact: Vec<f64> = expected.iter().map(|(exact, _)| *exact).collect();
+        // 32 units: a score of up to 4 sqrt(D) carries the rounding of its dot product into the exponent, where it becomes a
+        // relative error of the weight.
+        if got.device() == Device::Cpu || got.dtype() == DType::F32 {
+            return assert_close(got, &exact, 32.0, what);
+        }
+        // Tensor cores take weights of 16 bits: each is off by a unit of itself, and the sum by a unit of what was
+        // summed; the result is rounded once more. What f32 lost before is a hundredth of that.
+        let unit = 1.02 * unit_roundoff(got.dtype());
+        for (i, (got, (exact, magnitude))) in values(got).iter().zip(expected).enumerate() {
+            let (error, tolerance) = ((got - exact).abs(), unit * (exact.abs() + magnitude));
+            assert!(error <= tolerance, "{what}, element {i}: {got} instead of {exact}");
         }
     }
 
@@ -637,69 +256,167 @@ mod tests {
         let shape = [1, 20, 1, 40];
         let mut inputs = inputs(shape, 300);
         inputs[0] = scale(&inputs[0], 20.0).unwrap();
-        let config = AttentionConfig { scale: 1.0, causal: false };
-        let expected: Vec<Vec<f64>> = inputs.iter().map(values).collect();
-        let expected = reference(&expected, shape, 300, config);
-        let out = attention(&inputs[0], &inputs[1], &inputs[2], config).unwrap();
-        // Scores reach 1000: their f32 rounding is a relative error of the weights of 1000 units.
-        assert_close(&out, &expected, 4000.0, "attention with large scores");
+        for factor in [1.0, -1.0, 0.0] {
+            let config = AttentionConfig { scale: factor, causal: false };
+            let expected: Vec<Vec<f64>> = inputs.iter().map(values).collect();
+            let expected = reference(&expected, shape, 300, config);
+            for device in devices() {
+                let [q, k, v] = [0, 1, 2].map(|i| inputs[i].to_device(device).unwrap());
+                let out = attention(&q, &k, &v, config).unwrap();
+                // Scores reach 1000: their f32 rounding is a relative error of the weights of 1000 units.
+                assert_close(&out, &expected, 4000.0, &format!("large scores, {factor}, {device}"));
+            }
+        }
     }
 
     #[test]
     fn entries_of_a_batch_and_threads_do_not_matter() {
-        let (shape, keys) = ([7, 70, 2, 40], 100);
-        for dtype in [DType::F32, DType::F16, DType::BF16] {
-            let inputs: Vec<Tensor> =
-                inputs(shape, keys).iter().map(|t| t.to_dtype(dtype).unwrap()).collect();
-            let config = config(40, false);
-            let whole = attention(&inputs[0], &inputs[1], &inputs[2], config).unwrap();
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-            let one =
-                pool.install(|| attention(&inputs[0], &inputs[1], &inputs[2], config)).unwrap();
-            assert_eq!(bits(&whole), bits(&one), "{dtype}: one thread");
-            for i in 0..7 {
-                let [q, k, v] = [0, 1, 2].map(|j| inputs[j].narrow(0, i, 1).unwrap());
-                let alone = attention(&q, &k, &v, config).unwrap();
-                assert_eq!(
-                    bits(&alone),
-                    bits(&whole.narrow(0, i, 1).unwrap()),
-                    "{dtype}: entry {i}"
-                );
+        for (channels, causal) in [(40, false), (24, true)] {
+            let config = config(channels, causal);
+            let op = |qkv: &Tensor| {
+                let [q, k, v] =
+                    [(0, 70), (70, 100), (170, 100)].map(|(at, n)| qkv.narrow(1, at, n));
+                attention(&q?, &k?, &v?, config)
+            };
+            let qkv = random([7, 270, 2, channels], 1);
+            check_batch("attention", &qkv, op);
+            for dtype in [DType::F32, DType::F16, DType::BF16] {
+                let qkv = qkv.to_dtype(dtype).unwrap();
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+                let one = pool.install(|| op(&qkv)).unwrap();
+                assert_eq!(bits(&op(&qkv).unwrap()), bits(&one), "{dtype}: one thread");
             }
         }
     }
 
     #[test]
     fn a_later_key_does_not_reach_a_causal_query() {
-        let inputs = inputs([1, 120, 1, 8], 120);
-        let config = config(8, true);
-        let whole = attention(&inputs[0], &inputs[1], &inputs[2], config).unwrap();
-        let head: Vec<Tensor> = inputs.iter().map(|t| t.narrow(1, 0, 50).unwrap()).collect();
-        let head = attention(&head[0], &head[1], &head[2], config).unwrap();
-        assert_eq!(bits(&head), bits(&whole.narrow(1, 0, 50).unwrap()));
+        for (dtype, device) in places() {
+            let inputs = inputs([1, 120, 1, 8], 120);
+            let inputs =
+                inputs.iter().map(|t| t.to_dtype(dtype).unwrap().to_device(device).unwrap());
+            let inputs: Vec<Tensor> = inputs.collect();
+            let config = config(8, true);
+            let whole = attention(&inputs[0], &inputs[1], &inputs[2], config).unwrap();
+            let head: Vec<Tensor> = inputs.iter().map(|t| t.narrow(1, 0, 50).unwrap()).collect();
+            let head = attention(&head[0], &head[1], &head[2], config).unwrap();
+            assert_eq!(bits(&head), bits(&whole.narrow(1, 0, 50).unwrap()), "{dtype}, {device}");
+        }
     }
 
     #[test]
     fn slices_of_one_projection_are_read_in_place() {
-        let qkv = random([2, 45, 6, 40], 4); // [B, T, 3 H, D]
-        let [q, k, v] = [0, 2, 4].map(|h| qkv.narrow(2, h, 2).unwrap());
-        let config = config(40, false);
-        let views = attention(&q, &k, &v, config).unwrap();
-        let [q, k, v] = [q, k, v].map(|t| t.contiguous().unwrap());
-        assert_eq!(bits(&views), bits(&attention(&q, &k, &v, config).unwrap()));
+        for (dtype, device) in places() {
+            let qkv = random([2, 45, 6, 40], 4).to_dtype(dtype).unwrap(); // [B, T, 3 H, D]
+            let qkv = qkv.to_device(device).unwrap();
+            let [q, k, v] = [0, 2, 4].map(|h| qkv.narrow(2, h, 2).unwrap());
+            let config = config(40, false);
+            let views = attention(&q, &k, &v, config).unwrap();
+            let [q, k, v] = [q, k, v].map(|t| t.contiguous().unwrap());
+            let copies = attention(&q, &k, &v, config).unwrap();
+            assert_eq!(bits(&views), bits(&copies), "{dtype}, {device}");
+        }
+    }
+
+    /// The dtypes that every device has.
+    fn places() -> Vec<(DType, Device)> {
+        let of = |device| [DType::F32, DType::F16, DType::BF16].map(|dtype| (dtype, device));
+        devices().flat_map(of).collect()
+    }
+
+    /// What lies behind an entry's keys is not read, not even as something times 0.
+    #[test]
+    fn entries_see_their_own_keys_only() {
+        let lengths = [100u32, 1, 64, 65, 7, 0, 4_000_000_000];
+        for (dtype, device) in places() {
+            for (channels, causal) in [(40, false), (24, true)] {
+                let config = config(channels, causal);
+                let place = |t: &Tensor| t.to_dtype(dtype).unwrap().to_device(device).unwrap();
+                let [q, k, v] = [70, 100, 100].map(|n| random([7, n, 2, channels], n as u64));
+                let poison = |t: &Tensor| {
+                    let mut all = t.to_vec::<f32>().unwrap();
+                    for (entry, &length) in all.chunks_mut(100 * 2 * channels).zip(&lengths) {
+                        let from = 100.min(length as usize) * 2 * channels;
+                        entry[from..].fill(f32::NAN);
+                    }
+                    Tensor::from_vec(all, *t.shape()).unwrap()
+                };
+                let [q, k, v] = [&q, &poison(&k), &poison(&v)].map(place);
+                let given = Tensor::from_slice(&lengths, [7]).unwrap().to_device(device).unwrap();
+                let whole = attention_ragged(&q, &k, &v, &given, config).unwrap();
+                for (b, &length) in lengths.iter().enumerate() {
+                    let what = format!("{dtype}, {device}: {length} keys of {channels}");
+                    let entry = |t: &Tensor| t.narrow(0, b, 1).unwrap();
+                    let got = entry(&whole);
+                    if length == 0 {
+                        assert!(values(&got).iter().all(|x| x.is_nan()), "{what}");
+                        continue;
+                    }
+                    let head = |t| entry(t).narrow(1, 0, 100.min(length as usize)).unwrap();
+                    let alone = attention(&entry(&q), &head(&k), &head(&v), config).unwrap();
+                    assert_eq!(bits(&got), bits(&alone), "{what}");
+                    assert!(values(&got).iter().all(|x| x.is_finite()), "{what}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_recorded_call_keeps_the_logarithms_of_its_sums() {
+        for (shape, keys) in [([2, 65, 2, 40], 77), ([1, 70, 2, 136], 33)] {
+            let config = config(shape[3], true);
+            let inputs = inputs(shape, keys);
+            let mut places = places();
+            places.push((DType::F64, Device::Cpu));
+            for (dtype, device) in places {
+                let inputs = inputs.iter().map(|t| t.to_dtype(dtype).unwrap()).collect::<Vec<_>>();
+                let exact: Vec<Vec<f64>> = inputs.iter().map(values).collect();
+                let [b, t, h, d] = shape;
+                let score = |b: usize, t: usize, h: usize, s: usize| -> f64 {
+                    let (q, k) = (
+                        &exact[0][((b * shape[1] + t) * shape[2] + h) * d..],
+                        (b * keys + s) * shape[2] + h,
+                    );
+                    let dot: f64 = q[..d].iter().zip(&exact[1][k * d..]).map(|(q, k)| q * k).sum();
+                    f64::from(config.scale) * dot
+                };
+                let [q, k, v] = [0, 1, 2].map(|i| inputs[i].to_device(device).unwrap());
+                let q = q.variable();
+                let slots = [(&q).into(), (&k).into(), (&v).into(), Slot::Empty];
+                let lse = &apply_all(Attention { config }, &slots).unwrap()[1];
+                assert_eq!(lse.dims(), [b, h, t]);
+                for (i, got) in values(lse).into_iter().enumerate() {
+                    let (b, h, t) = (i / t / h, i / t % h, i % t);
+                    let sum: f64 = (0..keys.min(t + 1)).map(|s| score(b, t, h, s).exp()).sum();
+                    // A score of up to 4 sqrt(D) < 47 is a sum of D products, which errs by less than D units of f32 of
+                    // what it would be without cancellation; the exponentials' errors average out below that.
+                    let tolerance = 47.0 * shape[3] as f64 * f64::from(f32::EPSILON) / 2.0;
+                    let error = (got - sum.ln()).abs();
+                    assert!(
+                        error <= tolerance,
+                        "{dtype}, {device}, {i}: {got} instead of {}",
+                        sum.ln()
+                    );
+                }
+            }
+        }
     }
 
     #[test]
     fn a_nan_shows() {
         let inputs = inputs([1, 40, 1, 16], 100);
-        for i in 0..3 {
-            for at in [0, 300, 639] {
-                check_nan("attention", &inputs[i], at, |x| {
-                    let mut all = inputs.clone();
-                    all[i] = x.clone();
-                    let all = [0, 1, 2].map(|i| all[i].to_device(x.device()).unwrap());
-                    attention(&all[0], &all[1], &all[2], config(16, false))
-                });
+        for dtype in [DType::F32, DType::BF16] {
+            for i in 0..3 {
+                for at in [0, 300, 639] {
+                    check_nan("attention", &inputs[i], at, |x| {
+                        let mut all = inputs.clone();
+                        all[i] = x.clone();
+                        let all = [0, 1, 2].map(|i| {
+                            all[i].to_device(x.device()).unwrap().to_dtype(dtype).unwrap()
+                        });
+                        attention(&all[0], &all[1], &all[2], config(16, false))
+                    });
+                }
             }
         }
     }
@@ -719,6 +436,14 @@ mod tests {
                 );
             }
         }
+        let inputs = [random([2, 3, 2, 4], 1), random([2, 5, 2, 4], 2), random([2, 5, 2, 4], 3)];
+        let lengths = Tensor::from_slice(&[2u32, 4], [2]).unwrap();
+        for causal in [false, true] {
+            check_gradient("attention to a number of keys", &inputs, |x| {
+                let config = AttentionConfig { scale: 0.7, causal };
+                attention_ragged(x[0], x[1], x[2], &lengths, config)
+            });
+        }
     }
 
     #[test]
@@ -733,5 +458,9 @@ mod tests {
         let flat = random([2, 5, 12], 1);
         assert!(attention(&flat, &flat, &flat, config).is_err());
         assert!(attention(&random([2, 0, 3, 4], 1), &q, &q, config).unwrap().is_empty());
+        let ragged = |lengths: &Tensor| attention_ragged(&q, &q, &q, lengths, config);
+        assert!(ragged(&Tensor::from_slice(&[5u32], [1]).unwrap()).is_err());
+        assert!(ragged(&Tensor::from_slice(&[5i64, 5], [2]).unwrap()).is_err());
+        assert!(ragged(&Tensor::from_slice(&[5u32, 5], [2]).unwrap()).is_ok());
     }
 }

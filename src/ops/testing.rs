@@ -172,7 +172,8 @@ pub fn check_sums(
     });
 }
 
-fn check_against<E>(
+/// As [`check`], with a comparison of its own.
+pub fn check_against<E>(
     what: &str,
     inputs: &[Tensor],
     op: impl Fn(&[&Tensor]) -> Result<Tensor>,
