@@ -154,7 +154,7 @@ fn integers_of_32_bits() {
     });
     check32("div.u32 %o, %a, %b;", |a, b, _| a.checked_div(b).unwrap_or(!0));
     check32("rem.s32 %o, %a, %b;", |a, b, _| {
-        if b == 0 { a } else { (a as i32).wrapping_rem(b as i32) as u32 }
+        if b == 0 { !0 } else { (a as i32).wrapping_rem(b as i32) as u32 }
     });
     check32("dp4a.s32.u32 %o, %a, %b, %c;", |a, b, c| {
         (0..4).fold(c, |s, i| {

@@ -24,8 +24,9 @@ fn output(x: f32, imm: u32) -> f32 {
 }
 
 #[inline(always)]
-fn relu(x: f32, imm: u32) -> f32 {
-    if imm & RELU != 0 && x < 0.0 { 0.0 } else { x }
+pub(super) fn relu(x: f32, imm: u32) -> f32 {
+    // Negative zero becomes positive, as on a card.
+    if imm & RELU != 0 && x <= 0.0 { 0.0 } else { x }
 }
 
 #[inline(always)]
@@ -225,9 +226,10 @@ pub(crate) fn unary(op: &str, ty: Type, imm: u32) -> Option<LaneFn> {
         ("rcp.approx", F64) => lane!(|a: f64| -> f64 {
             f64::from_bits((1.0 / flush64(a)).to_bits() & 0xffff_ffff_0000_0000)
         }),
+        // With `.ftz` of the upper words alone, like the seed above.
         ("rsqrt.approx", F64) => lane!(|a: f64; imm| -> f64 {
-            let bits = (1.0 / (if imm & FTZ != 0 { flush64(a) } else { a }).sqrt()).to_bits();
-            f64::from_bits(if imm & FTZ != 0 { bits & 0xffff_ffff_0000_0000 } else { bits })
+            let upper = |x: f64| f64::from_bits(x.to_bits() & 0xffff_ffff_0000_0000);
+            if imm & FTZ != 0 { upper(1.0 / upper(flush64(a)).sqrt()) } else { 1.0 / a.sqrt() }
         }),
         ("rsqrt.approx", F32) => {
             lane!(|a: f32; imm| -> f32 { output((1.0 / (input(a, imm) as f64).sqrt()) as f32, imm) })
@@ -238,10 +240,13 @@ pub(crate) fn unary(op: &str, ty: Type, imm: u32) -> Option<LaneFn> {
             let (x, y) = halves(a);
             join(half(exp2(half_in(x, imm)), imm), half(exp2(half_in(y, imm)), imm))
         }),
-        ("ex2.approx", Bf16) => lane!(|a: Brain; imm| -> u16 { brain(exp2(flush(a.f32())), imm) }),
+        ("ex2.approx", Bf16) => {
+            lane!(|a: Brain; imm| -> u16 { brain(flush(exp2(flush(a.f32()))), imm) })
+        }
         ("ex2.approx", Bf16x2) => lane!(|a: u32; imm| -> u32 {
             let (x, y) = brains(a);
-            join(brain(exp2(flush(x.f32())), imm), brain(exp2(flush(y.f32())), imm))
+            let ex2 = |a: Brain| brain(flush(exp2(flush(a.f32()))), imm);
+            join(ex2(x), ex2(y))
         }),
         ("lg2.approx", F32) => lane!(|a: f32; imm| -> f32 { output(input(a, imm).log2(), imm) }),
         ("sin.approx", F32) => lane!(|a: f32; imm| -> f32 { output(input(a, imm).sin(), imm) }),
@@ -296,6 +301,12 @@ pub(crate) fn binary(op: &str, ty: Type, imm: u32) -> Option<LaneFn> {
         ("mul", F32) => f32_forms!(imm, |a, b| a * b, mul_f32),
         ("mul", F64) => f64_forms!(imm, |a, b| a * b, mul_f64),
         ("div", F32) => f32_forms!(imm, |a, b| a / b, div_f32),
+        // By way of the reciprocal, which a divisor of over 2^126 does not have.
+        ("div.approx", F32) => lane!(|a: f32, b: f32; imm| -> f32 {
+            let (a, b) = (input(a, imm), input(b, imm));
+            let reciprocal = if b.abs() > 2f32.powi(126) { 0.0f32.copysign(b) } else { 1.0 };
+            output(if reciprocal == 0.0 { a * reciprocal } else { a / b }, imm)
+        }),
         ("div", F64) => f64_forms!(imm, |a, b| a / b, div_f64),
         ("add", F16 | F16x2 | Bf16 | Bf16x2) => half_forms!(ty, |a, b, imm| a + b),
         ("sub", F16 | F16x2 | Bf16 | Bf16x2) => half_forms!(ty, |a, b, imm| a - b),
@@ -371,17 +382,18 @@ pub(crate) fn binary(op: &str, ty: Type, imm: u32) -> Option<LaneFn> {
         ("div", S64) => {
             lane!(|a: i64, b: i64| -> i64 { if b == 0 { -1 } else { a.wrapping_div(b) } })
         }
-        ("rem", U16) => lane!(|a: u16, b: u16| -> u16 { a.checked_rem(b).unwrap_or(a) }),
-        ("rem", U32) => lane!(|a: u32, b: u32| -> u32 { a.checked_rem(b).unwrap_or(a) }),
-        ("rem", U64) => lane!(|a: u64, b: u64| -> u64 { a.checked_rem(b).unwrap_or(a) }),
+        // By zero PTX leaves it open; cards give all ones.
+        ("rem", U16) => lane!(|a: u16, b: u16| -> u16 { a.checked_rem(b).unwrap_or(!0) }),
+        ("rem", U32) => lane!(|a: u32, b: u32| -> u32 { a.checked_rem(b).unwrap_or(!0) }),
+        ("rem", U64) => lane!(|a: u64, b: u64| -> u64 { a.checked_rem(b).unwrap_or(!0) }),
         ("rem", S16) => {
-            lane!(|a: i16, b: i16| -> i16 { if b == 0 { a } else { a.wrapping_rem(b) } })
+            lane!(|a: i16, b: i16| -> i16 { if b == 0 { -1 } else { a.wrapping_rem(b) } })
         }
         ("rem", S32) => {
-            lane!(|a: i32, b: i32| -> i32 { if b == 0 { a } else { a.wrapping_rem(b) } })
+            lane!(|a: i32, b: i32| -> i32 { if b == 0 { -1 } else { a.wrapping_rem(b) } })
         }
         ("rem", S64) => {
-            lane!(|a: i64, b: i64| -> i64 { if b == 0 { a } else { a.wrapping_rem(b) } })
+            lane!(|a: i64, b: i64| -> i64 { if b == 0 { -1 } else { a.wrapping_rem(b) } })
         }
         ("and", B16) => lane!(|a: u16, b: u16| -> u16 { a & b }),
         ("and", B32) => lane!(|a: u32, b: u32| -> u32 { a & b }),

@@ -1,6 +1,6 @@
 //! `cvt`: between any two scalar types, in any rounding.
 
-use super::alu::{FTZ, RELU, SAT};
+use super::alu::{FTZ, SAT, relu};
 use super::float::*;
 use super::lanes::{Brain, Half, LANES, Lane, LaneFn, Slot, Wide, lane};
 use crate::ptx::Type;
@@ -48,6 +48,8 @@ pub(crate) fn select(to: Type, from: Type, imm: u32) -> Option<LaneFn> {
 enum Value {
     Int(i128),
     Float(f64),
+    /// A NaN that comes from a double: integers of 32 bits tell it from one that comes from a single.
+    DoubleNan(f64),
 }
 
 trait Number: Lane {
@@ -78,7 +80,11 @@ macro_rules! ints {
             #[inline(always)]
             unsafe fn from(value: Value, imm: u32) -> Self {
                 match value {
-                    // Float sources saturate, and a NaN gives 0, as Rust's casts do.
+                    // A NaN gives the top bit where a double or an integer of 64 bits is concerned, on an H100.
+                    Value::Float(x) if x.is_nan() && <$ty>::BITS == 64 => (1u64 << (<$ty>::BITS - 1)) as $ty,
+                    Value::DoubleNan(_) if <$ty>::BITS >= 32 => (1u64 << (<$ty>::BITS - 1)) as $ty,
+                    Value::DoubleNan(_) => 0,
+                    // Otherwise floats saturate, and a NaN gives 0, as Rust's casts do.
                     Value::Float(x) => integral(x, imm) as $ty,
                     Value::Int(i) if imm & SAT != 0 => i.clamp(<$ty>::MIN as i128, <$ty>::MAX as i128) as $ty,
                     Value::Int(i) => i as $ty,
@@ -103,10 +109,10 @@ impl Number for f32 {
             Value::Int(i) => unsafe { int_to_f32(round, i) },
             Value::Float(x) if imm & INTEGRAL != 0 => integral(x, imm) as f32,
             // SAFETY: as the caller promises.
-            Value::Float(x) => unsafe { narrow_f64(round, x) },
+            Value::Float(x) | Value::DoubleNan(x) => unsafe { narrow_f64(round, x) },
         };
         let x = if imm & FTZ != 0 { flush(x) } else { x };
-        let x = if imm & RELU != 0 && x < 0.0 { 0.0 } else { x };
+        let x = relu(x, imm);
         if imm & SAT != 0 { saturate(x) } else { canonical(x) }
     }
 }
@@ -114,7 +120,7 @@ impl Number for f32 {
 impl Number for f64 {
     #[inline(always)]
     fn value(self, _: u32) -> Value {
-        Value::Float(self)
+        if self.is_nan() { Value::DoubleNan(self) } else { Value::Float(self) }
     }
     #[inline(always)]
     unsafe fn from(value: Value, imm: u32) -> Self {
@@ -122,7 +128,7 @@ impl Number for f64 {
             // SAFETY: as the caller promises.
             Value::Int(i) => unsafe { int_to_f64(Round::of(imm), i) },
             Value::Float(x) if imm & INTEGRAL != 0 => integral(x, imm),
-            Value::Float(x) => x,
+            Value::Float(x) | Value::DoubleNan(x) => x,
         };
         if imm & SAT == 0 {
             x
@@ -142,10 +148,10 @@ unsafe fn to_single(value: Value, imm: u32) -> f32 {
             odd_f32(odd_sum((i >> 32) as f64 * 4_294_967_296.0, (i & 0xffff_ffff) as f64))
         }
         Value::Float(x) if imm & INTEGRAL != 0 => odd_f32(integral(x, imm)),
-        Value::Float(x) => odd_f32(x),
+        Value::Float(x) | Value::DoubleNan(x) => odd_f32(x),
     };
     let x = if imm & SAT != 0 { saturate(x) } else { x };
-    if imm & RELU != 0 && x < 0.0 { 0.0 } else { x }
+    relu(x, imm)
 }
 
 impl Number for Half {

@@ -244,13 +244,9 @@ pub(crate) fn f32_to_bf16_round(round: Round, x: f32) -> u16 {
 #[inline(always)]
 pub(crate) fn f32_to_tf32(x: f32) -> u32 {
     let bits = x.to_bits();
-    if x.is_nan() {
-        NAN_F32
-    } else if x.is_infinite() {
-        bits
-    } else {
-        bits.wrapping_add(0x1000) & 0xffff_e000
-    }
+    // The payload of a NaN is cut, and nothing set in its place: one with low bits alone becomes an infinity.
+    let half = if x.is_finite() { 0x1000 } else { 0 };
+    bits.wrapping_add(half) & 0xffff_e000
 }
 
 /// Subnormals to zero of the same sign.

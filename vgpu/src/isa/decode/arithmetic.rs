@@ -147,7 +147,11 @@ impl<'u, 'a> Decoder<'u, 'a> {
                     imm |= if mods.take("ftz") { FTZ } else { 0 };
                 }
                 "copysign" => {}
-                "div" if mods.take("approx") || mods.take("full") => {
+                "div" if mods.take("approx") => {
+                    op += ".approx";
+                    imm |= if mods.take("ftz") { FTZ } else { 0 };
+                }
+                "div" if mods.take("full") => {
                     imm |= if mods.take("ftz") { FTZ } else { 0 };
                 }
                 "div" => {

@@ -151,7 +151,8 @@ impl<'u, 'a> Decoder<'u, 'a> {
                     "infinite" => compare!($ty, |a, b| a.is_infinite()),
                     "number" => compare!($ty, |a, b| !a.is_nan()),
                     "notanumber" => compare!($ty, |a, b| a.is_nan()),
-                    "normal" => compare!($ty, |a, b| a.is_normal()),
+                    // Zeros count, by PTX's definition.
+                    "normal" => compare!($ty, |a, b| a.is_normal() || a == 0.0),
                     _ => compare!($ty, |a, b| a.is_subnormal()),
                 }
             };
