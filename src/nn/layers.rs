@@ -177,9 +177,10 @@ impl Embedding {
         Ok(Self { table: p.tensor("weight", &[count, channels])? })
     }
 
-    /// `ids` [..] -> [.., channels]
+    /// `ids` [..], wherever they are -> [.., channels]
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        embedding::embedding(ids, &self.table.value())
+        let table = self.table.value();
+        embedding::embedding(&ids.to_device(table.device())?, &table)
     }
 
     /// The first `n` rows [n, channels].

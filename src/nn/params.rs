@@ -154,7 +154,7 @@ impl Params {
     pub fn weight(&self, name: &str, shape: &[usize], layout: Layout) -> Result<Parameter> {
         let raw = self.raw(name, shape)?;
         Ok(Parameter::laid_out(match self.keep {
-            Keep::Frozen => Weight::frozen(&raw, layout, self.dtype)?,
+            Keep::Frozen => Weight::frozen(&self.placed(raw)?, layout, self.dtype)?,
             Keep::Plain | Keep::Trainable => Weight::plain(&self.kept(raw)?, layout, self.dtype)?,
         }))
     }
@@ -180,9 +180,16 @@ impl Params {
         self.with_dtype(dtype).tensor(name, &[n])
     }
 
+    /// A tensor on the layers' device, which gets it as its file has it: that is what it takes the least time to send.
+    fn placed(&self, raw: Tensor) -> Result<Tensor> {
+        let has_kernels = raw.dtype() != DType::F64;
+        let raw = if has_kernels { raw } else { raw.to_dtype(self.dtype)? };
+        raw.to_device(self.device())
+    }
+
     /// A tensor as layers hold it.
     fn kept(&self, raw: Tensor) -> Result<Tensor> {
-        let tensor = raw.to_dtype(self.dtype)?.to_device(self.device())?;
+        let tensor = self.placed(raw)?.to_dtype(self.dtype)?;
         Ok(if self.keep == Keep::Trainable { tensor.variable() } else { tensor })
     }
 
