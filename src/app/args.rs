@@ -46,6 +46,8 @@ pub struct Cli {
 pub enum Command {
     Generate(Generate),
     Replay(Replay),
+    #[command(subcommand)]
+    Data(Data),
     Doctor(Doctor),
 }
 
@@ -196,6 +198,55 @@ pub struct Replay {
     pub execution: Execution,
 }
 
+/// Look at data sets
+#[derive(Debug, Subcommand)]
+pub enum Data {
+    Inspect(Inspect),
+}
+
+/// Say what a data set holds: rows, classes, captions, sizes, what cannot be used
+///
+/// Every picture is decoded, as training does before it begins.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  nadir data inspect rsicd-train.parquet
+  nadir data inspect rsicd-train.parquet --sheet contact-sheet.png
+  nadir data inspect pictures/                        a folder with a metadata.jsonl
+  nadir data inspect eurosat.parquet --caption-template \"a satellite image of {class}\"
+  nadir data inspect rsicd-train.parquet --json | jq .classes
+
+A parquet file has a column image (bytes, path), and filename and captions (a list of texts) as RSICD on the hub has,
+or label (a number) and class (its name). A line of a metadata.jsonl is an object with file_name, and text or captions,
+label, class.
+
+Exit codes: 0 done, 2 the file cannot be used (with --strict: or one of its rows).")]
+pub struct Inspect {
+    /// A parquet file, or a folder with a metadata.jsonl
+    #[arg(value_name = "PATH")]
+    pub path: PathBuf,
+
+    /// Write pictures of every class into one PNG: a row for each, in the order of the labels
+    #[arg(short, long, value_name = "FILE", visible_alias = "contact-sheet")]
+    pub sheet: Option<PathBuf>,
+
+    /// Show captions as this sentence makes them of classes; {class} is the name
+    #[arg(long, value_name = "TEXT")]
+    pub caption_template: Vec<String>,
+
+    /// JSON file with other words for classes, {"Forest": ["forest", "woodland"]}
+    #[arg(long, value_name = "FILE")]
+    pub class_words: Option<PathBuf>,
+
+    /// Stop at a row that cannot be used, rather than count it
+    #[arg(long)]
+    pub strict: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Say what this machine and this build can do
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -212,10 +263,12 @@ pub struct Doctor {
 
 /// The flag for a field of the library's: what an argument is called inside is what the library calls it.
 pub fn flag(field: &str) -> String {
-    let mut cli = Cli::command();
-    let arguments = cli.get_subcommands_mut().flat_map(|command| command.get_arguments());
-    let mut longs = arguments.filter(|arg| arg.get_id() == field).filter_map(|arg| arg.get_long());
-    longs.next().map_or_else(|| field.to_owned(), |long| format!("--{long}"))
+    fn long(command: &clap::Command, field: &str) -> Option<String> {
+        let own = command.get_arguments().find(|arg| arg.get_id() == field);
+        let own = own.and_then(|arg| arg.get_long()).map(|long| format!("--{long}"));
+        own.or_else(|| command.get_subcommands().find_map(|command| long(command, field)))
+    }
+    long(&Cli::command(), field).unwrap_or_else(|| field.to_owned())
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

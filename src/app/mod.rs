@@ -1,6 +1,7 @@
 //! The command line: arguments, what they mean together, and what is shown while they are carried out.
 
 mod args;
+mod data;
 mod destination;
 mod doctor;
 mod draw;
@@ -53,12 +54,14 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     nadir::cpu::simd::choose()?;
-    if !matches!(command, Command::Doctor(_)) {
+    // Those that keep nothing when they are interrupted just end.
+    if !matches!(command, Command::Doctor(_) | Command::Data(_)) {
         interrupt::listen()?;
     }
     match command {
         Command::Generate(args) => generate::run(args)?,
         Command::Replay(args) => replay::run(args)?,
+        Command::Data(command) => data::run(command)?,
         Command::Doctor(args) => return Ok(doctor::run(&args)),
     }
     Ok(ExitCode::SUCCESS)
