@@ -6,6 +6,7 @@
 mod cast;
 mod combination;
 mod geglu;
+mod relu;
 
 use bytemuck::NoUninit;
 
@@ -25,6 +26,7 @@ pub use super::activation::Activation;
 use cast::Cast;
 use combination::LinearCombination;
 use geglu::Geglu;
+use relu::Relu;
 
 /// Elements that one thread takes at a time: 64 KiB of f32, a fraction of a core's second cache.
 const CHUNK: usize = 1 << 14;
@@ -126,6 +128,11 @@ pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
 /// The activation of each element.
 pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
     apply(Unary::Activation(activation), &tensors(&[x]))
+}
+
+/// `x` where it is above 0, else 0; NaN stays NaN. At 0 the gradient is 0, as PyTorch has it.
+pub fn relu(x: &Tensor) -> Result<Tensor> {
+    apply(Relu, &tensors(&[x]))
 }
 
 /// `factor * x`.

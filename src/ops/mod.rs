@@ -8,6 +8,7 @@
 pub mod activation;
 pub mod attention;
 pub mod conv;
+pub mod cross_entropy;
 pub mod elementwise;
 pub mod embedding;
 mod epilogue;
@@ -16,6 +17,7 @@ pub(crate) mod kernels;
 pub mod layout;
 pub mod matmul;
 pub mod norm;
+pub mod pool;
 pub mod reduce;
 pub mod resample;
 pub mod softmax;

@@ -1,9 +1,12 @@
-//! Normalisations: group (with SiLU fused) and layer. Kernels: `kernels/norm.cu`.
+//! Normalisations: group (with SiLU fused), layer, and batch in a file of its own. Kernels: `kernels/norm.cu`.
 //!
 //! Variances are means of squared deviations from the mean, never of squares, and means that f32 rounds
 //! are corrected by the mean of what deviates from them: a mean a thousand times the deviation costs no digit.
 
+mod batch;
 mod gradient;
+
+pub use batch::{Moments, batch_norm, batch_norm_with, moved};
 
 use super::activation::{Identity, Map, Silu};
 use super::elementwise::require_float;
@@ -75,7 +78,8 @@ pub fn group_norm(
     eps: f32,
     silu: bool,
 ) -> Result<Tensor> {
-    apply(GroupNorm { groups, eps, silu }, &tensors(&[x, gamma, beta]))
+    let op = GroupNorm { groups, eps, silu, statistics: false };
+    apply(op, &tensors(&[x, gamma, beta]))
 }
 
 /// Layer normalisation (Ba et al. 2016) over the last dimension, with the biased variance.
@@ -97,6 +101,8 @@ struct GroupNorm {
     pub eps: f32,
     /// Whether SiLU follows.
     pub silu: bool,
+    /// Whether the groups' means and deviations are wanted for more than the gradient.
+    pub statistics: bool,
 }
 
 impl Op for GroupNorm {
@@ -117,7 +123,7 @@ impl Op for GroupNorm {
         }
         let x = &inputs[0];
         let mut outputs = vec![Meta::like(x)];
-        if inputs.recorded() {
+        if inputs.recorded() || self.statistics {
             outputs.push(gradient::statistics(x.dim(0), self.groups));
         }
         Ok(outputs)
@@ -139,7 +145,7 @@ impl Op for GroupNorm {
     }
 
     fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
-        if inputs.recorded() {
+        if outputs.len() > 1 {
             return Err(Error::no_kernel("group_norm with statistics for its gradient"));
         }
         let out = &mut outputs[0];

@@ -86,6 +86,18 @@ fn store(values: &[f64], to: &mut Tensor) -> Result<()> {
     })
 }
 
+/// Pixels that one thread takes: of a larger image, or of a batch that is normalised as one, several do.
+const SLAB: usize = 4096;
+
+/// The sum of rows of `width` elements, in their order.
+fn total(rows: &[f64], width: usize) -> Vec<f64> {
+    let mut total = vec![0.0; width];
+    for row in rows.chunks_exact(width) {
+        total.iter_mut().zip(row).for_each(|(total, x)| *total += x);
+    }
+    total
+}
+
 /// What the gradient of one batch is computed from.
 struct Backward<'a, T: Float> {
     /// [B, pixels, C]
@@ -105,12 +117,22 @@ impl<T: Float<Acc: Math>> Backward<'_, T> {
         let image = self.x.len() / (self.statistics.len() / 2 / self.groups);
         let part = |i: usize| (&self.x[i * image..][..image], &self.grad[i * image..][..image]);
 
-        // 1. sums by image and channel
-        let mut sums = vec![0.0; self.x.len() / image * 2 * channels]; // [B, 2, C]
-        for_each_chunk(&mut sums, 2 * channels, |i, sums| {
-            let (x, grad) = part(i);
-            channel_sums(activation, x, grad, &self.rows(i), sums);
+        // 1. sums by image and channel, of large images by slabs
+        let slab = image.min(SLAB * channels);
+        let slabs = image.div_ceil(slab);
+        let mut by_slab = vec![0.0; self.x.len() / image * slabs * 2 * channels];
+        for_each_chunk(&mut by_slab, 2 * channels, |i, sums| {
+            let (x, grad) = part(i / slabs);
+            let at = i % slabs * slab..image.min((i % slabs + 1) * slab);
+            channel_sums(activation, &x[at.clone()], &grad[at], &self.rows(i / slabs), sums);
         });
+        let sums: Vec<f64> = match slabs {
+            1 => by_slab,
+            _ => by_slab
+                .chunks_exact(slabs * 2 * channels)
+                .flat_map(|s| total(s, 2 * channels))
+                .collect(),
+        }; // [B, 2, C]
 
         // 2. the gradient by x
         let n = (image / channels * (channels / self.groups)) as f64;
@@ -127,16 +149,15 @@ impl<T: Float<Acc: Math>> Backward<'_, T> {
                 };
                 (means.0[c], means.1[c]) = (mean(of_grad), mean(of_product));
             }
-            let (x, grad) = part(i);
-            gradient_by_x(activation, x, grad, &self.rows(i), &means, dx);
+            let ((x, grad), rows) = (part(i), self.rows(i));
+            for_each_chunk(dx, slab, |i, dx| {
+                let at = i * slab..i * slab + dx.len();
+                gradient_by_x(activation, &x[at.clone()], &grad[at], &rows, &means, dx);
+            });
         });
 
         // 3. those of the parameters, image by image
-        let mut total = vec![0.0; 2 * channels];
-        for sums in sums.chunks_exact(2 * channels) {
-            total.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
-        }
-        total
+        total(&sums, 2 * channels)
     }
 
     /// What normalises image `i`, by channel.
@@ -255,10 +276,7 @@ impl Op for LayerNormGradient {
                 let part = part(i, dx.len());
                 layer_gradient(&x[part.clone()], &grad[part], &gamma, self.eps, dx);
             });
-            let mut total = vec![0.0; 2 * channels];
-            for sums in sums.chunks_exact(2 * channels) {
-                total.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
-            }
+            let total = total(&sums, 2 * channels);
             store(&total[..channels], dgamma)?;
             store(&total[channels..], dbeta)
         })
