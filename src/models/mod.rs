@@ -1,5 +1,6 @@
 //! The networks, built from the `config.json` and the weights of diffusers / transformers folders.
 
 pub mod clip;
+pub mod resnet;
 pub mod unet;
 pub mod vae;

@@ -42,7 +42,7 @@ impl Linear {
 /// A convolution over [B, H, W, C].
 pub struct Conv2d {
     weight: Parameter,
-    bias: Parameter,
+    bias: Option<Parameter>,
     config: Conv2dConfig,
 }
 
@@ -60,12 +60,27 @@ impl Conv2d {
         kernel: usize,
         config: Conv2dConfig,
     ) -> Result<Self> {
+        let bias = Some(p.vector("bias", outputs)?);
+        Ok(Self { bias, ..Self::load_unbiased(p, inputs, outputs, kernel, config)? })
+    }
+
+    /// As [`Self::load`], of a convolution without bias.
+    ///
+    /// # Errors
+    /// As [`Params::raw`].
+    pub fn load_unbiased(
+        p: &Params,
+        inputs: usize,
+        outputs: usize,
+        kernel: usize,
+        config: Conv2dConfig,
+    ) -> Result<Self> {
         let layout = match p.is_compact() {
             true => Layout::Convolution,
             false => Layout::ConvolutionAt(config.stride),
         };
         let weight = p.weight("weight", &[outputs, inputs, kernel, kernel], layout)?;
-        Ok(Self { weight, bias: p.vector("bias", outputs)?, config })
+        Ok(Self { weight, bias: None, config })
     }
 
     /// A 3x3 convolution that keeps the size.
@@ -91,8 +106,8 @@ impl Conv2d {
 
     /// As [`Self::forward`], ending in `epilogue` (whose bias is the layer's).
     pub fn forward_with(&self, x: &Tensor, epilogue: Epilogue) -> Result<Tensor> {
-        let bias = self.bias.value();
-        let epilogue = Epilogue { bias: Some(&bias), ..epilogue };
+        let bias = self.bias.as_ref().map(Parameter::value);
+        let epilogue = Epilogue { bias: bias.as_ref(), ..epilogue };
         conv2d(x, &self.weight.weight(), self.config, epilogue)
     }
 }

@@ -1,6 +1,7 @@
 //! Layers: named weights in the layout of their kernels, and a `forward`.
 
 mod attention;
+mod batch_norm;
 mod layers;
 mod parameter;
 mod params;
@@ -8,6 +9,7 @@ mod resnet;
 mod save;
 
 pub use attention::{KeyValue, MultiHeadAttention};
+pub use batch_norm::BatchNorm;
 pub use layers::{Conv2d, Embedding, GroupNorm, LayerNorm, Linear};
 pub use parameter::{Module, Parameter, parameters};
 pub(crate) use parameter::{join, module};

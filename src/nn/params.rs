@@ -90,6 +90,12 @@ impl Params {
         Self { keep, ..self.clone() }
     }
 
+    /// The same weights, no gradient reaching those that are read from here on: statistics, say.
+    pub fn untrained(&self) -> Self {
+        let keep = if self.keep == Keep::Trainable { Keep::Plain } else { self.keep };
+        self.keeping(keep)
+    }
+
     /// What layers compute in.
     pub fn dtype(&self) -> DType {
         self.dtype

@@ -9,8 +9,9 @@ use anyhow::{Context, Result, bail};
 use crate::process::{cargo, root, run as run_program, target_dir, works};
 
 /// What the references are: changing a version here means new tensors.
-const PACKAGES: [&str; 6] = [
+const PACKAGES: [&str; 7] = [
     "torch==2.15.*",
+    "torchvision==0.29.*",
     "diffusers==0.42.*",
     "transformers==5.23.*",
     "pyarrow",
@@ -114,8 +115,10 @@ fn check_save(python: &Path) -> Result<()> {
 fn environment() -> Result<PathBuf> {
     let folder = target_dir()?.join("golden-venv");
     let python = folder.join("bin/python");
-    if !works(&python.to_string_lossy(), &["-c", "import torch, diffusers, transformers, pyarrow"])
-    {
+    if !works(
+        &python.to_string_lossy(),
+        &["-c", "import torch, torchvision, diffusers, transformers, pyarrow"],
+    ) {
         eprintln!("installing PyTorch, diffusers and transformers under {}", folder.display());
         run_program(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
         let mut pip = Command::new(&python);
