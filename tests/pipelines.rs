@@ -1,174 +1,19 @@
 //! Whole images against diffusers, on the small random pipelines of `golden/pipelines.py`; and against
 //! themselves, drawn alone or in company.
 
+#[path = "golden/case.rs"]
+mod case;
 mod golden;
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use golden::{assert_close, assert_same, get};
-use image::{DynamicImage, GrayImage, RgbImage};
-use nadir::io::TensorSource;
-use nadir::io::safetensors::SafeTensors;
-use nadir::pipeline::{
-    Cancel, Event, InitImage, LoadOptions, Request, Run, Settings, SlotId, TextToImage, Warning,
-};
+use case::{Case, Drawn, assert_drawn_alike, check_f32, generate, levels, psnr, seeds};
+use image::RgbImage;
+use nadir::pipeline::{Cancel, Event, InitImage, Request, Run, Settings, SlotId, TextToImage};
 use nadir::tensor::{DType, Device, Tensor};
 use nadir::text::weighting::LongPrompt;
 use nadir::{Error, Result};
-use serde_json::Value;
-use tempfile::TempDir;
-
-/// A case of `golden/pipelines/`.
-struct Case {
-    golden: SafeTensors,
-    json: Value,
-    /// A model folder.
-    folder: PathBuf,
-    /// Where `folder` is, unless it is this repository's.
-    _temporary: Option<TempDir>,
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        if entry.file_name() != "golden.safetensors" && entry.file_type().unwrap().is_file() {
-            fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
-        }
-    }
-}
-
-impl Case {
-    fn open(name: &str) -> Result<Self> {
-        let from = golden::path("pipelines").join(name);
-        let json: Value =
-            serde_json::from_slice(&fs::read(from.join("case.json")).unwrap()).unwrap();
-        let golden = golden::open(&format!("pipelines/{name}"))?;
-        if let Some(folder) = json["components"].as_str() {
-            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
-            return Ok(Self { golden, json, folder, _temporary: None });
-        }
-        let temporary = tempfile::tempdir().unwrap();
-        let folder = temporary.path().to_owned();
-        copy(&from, &folder);
-        copy(&from.join("scheduler"), &folder.join("scheduler"));
-        for (component, source) in json["components"].as_object().unwrap() {
-            let kind = if component == "tokenizer" { "pipelines" } else { "models" };
-            copy(&golden::path(kind).join(source.as_str().unwrap()), &folder.join(component));
-        }
-        Ok(Self { golden, json, folder, _temporary: Some(temporary) })
-    }
-
-    fn load(&self, dtype: DType) -> Result<TextToImage> {
-        TextToImage::load(&self.folder, &LoadOptions { dtype, ..LoadOptions::default() })
-    }
-
-    /// The request for the first picture of the case.
-    fn request(&self) -> Request {
-        let arguments = &self.json["arguments"];
-        let text = |name: &str| arguments[name].as_str().unwrap_or_default().to_owned();
-        let number = |name: &str| arguments[name].as_f64().map(|x| x as f32);
-        let count = |name: &str| arguments[name].as_u64().map(|x| x as usize);
-        let settings = Settings {
-            prompt: text("prompt"),
-            negative_prompt: text("negative_prompt"),
-            width: count("width"),
-            height: count("height"),
-            steps: count("num_inference_steps"),
-            guidance_scale: number("guidance_scale"),
-            guidance_rescale: number("guidance_rescale").unwrap_or_default(),
-            eta: number("eta").unwrap_or_default(),
-            clip_skip: count("clip_skip").unwrap_or_default(),
-            strength: arguments["strength"].as_f64(),
-            ..Settings::default()
-        };
-        let seed = self.json["seed"].as_u64().unwrap();
-        Request { settings, seed, init: self.init().map(Arc::new), ..Request::default() }
-    }
-
-    fn images(&self) -> usize {
-        self.json["num_images_per_prompt"].as_u64().unwrap() as usize
-    }
-
-    fn init(&self) -> Option<InitImage> {
-        let picture = self.golden.read("init").ok()?; // [H, W, 3]
-        let (height, width) = (picture.dim(0) as u32, picture.dim(1) as u32);
-        let image = RgbImage::from_raw(width, height, picture.to_vec().unwrap()).unwrap();
-        let mask = self.golden.read("mask").ok().map(|mask| {
-            let grey = GrayImage::from_raw(width, height, mask.to_vec().unwrap()).unwrap();
-            DynamicImage::from(grey).to_rgb8()
-        });
-        Some(InitImage { image, mask })
-    }
-}
-
-/// The same request for `n` consecutive seeds.
-fn seeds(request: &Request, n: usize) -> Vec<Request> {
-    (0..n as u64).map(|i| Request { seed: request.seed + i, ..request.clone() }).collect()
-}
-
-/// What became of one request.
-#[derive(Default)]
-struct Drawn {
-    /// Behind every step; [1, h, w, 4].
-    latents: Vec<Tensor>,
-    warnings: Vec<Warning>,
-    picture: RgbImage,
-}
-
-fn generate(model: &TextToImage, requests: Vec<Request>, limit: usize) -> Result<Vec<Drawn>> {
-    let mut drawn: Vec<Drawn> = requests.iter().map(|_| Drawn::default()).collect();
-    model.generate(requests, limit, &mut |event| {
-        match event {
-            Event::Began { slot, warnings, .. } => drawn[slot.0].warnings = warnings,
-            Event::Stepped { slot, latents, .. } => drawn[slot.0].latents.push(latents),
-            Event::Finished { slot, result } => drawn[slot.0].picture = result?,
-            _ => {}
-        }
-        Ok(())
-    })?;
-    Ok(drawn)
-}
-
-/// The bytes of an image as numbers from 0 to 1.
-fn levels(image: &RgbImage) -> Vec<f32> {
-    image.as_raw().iter().map(|&x| f32::from(x) / 255.0).collect()
-}
-
-/// Peak signal-to-noise ratio in dB between bytes and numbers from 0 to 1.
-fn psnr(ours: &[u8], theirs: &[f32]) -> f64 {
-    assert_eq!(ours.len(), theirs.len());
-    let squares =
-        ours.iter().zip(theirs).map(|(&a, &b)| (f64::from(a) / 255.0 - f64::from(b)).powi(2));
-    -10.0 * (squares.sum::<f64>() / theirs.len() as f64).log10()
-}
-
-fn check_f32(name: &str) -> Result<()> {
-    let case = Case::open(name)?;
-    let n = case.images();
-    let drawn = generate(&case.load(DType::F32)?, seeds(&case.request(), n), n)?;
-    for Drawn { warnings, .. } in &drawn {
-        // The long prompt is cut with a warning, as diffusers does; nothing else deserves one.
-        assert_eq!(warnings.len(), usize::from(name == "euler_a_clip_skip"), "{warnings:?}");
-    }
-    let latents = get(&case.golden, "latents"); // [steps, B, h, w, 4]
-    for (i, Drawn { latents: ours, .. }) in drawn.iter().enumerate() {
-        assert_eq!(ours.len(), latents.dim(0), "steps");
-        for (step, ours) in ours.iter().enumerate() {
-            let theirs = latents.narrow(0, step, 1)?.narrow(1, i, 1)?.reshape(ours.dims())?;
-            // Ten times what one pass through the UNet may differ by: guidance multiplies a difference by up to
-            // 2 * 7.5, and steps pass it on.
-            assert_close(&format!("{name} {i} step {step}"), ours, &theirs, 1e-4);
-        }
-    }
-    let bytes: Vec<u8> = drawn.iter().flat_map(|drawn| drawn.picture.as_raw()).copied().collect();
-    let psnr = psnr(&bytes, &get(&case.golden, "image").to_vec()?);
-    println!("{name}: {psnr:.1} dB (59 at most, since pixels are rounded)");
-    assert!(psnr >= 50.0, "{name}: {psnr} dB");
-    Ok(())
-}
 
 /// In 16 bits nobody gets the picture of f32. Ours in bf16 may be further from it than torch's by 3 dB, over the
 /// seeds that the golden file knows: the error of a single picture is a matter of luck.
@@ -176,8 +21,8 @@ fn check_16_bits(name: &str, dtype: DType) -> Result<()> {
     let case = Case::open(name)?;
     let torch: Vec<f64> = serde_json::from_value(case.json["bf16_psnr"].clone()).unwrap();
     let requests = seeds(&case.request(), torch.len());
-    let exact = generate(&case.load(DType::F32)?, requests.clone(), torch.len())?;
-    let rounded = generate(&case.load(dtype)?, requests, torch.len())?;
+    let exact = generate(&case.load(DType::F32, Device::Cpu)?, requests.clone(), torch.len())?;
+    let rounded = generate(&case.load(dtype, Device::Cpu)?, requests, torch.len())?;
     let ours: Vec<f64> = rounded
         .iter()
         .zip(&exact)
@@ -201,7 +46,7 @@ fn check_16_bits(name: &str, dtype: DType) -> Result<()> {
 macro_rules! cases {
     ($($name:ident)*) => {
         mod f32_is_diffusers {
-            $(#[test] fn $name() -> nadir::Result<()> { super::check_f32(stringify!($name)) })*
+            $(#[test] fn $name() -> nadir::Result<()> { super::check_f32(stringify!($name), super::Device::Cpu) })*
         }
         mod bf16_is_as_close_as_torch {
             $(#[test] fn $name() -> nadir::Result<()> { super::check_16_bits(stringify!($name), super::DType::BF16) })*
@@ -238,7 +83,7 @@ fn no_case_is_left_out() {
 /// An image does not depend on how many are drawn with it, on its place among them, or on the threads.
 fn check_company(name: &str, dtype: DType) -> Result<()> {
     let case = Case::open(name)?;
-    let model = case.load(dtype)?;
+    let model = case.load(dtype, Device::Cpu)?;
     let mut request = Request { seed: 1, ..case.request() };
     request.settings.steps = Some(3);
     let requests = seeds(&request, 7);
@@ -267,14 +112,6 @@ fn check_company(name: &str, dtype: DType) -> Result<()> {
     Ok(())
 }
 
-fn assert_drawn_alike(what: &str, one: &Drawn, other: &Drawn) {
-    assert_eq!(one.latents.len(), other.latents.len(), "{what}");
-    for (a, b) in one.latents.iter().zip(&other.latents) {
-        assert_same(what, a, b);
-    }
-    assert!(one.picture == other.picture, "{what}");
-}
-
 #[test]
 fn company_changes_no_image_in_f32() -> Result<()> {
     check_company("pndm", DType::F32)
@@ -298,7 +135,7 @@ fn company_changes_no_painting() -> Result<()> {
 /// What a server does with a run: eight pictures of different prompts, seeds, guidance, samplers and steps, two of
 /// which join late, one cancelled, one made non-finite. Each of the others is the one drawn alone.
 fn check_run(dtype: DType) -> Result<()> {
-    let model = Case::open("pndm")?.load(dtype)?;
+    let model = Case::open("pndm")?.load(dtype, Device::Cpu)?;
     let picture = |prompt: &str, seed: u64, scale: f32, sampler: &str, steps: usize| Request {
         settings: Settings {
             prompt: prompt.into(),
@@ -394,7 +231,7 @@ fn eight_slots_draw_what_each_draws_alone_in_bf16() -> Result<()> {
 
 #[test]
 fn a_run_refuses_what_it_cannot_draw() -> Result<()> {
-    let model = Case::open("pndm")?.load(DType::F32)?;
+    let model = Case::open("pndm")?.load(DType::F32, Device::Cpu)?;
     let mut run = Run::new(&model, model.default_size(), 2)?;
     let mut refuses = |change: fn(&mut Request), field: &str| {
         let mut request = Request::default();
@@ -417,7 +254,7 @@ fn a_run_refuses_what_it_cannot_draw() -> Result<()> {
 /// A picture of a higher priority takes the place of one that was begun, which pauses and goes on unharmed.
 #[test]
 fn priorities_decide_who_goes_first() -> Result<()> {
-    let model = Case::open("pndm")?.load(DType::F32)?;
+    let model = Case::open("pndm")?.load(DType::F32, Device::Cpu)?;
     let mut request = Request::default();
     (request.settings.steps, request.settings.scheduler) = (Some(3), Some("dpm++2m".into()));
     let requests = seeds(&request, 2);
@@ -456,7 +293,7 @@ fn threads_share_models_and_move_runs() {
 /// Long work stops inside of itself too: between the chunks of a prompt and the tiles of a picture.
 #[test]
 fn cancellation_reaches_into_long_prompts_and_large_pictures() -> Result<()> {
-    let model = Case::open("pndm")?.load(DType::F32)?;
+    let model = Case::open("pndm")?.load(DType::F32, Device::Cpu)?;
     let cancel = Cancel::default();
     cancel.cancel();
     let latents = Tensor::zeros([1, 64, 64, 4], DType::F32, Device::Cpu)?;

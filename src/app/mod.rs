@@ -83,6 +83,8 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         Some(Error::Interrupted) => interrupt::exit_code(),
         Some(
             Error::Argument { .. }
+            | Error::Cuda(_)
+            | Error::DeviceLost { .. }
             | Error::File { .. }
             | Error::Io { .. }
             | Error::NoKernel { .. }

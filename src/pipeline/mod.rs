@@ -1,5 +1,6 @@
 //! What users ask for, made of models: from a prompt to an image.
 
+mod evaluation;
 mod guidance;
 mod load;
 mod memory;

@@ -7,6 +7,7 @@ use image::RgbImage;
 
 use crate::error::{Error, Result};
 use crate::models::unet::Context;
+use crate::pipeline::evaluation::Evaluation;
 use crate::pipeline::prompt::Warning;
 use crate::pipeline::recent::Recent;
 use crate::pipeline::request::Request;
@@ -91,8 +92,8 @@ struct Slot {
 /// Slots that pass through the UNet together: prompts of equal length.
 struct Company {
     members: Vec<SlotId>,
-    /// Their keys and values, a row each or two.
-    text: Context,
+    /// Of a row for each, or two.
+    evaluation: Evaluation,
 }
 
 impl TextToImage {
@@ -254,12 +255,13 @@ impl<'m> Run<'m> {
         let (mut events, mut failed) = (Vec::new(), Vec::new());
         for together in slots.chunk_by_mut(|(_, a), (_, b)| a.tokens() == b.tokens()) {
             let members: Vec<SlotId> = together.iter().map(|(id, _)| *id).collect();
-            let company = match companies.iter().position(|company| company.members == members) {
+            let mut company = match companies.iter().position(|company| company.members == members)
+            {
                 Some(known) => companies.swap_remove(known),
                 None => Company::new(members, together)?,
             };
             let mut denoising: Vec<_> = together.iter_mut().map(|(_, slot)| &mut **slot).collect();
-            let results = self.model.denoise(&mut denoising, &company.text)?;
+            let results = self.model.denoise(&mut denoising, &mut company.evaluation)?;
             self.companies.push(company);
             for ((id, slot), result) in together.iter().zip(results) {
                 match result {
@@ -302,6 +304,6 @@ impl Company {
     fn new(members: Vec<SlotId>, slots: &[(SlotId, &mut Denoising)]) -> Result<Self> {
         let rows: Vec<&Context> =
             slots.iter().flat_map(|(_, slot)| slot.text.iter().map(|row| &**row)).collect();
-        Ok(Self { members, text: Context::concat(&rows)? })
+        Ok(Self { members, evaluation: Evaluation::new(Context::concat(&rows)?) })
     }
 }

@@ -9,10 +9,11 @@ use image::RgbImage;
 use crate::error::Result;
 use crate::io::image::from_tensor;
 use crate::models::clip::ClipText;
-use crate::models::unet::{Context, Unet};
+use crate::models::unet::Unet;
 use crate::models::vae::Vae;
 use crate::ops::elementwise::scale;
 use crate::ops::layout::concat;
+use crate::pipeline::evaluation::Evaluation;
 use crate::pipeline::guidance::Guidance;
 use crate::pipeline::load::Suggestions;
 use crate::pipeline::prompt::{Warning, tokenize};
@@ -77,17 +78,16 @@ impl TextToImage {
         ))
     }
 
-    /// UNet + sampler step, for slots whose keys and values are the rows of `text`. What befalls a slot is its own
-    /// result.
+    /// UNet + sampler step, for slots whose prompts are the rows of `evaluation`. What befalls a slot is its own result.
     pub(super) fn denoise(
         &self,
         slots: &mut [&mut Denoising],
-        text: &Context,
+        evaluation: &mut Evaluation,
     ) -> Result<Vec<Result<()>>> {
         let inputs = slots.iter().map(|slot| slot.input()).collect::<Result<Vec<_>>>()?;
         let (latents, timesteps): (Vec<_>, Vec<_>) = inputs.iter().map(|(x, t)| (x, t)).unzip();
         let (latents, timesteps) = (concat(&latents, 0)?, concat(&timesteps, 0)?); // [R, h, w, C], [R, 4 width]
-        let predictions = self.unet.forward(&latents, &timesteps, text)?; // [R, h, w, 4]
+        let predictions = evaluation.predict(&self.unet, &latents, &timesteps)?; // [R, h, w, 4]
         let mut row = 0;
         let advance = |slot: &mut &mut Denoising| {
             let prediction = predictions.narrow(0, row, slot.rows())?; // [1 or 2, h, w, 4]

@@ -17,8 +17,9 @@ usage: cargo xtask COMMAND [OPTIONS]
 
 commands:
   test [--all] [--no-cuda] [-- ARGS]
-            Runs every test, and those of the library once more on the virtual device, which executes the
-            kernels. The CUDA compiler is installed first when it is missing; --no-cuda goes without both.
+            Runs every test, and those of the library and of whole pictures on a GPU once more on the virtual
+            device, which executes the kernels. The CUDA compiler is installed first when it is missing; --no-cuda
+            goes without both.
             --all adds the tests that are marked as slow, and has campaigns of random cases go on ten times
             as long. ARGS go to the test runner (cargo-nextest when it is installed, else cargo test).
   cuda      Installs the pinned CUDA compiler from PyPI under target/cuda (300 MB; Python 3 with pip, g++).

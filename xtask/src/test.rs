@@ -1,4 +1,5 @@
-//! `cargo xtask test`: every test of the workspace, and those of the library once more on the virtual device.
+//! `cargo xtask test`: every test of the workspace, and those of the library and of whole pictures on a GPU once more on the
+//! virtual device.
 
 use std::env;
 use std::ffi::OsString;
@@ -45,8 +46,8 @@ pub fn run(args: &[String]) -> Result<()> {
         variables.extend(vgpu::variables()?);
         // Without a device, what needs one would pass by doing nothing.
         variables.push(("NADIR_REQUIRE_CUDA", "1".into()));
-        eprintln!("the library's tests, on the virtual device");
-        runner.run(&["--package", "nadir", "--lib"], &variables)?;
+        eprintln!("the library's tests and whole pictures, on the virtual device");
+        runner.run(&["--package", "nadir", "--lib", "--test", "cuda"], &variables)?;
     }
     on_this_machine
 }
