@@ -3,6 +3,7 @@
 pub(crate) mod gemm;
 pub(crate) mod math;
 pub mod memory;
+pub(crate) mod outer;
 pub(crate) mod parallel;
 pub mod simd;
 pub(crate) mod winograd;

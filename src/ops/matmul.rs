@@ -8,6 +8,7 @@ use half::{bf16, f16};
 use super::epilogue::{Settings, WEIGHT, X, with_epilogue};
 use super::gradient::Call;
 use super::weight::{Packed, Panels, Weight};
+use super::weight_gradient::{Geometry, weight_gradient};
 use super::{Grads, Inputs, Meta, Op, Saves, apply, tensors};
 use crate::cpu::gemm::{self, Dense, MicroKernel, Order, Rows};
 use crate::cpu::math::Math;
@@ -129,11 +130,22 @@ impl Op for Linear {
             matmul(&g, &weight)?.reshape(*x.shape()) // [.., K]
         });
         let of_weight = call.wants(WEIGHT).then(|| {
-            let product = matmul(&g.transpose(0, 1)?, &rows(x)?)?; // [N, K]
+            let x = rows(x)?; // [M, K]
+            let product = match g.device() {
+                Device::Cpu => by_weight(&g, &x)?, // [N, K]
+                Device::Cuda(_) => matmul(&g.transpose(0, 1)?, &x)?,
+            };
             product.to_dtype(weight.meta().dtype)
         });
         Ok(vec![of_x.transpose()?, of_weight.transpose()?, bias, add_channel, residual])
     }
+}
+
+/// `grad` [M, N], `x` [M, K] -> [N, K]
+fn by_weight(grad: &Tensor, x: &Tensor) -> Result<Tensor> {
+    let image = |t: &Tensor| t.reshape([1, 1, t.dim(0), t.dim(1)]);
+    let tap = Geometry { kernel: [1, 1], stride: 1, before: [0, 0] };
+    weight_gradient(&image(grad)?, &image(x)?, tap)?.reshape([grad.dim(1), x.dim(1)])
 }
 
 /// [.., N] -> [M, N]

@@ -25,6 +25,7 @@ pub mod softmax;
 pub(crate) mod testing;
 pub mod view;
 pub mod weight;
+mod weight_gradient;
 
 use std::ops::Index;
 use std::sync::Arc;

@@ -116,6 +116,14 @@ impl Op for Reduce {
 
     fn cpu(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let out = &mut outputs[0];
+        if let Some(columns) = self.columns(&inputs[0]) {
+            let x = inputs[0].contiguous()?;
+            return dispatch_float!(self.name(), x.dtype(), T => {
+                let mean = self.reduction == Reduction::Mean;
+                sum_columns(x.as_slice::<T>()?, columns, mean, out.as_mut_slice::<T>()?);
+                Ok(())
+            });
+        }
         // What is reduced becomes the rows of a matrix.
         let order: Vec<usize> = self.kept(&inputs[0]).chain(self.dims.iter().copied()).collect();
         let x = inputs[0].permute(&order)?.contiguous()?;
@@ -172,7 +180,56 @@ impl Op for Reduce {
     }
 }
 
+/// Rows of a matrix that are added up by themselves in the type they are computed in.
+const ROWS: usize = 128;
+
+/// Sums over the columns of matrices `x` [.., rows, columns] into `y` [.., columns]: rows in ascending order,
+/// [`ROWS`] at a time, and these sums in f64.
+fn sum_columns<T: Float<Acc: Math>>(x: &[T], [rows, columns]: [usize; 2], mean: bool, y: &mut [T]) {
+    let blocks = rows.div_ceil(ROWS);
+    let mut sums = vec![T::Acc::ZERO; y.len() * blocks]; // [.., block, columns]
+    for_each_chunk(&mut sums, columns, |i, sums| {
+        let (matrix, first) = (i / blocks, i % blocks * ROWS);
+        let x = &x[(matrix * rows + first) * columns..][..ROWS.min(rows - first) * columns];
+        add_rows(x, sums);
+    });
+    for (i, y) in y.chunks_exact_mut(columns).enumerate() {
+        let sums = &sums[i * blocks * columns..][..blocks * columns];
+        for (column, y) in y.iter_mut().enumerate() {
+            let parts = sums.iter().skip(column).step_by(columns);
+            let sum = parts.map(|part| part.to_f64()).sum::<f64>();
+            *y = T::from_acc(T::Acc::from_f64(if mean { sum / rows as f64 } else { sum }));
+        }
+    }
+}
+
+simd! {
+    fn add_rows[T: Float<Acc: Math>](_s, x: &[T], sums: &mut [T::Acc]) {
+        let mut scratch = Vec::new();
+        for row in x.chunks_exact(sums.len()) {
+            let row = widened(row, &mut scratch);
+            for (sum, x) in sums.iter_mut().zip(row) {
+                *sum += *x;
+            }
+        }
+    }
+}
+
 impl Reduce {
+    /// Rows and columns of the matrices in `x` whose columns are summed, where it is that.
+    fn columns(&self, x: &Tensor) -> Option<[usize; 2]> {
+        let sums = matches!(self.reduction, Reduction::Sum | Reduction::Mean);
+        let first = *self.dims.first()?;
+        let consecutive = self.dims.iter().enumerate().all(|(i, &d)| d == first + i);
+        if !sums || !consecutive {
+            return None;
+        }
+        let behind = first + self.dims.len();
+        let columns = x.dims()[behind..].iter().product();
+        let rows = x.dims()[first..behind].iter().product();
+        (behind < x.rank() && columns > 1 && rows > 0).then_some([rows, columns])
+    }
+
     fn kept(&self, x: &Tensor) -> impl Iterator<Item = usize> {
         (0..x.rank()).filter(|d| !self.dims.contains(d))
     }

@@ -1,8 +1,8 @@
 //! Gradients of a convolution, in terms of convolutions and matrix products.
 //!
 //! By the image it is a convolution of the result's gradient, its pixels `stride` apart, with the kernel turned by half
-//! and its channels swapped. By the kernel it is, for each of its taps, the product of the result's gradient with the
-//! pixels that the tap saw.
+//! and its channels swapped. By the kernel it is the product of the result's gradient with the patches under the kernel
+//! (`ops/weight_gradient.rs`); on a GPU, for each tap, with the pixels that the tap saw.
 
 use super::{Conv2dConfig, conv2d};
 use crate::error::{Error, Result};
@@ -10,7 +10,8 @@ use crate::ops::epilogue::Epilogue;
 use crate::ops::layout::concat;
 use crate::ops::matmul::matmul;
 use crate::ops::weight::{Layout, Weight};
-use crate::tensor::Tensor;
+use crate::ops::weight_gradient::{Geometry, weight_gradient};
+use crate::tensor::{Device, Tensor};
 
 /// Gradient by the image [B, H, W, I], given that of the product [B, OH, OW, O]; `weight` [O, I, KH, KW].
 pub(super) fn by_image(
@@ -46,6 +47,13 @@ pub(super) fn by_weight(
     [kh, kw]: [usize; 2],
 ) -> Result<Tensor> {
     let Conv2dConfig { stride, padding: [top, bottom, left, right] } = config;
+    if grad.device() == Device::Cpu {
+        return weight_gradient(
+            grad,
+            x,
+            Geometry { kernel: [kh, kw], stride, before: [top, left] },
+        );
+    }
     let (batch, oh, ow, outputs) = grad.dims4()?;
     let inputs = x.dim(3);
     let pixels = batch * oh * ow;
