@@ -1,5 +1,6 @@
 //! What the operations share on the CPU: the instruction set chosen at run time, vector mathematics, loops over threads.
 
+pub(crate) mod attention_gradient;
 pub(crate) mod gemm;
 pub(crate) mod math;
 pub mod memory;

@@ -114,7 +114,8 @@ impl Op for Attention {
     fn backward(&self, call: &Call, grad: &Tensor) -> Result<Grads> {
         let (q, k, v) = (call.tensor(0)?, call.tensor(1)?, call.tensor(2)?);
         let lengths = keys_seen(call.optional(LENGTHS), q.dim(0), k.dim(1))?;
-        let [q, k, v] = gradient::gradients([q, k, v], &lengths, grad, self.config)?.map(Some);
+        let lse = call.output(1)?;
+        let [q, k, v] = gradient::gradients([q, k, v], lse, &lengths, grad, self.config)?.map(Some);
         Ok(vec![q, k, v, None])
     }
 }
