@@ -61,6 +61,29 @@ pub fn for_each_chunk<T: Send>(out: &mut [T], len: usize, f: impl Fn(usize, &mut
     });
 }
 
+/// As [`for_each_chunk`], of several slices of one length at once: `f(i, chunks)` takes the chunk `i` of each.
+///
+/// # Panics
+/// When the slices differ in length, or as [`for_each_chunk`].
+pub fn for_each_chunks<T: Send>(
+    outs: Vec<&mut [T]>,
+    len: usize,
+    f: impl Fn(usize, &mut [&mut [T]]) + Sync,
+) {
+    let total = outs.first().map_or(0, |out| out.len());
+    assert!(outs.iter().all(|out| out.len() == total));
+    if total == 0 {
+        return;
+    }
+    let outs: Vec<_> = outs.into_iter().map(DisjointSlice::new).collect();
+    for_each(total.div_ceil(len), &|i| {
+        let start = i * len;
+        // SAFETY: chunks of different i do not overlap, and every i is visited once.
+        let part = |out| unsafe { DisjointSlice::part(out, start, len.min(total - start)) };
+        f(i, &mut outs.iter().map(part).collect::<Vec<_>>());
+    });
+}
+
 /// As [`for_each_chunk`], with a function that may fail.
 ///
 /// # Errors

@@ -6,6 +6,7 @@
 //! checks, allocates, runs and records; [`gradient::backward`] walks the record.
 
 pub mod activation;
+pub mod adamw;
 pub mod attention;
 pub mod conv;
 pub mod cross_entropy;
@@ -15,6 +16,7 @@ mod epilogue;
 pub mod gradient;
 pub(crate) mod kernels;
 pub mod layout;
+pub mod loss;
 pub mod matmul;
 pub mod norm;
 pub mod pool;
