@@ -11,6 +11,7 @@ pub mod ops;
 pub mod pipeline;
 pub mod tensor;
 pub mod text;
+pub mod train;
 mod types;
 
 pub use error::{Error, Result};

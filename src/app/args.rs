@@ -48,6 +48,7 @@ pub enum Command {
     Replay(Replay),
     #[command(subcommand)]
     Data(Data),
+    Train(super::train::Train),
     Doctor(Doctor),
 }
 
@@ -278,7 +279,7 @@ pub enum Seed {
 }
 
 /// A value of the library's, whose error names the flag once more than is needed here.
-fn typed<T: FromStr<Err = Error>>(text: &str) -> Result<T, String> {
+pub fn typed<T: FromStr<Err = Error>>(text: &str) -> Result<T, String> {
     text.parse().map_err(|error| match error {
         Error::Argument { expected, .. } => expected,
         other => other.to_string(),

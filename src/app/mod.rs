@@ -13,6 +13,7 @@ mod progress;
 mod recipe;
 mod replay;
 mod terminal;
+mod train;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -62,6 +63,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Generate(args) => generate::run(args)?,
         Command::Replay(args) => replay::run(args)?,
         Command::Data(command) => data::run(command)?,
+        Command::Train(args) => train::run(args)?,
         Command::Doctor(args) => return Ok(doctor::run(&args)),
     }
     Ok(ExitCode::SUCCESS)

@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{Error, Result};
-use crate::io::TensorSource;
+use crate::io::{TensorInfo, TensorSource};
 use crate::nn::Parameter;
 use crate::ops::weight::{Layout, Weight};
 use crate::tensor::{DType, Device, Tensor};
@@ -36,9 +36,32 @@ pub enum Keep {
     Trainable,
 }
 
+/// Makes a weight of a name and a shape.
+type Initial = Box<dyn Fn(&str, &[usize]) -> Result<Tensor> + Send + Sync>;
+
+/// A source of weights that are not there yet.
+struct Nothing;
+
+impl TensorSource for Nothing {
+    fn names(&self) -> Vec<String> {
+        Vec::new()
+    }
+    fn info(&self, _: &str) -> Option<TensorInfo> {
+        None
+    }
+    fn read(&self, name: &str) -> Result<Tensor> {
+        Err(Error::Weights(format!("{name} is in no file")))
+    }
+    fn origin(&self, _: &str) -> String {
+        "no file".into()
+    }
+}
+
 /// What all nodes of a tree share.
 struct Loading {
     source: Box<dyn TensorSource>,
+    /// Instead of the source: what makes new weights.
+    initial: Option<Initial>,
     /// Elements of all tensors in the source.
     elements: usize,
     device: Device,
@@ -59,7 +82,26 @@ impl Params {
     pub fn new(source: impl TensorSource + 'static, dtype: DType, device: Device) -> Self {
         let of = |name: &String| Some(source.info(name)?.shape.iter().product::<usize>());
         let elements = source.names().iter().filter_map(of).sum();
-        let loading = Loading { source: Box::new(source), elements, device, log: Mutex::default() };
+        Self::rooted(Box::new(source), None, elements, dtype, device)
+    }
+
+    /// The root of a new model's tree, for which `initial` makes each weight of a name and a shape.
+    pub fn initial(
+        initial: impl Fn(&str, &[usize]) -> Result<Tensor> + Send + Sync + 'static,
+        dtype: DType,
+        device: Device,
+    ) -> Self {
+        Self::rooted(Box::new(Nothing), Some(Box::new(initial)), 0, dtype, device)
+    }
+
+    fn rooted(
+        source: Box<dyn TensorSource>,
+        initial: Option<Initial>,
+        elements: usize,
+        dtype: DType,
+        device: Device,
+    ) -> Self {
+        let loading = Loading { source, initial, elements, device, log: Mutex::default() };
         let (loading, keep) = (Arc::new(loading), Keep::default());
         Self { loading, prefix: String::new(), dtype, compact: false, keep }
     }
@@ -108,7 +150,7 @@ impl Params {
 
     /// Whether there is a weight `name` in this subtree.
     pub fn contains(&self, name: &str) -> bool {
-        self.loading.source.info(&self.path(name)).is_some()
+        self.loading.initial.is_some() || self.loading.source.info(&self.path(name)).is_some()
     }
 
     /// The weight `name` on the CPU as its file holds it: what layers pack into their own layout.
@@ -117,6 +159,9 @@ impl Params {
     /// The file cannot be read. A missing or misshapen weight is noted for [`Self::finish`].
     pub fn raw(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let path = self.path(name);
+        if let Some(initial) = &self.loading.initial {
+            return initial(&path, shape);
+        }
         let mut log = self.loading.log.lock().unwrap_or_else(PoisonError::into_inner);
         let fault = match self.loading.source.info(&path) {
             None => {
@@ -265,7 +310,6 @@ fn same_but_for_ones(a: &[usize], b: &[usize]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::TensorInfo;
 
     struct Two;
 

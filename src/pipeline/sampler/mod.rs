@@ -31,6 +31,7 @@ mod step_table;
 mod unipc;
 
 pub use config::{SamplerConfig, SamplerKind};
+pub use schedule::alphas_cumprod;
 
 use crate::error::{Error, Result};
 use crate::io::config::Config;

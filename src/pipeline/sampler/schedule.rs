@@ -18,6 +18,15 @@ pub(super) struct NoiseSchedule {
     alphas_cumprod: Vec<f32>,
 }
 
+/// Signal level after every timestep that a denoiser is trained at (diffusers' `DDPMScheduler.alphas_cumprod`), of a
+/// `scheduler_config.json`.
+///
+/// # Errors
+/// As the samplers read it: a field of another type, betas that are none.
+pub fn alphas_cumprod(config: &Config) -> Result<Vec<f32>> {
+    Ok(NoiseSchedule::read(config, BetaDefaults::DDPM, &[], true)?.alphas_cumprod)
+}
+
 /// A rule from a range of betas to a sequence of them.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Betas {

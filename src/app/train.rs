@@ -1,0 +1,323 @@
+//! `nadir train`: from arguments to a run, and what is shown of it.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::IsTerminal;
+
+use nadir::Error;
+use nadir::data::{DataSettings, Dataset};
+use nadir::tensor::DType;
+use nadir::train::checkpoint::Resume;
+use nadir::train::diffusion::{DiffusionSettings, DiffusionTask, NewModel};
+use nadir::train::vae::{self, Reconstruction, VaeTask};
+use nadir::train::{Event, Outcome, Progress, Run, Settings, Task};
+
+use super::{interrupt, limits, terminal};
+
+/// Lines in a log are this far apart.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// Train a network on pictures
+#[derive(Debug, Args)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+pub struct Train {
+    #[command(subcommand)]
+    task: What,
+}
+
+#[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one, and it is parsed once")]
+enum What {
+    Vae(TrainVae),
+    Diffusion(TrainDiffusion),
+}
+
+/// What every task is given.
+#[derive(Debug, Args)]
+struct Common {
+    /// Parquet file, or folder of pictures with a metadata.jsonl
+    #[arg(long = "train-data", value_name = "PATH", alias = "train-data-dir", alias = "dataset")]
+    train_data: PathBuf,
+
+    /// Folder for checkpoints, metrics and the model
+    #[arg(short, long = "output-dir", value_name = "FOLDER", alias = "output")]
+    output_dir: PathBuf,
+
+    /// Go on from a checkpoint: a folder, or `latest` for the last one in the output folder
+    #[arg(long, value_name = "CHECKPOINT", help_heading = "Training")]
+    resume_from_checkpoint: Option<Resume>,
+
+    /// CPU threads [default: all]; nothing depends on them
+    #[arg(short, long, value_name = "N", help_heading = "Training")]
+    #[arg(allow_negative_numbers = true)]
+    threads: Option<usize>,
+
+    /// Errors and warnings only
+    #[arg(short, long)]
+    quiet: bool,
+
+    #[command(flatten)]
+    settings: Settings,
+
+    #[command(flatten)]
+    data: DataSettings,
+}
+
+/// Train an autoencoder between pictures and latents
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nadir train vae --train-data eurosat-train.parquet -o run/vae --train-batch-size 8 \\
+      --max-train-steps 30000 --learning-rate 1e-3 --lr-scheduler cosine --lr-warmup-steps 200 \\
+      --use-ema --ema-decay 0.999 --random-flip --random-rotate --validation-split 0.01
+
+The folder gets vae/ (a diffusers AutoencoderKL), checkpoint-STEP/ and metrics.csv.")]
+struct TrainVae {
+    #[command(flatten)]
+    common: Common,
+
+    /// Begin with the weights in this folder, which has a config.json
+    #[arg(long, value_name = "FOLDER", conflicts_with = "config")]
+    init_from: Option<PathBuf>,
+
+    /// config.json of a new model [default: 4 pixels a latent, 4 channels, 2.6 M weights]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Distance between a picture and what comes back of it
+    #[arg(long, value_enum, default_value_t, help_heading = "Training")]
+    reconstruction_loss: Reconstruction,
+
+    /// Weight of the divergence of latents from the standard Gaussian, a pixel and channel
+    #[arg(long, value_name = "X", default_value_t = 1e-3, help_heading = "Training")]
+    #[arg(allow_negative_numbers = true)]
+    kl_weight: f64,
+}
+
+/// Train a denoiser, and its text encoder, on pictures with captions
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  nadir train diffusion --train-data eurosat-train.parquet -o run/model --vae run/vae/vae --tokenizer tokenizer \\
+      --caption-template \"a satellite image of {class}\" --train-batch-size 64 --max-train-steps 20000 \\
+      --learning-rate 3e-4 --lr-warmup-steps 200 --use-ema --snr-gamma 5 --random-flip --random-rotate
+  nadir train diffusion --train-data rsicd.parquet -o run/model --init-from models/my-sd --learning-rate 1e-6
+
+The folder gets a model that generate draws with (nadir generate -m run/model ...), checkpoint-STEP/ and metrics.csv.")]
+struct TrainDiffusion {
+    #[command(flatten)]
+    common: Common,
+
+    /// Begin with the model in this diffusers folder
+    #[arg(long, value_name = "FOLDER", alias = "pretrained-model-name-or-path")]
+    #[arg(conflicts_with_all = ["vae", "tokenizer", "unet_config", "text_encoder_config"])]
+    #[arg(required_unless_present = "vae")]
+    init_from: Option<PathBuf>,
+
+    /// Train the text encoder of that model too; a new one is always trained
+    #[arg(long)]
+    train_text_encoder: bool,
+
+    /// Folder of the autoencoder of a new model
+    #[arg(long, value_name = "FOLDER", requires = "tokenizer")]
+    vae: Option<PathBuf>,
+
+    /// Folder of the tokenizer of a new model
+    #[arg(long, value_name = "FOLDER", requires = "vae")]
+    tokenizer: Option<PathBuf>,
+
+    /// config.json of a new UNet [default: three levels of 64, 128 and 256 channels]
+    #[arg(long, value_name = "FILE")]
+    unet_config: Option<PathBuf>,
+
+    /// config.json of a new text encoder [default: two layers of 128 channels]
+    #[arg(long, value_name = "FILE")]
+    text_encoder_config: Option<PathBuf>,
+
+    /// Numbers that the model is exported in: f32, bf16 or f16 [default: f32]
+    #[arg(long, value_name = "TYPE", value_parser = super::args::typed::<DType>)]
+    export_dtype: Option<DType>,
+
+    #[command(flatten)]
+    diffusion: DiffusionSettings,
+}
+
+pub fn run(args: Train) -> anyhow::Result<()> {
+    match args.task {
+        What::Vae(args) => train_vae(args),
+        What::Diffusion(args) => train_diffusion(args),
+    }
+}
+
+fn train_diffusion(args: TrainDiffusion) -> anyhow::Result<()> {
+    args.diffusion.check()?;
+    let (settings, seed) = (args.diffusion.clone(), args.common.settings.seed);
+    train(&args.common, |data| {
+        data.require_captions()?;
+        let task = match (&args.init_from, &args.vae, &args.tokenizer) {
+            (None, Some(vae), Some(tokenizer)) => {
+                let (unet, text_encoder) =
+                    (args.unet_config.as_deref(), args.text_encoder_config.as_deref());
+                let parts = NewModel { vae, tokenizer, unet, text_encoder };
+                DiffusionTask::new(&parts, settings, seed)
+            }
+            (folder, ..) => {
+                let folder = folder.as_deref().unwrap_or(Path::new(""));
+                DiffusionTask::open(folder, settings, args.train_text_encoder)
+            }
+        };
+        Ok(task?.exporting(args.export_dtype))
+    })
+}
+
+fn train_vae(args: TrainVae) -> anyhow::Result<()> {
+    if !(args.kl_weight >= 0.0 && args.kl_weight.is_finite()) {
+        return Err(Error::argument("kl_weight", args.kl_weight, "0 or more").into());
+    }
+    let task = || -> nadir::Result<VaeTask> {
+        let task = match (&args.init_from, &args.config) {
+            (Some(folder), _) => VaeTask::open(folder)?,
+            (None, Some(file)) => VaeTask::new(file, read_json(file)?, args.common.settings.seed)?,
+            (None, None) => {
+                let origin = Path::new("the default configuration");
+                VaeTask::new(origin, vae::default_config(), args.common.settings.seed)?
+            }
+        };
+        Ok(task.with_loss(args.reconstruction_loss, args.kl_weight))
+    };
+    train(&args.common, |_| task())
+}
+
+fn read_json(file: &Path) -> nadir::Result<serde_json::Value> {
+    let text = std::fs::read(file).map_err(|e| Error::io(file, e))?;
+    serde_json::from_slice(&text)
+        .map_err(|e| Error::file(file, "content", "JSON", e.to_string(), "Is this the right file?"))
+}
+
+/// Opens the data, makes the task, and runs it.
+fn train<T: Task>(
+    common: &Common,
+    task: impl FnOnce(&Dataset) -> nadir::Result<T>,
+) -> anyhow::Result<()> {
+    let (settings, folder) = (&common.settings, &common.output_dir);
+    settings.check()?;
+    limits::set_threads(common.threads)?;
+    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    let all = Dataset::open(&common.train_data, common.data.clone())?;
+    for fault in all.faults().iter().take(5) {
+        terminal::say(&format!("warning: left out: {}", fault.error));
+    }
+    let (data, held_out) = match settings.validation_split {
+        0.0 => (all, None),
+        share => {
+            let (data, held_out) = all.split(share, settings.seed)?;
+            (data, Some(held_out))
+        }
+    };
+    let task = task(&data)?;
+    let weights: usize = task.parameters().iter().map(|(_, p)| p.shape().elements()).sum();
+    let mut log = Log::new(common.quiet);
+    let held = held_out.as_ref().map_or(0, Dataset::len);
+    log.say(&format!("{} pictures, {held} held out; {weights} weights", data.len()));
+    let cancel = interrupt::switch();
+    let run = Run {
+        task: &task,
+        settings,
+        data: &data,
+        held_out: held_out.as_ref(),
+        folder,
+        resume: common.resume_from_checkpoint.as_ref(),
+        cancel: &cancel,
+    };
+    match run.run(&mut |event| log.show(event))? {
+        Outcome::Done => Ok(()),
+        Outcome::Stopped(_) => Err(Error::Interrupted.into()),
+    }
+}
+
+/// Shows a run: a bar on a terminal, now and then a line elsewhere.
+struct Log {
+    quiet: bool,
+    bar: Option<ProgressBar>,
+    last: Instant,
+    /// Behind how many steps this process began, and when.
+    began: Option<(u64, Instant)>,
+    /// Of the steps since the last line.
+    losses: Vec<f64>,
+}
+
+impl Log {
+    fn new(quiet: bool) -> Self {
+        let bar = (!quiet && std::io::stderr().is_terminal()).then(|| {
+            let style = ProgressStyle::with_template("{wide_bar:.cyan/dim} {pos}/{len}  {msg}");
+            let bar = ProgressBar::new(0);
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar
+        });
+        Self { quiet, bar, last: Instant::now(), began: None, losses: Vec::new() }
+    }
+
+    fn say(&self, line: &str) {
+        match &self.bar {
+            _ if self.quiet => {}
+            Some(bar) => bar.suspend(|| terminal::say(line)),
+            None => terminal::say(line),
+        }
+    }
+
+    fn show(&mut self, event: Event) {
+        match event {
+            Event::Resumed(step) => self.say(&format!("resumed behind step {step}")),
+            Event::Step(progress) => self.step(&progress),
+            Event::Validated(step, found) => {
+                let found: Vec<_> = found.iter().map(|(n, x)| format!("{n} {x:.4}")).collect();
+                self.say(&format!("step {step}, held out: {}", found.join(", ")));
+            }
+            Event::Saved(path) => self.say(&format!("saved {}", path.display())),
+            Event::Failed(message) => terminal::say(&format!("warning: not saved: {message}")),
+        }
+    }
+
+    fn step(&mut self, progress: &Progress) {
+        let &mut (first, began) = self.began.get_or_insert((progress.step - 1, Instant::now()));
+        self.losses.push(progress.loss);
+        // The first step of this process has set the clock.
+        let done = progress.step - first - 1;
+        let rate = done as f64 / began.elapsed().as_secs_f64();
+        let left = (progress.steps - progress.step) as f64 / rate;
+        let mean = self.losses.iter().sum::<f64>() / self.losses.len() as f64;
+        let parts: Vec<_> = progress.parts.iter().map(|(n, x)| format!("{n} {x:.4}")).collect();
+        let line = format!(
+            "loss {mean:.5} ({}), rate {:.2e}, norm {:.2}, {:.1} pictures/s, {} left",
+            parts.join(", "),
+            progress.rate,
+            progress.gradient_norm,
+            progress.speed,
+            duration(left)
+        );
+        if let Some(bar) = &self.bar {
+            bar.set_length(progress.steps);
+            bar.set_position(progress.step);
+            bar.set_message(line);
+        } else if self.last.elapsed() >= INTERVAL {
+            self.say(&format!("step {}/{}, {line}", progress.step, progress.steps));
+        }
+        if self.last.elapsed() >= INTERVAL {
+            self.last = Instant::now();
+            self.losses.clear();
+        }
+    }
+}
+
+/// "1 h 05 min", "3 min", "12 s".
+fn duration(seconds: f64) -> String {
+    match seconds {
+        s if !s.is_finite() => "?".to_owned(),
+        s if s < 90.0 => format!("{s:.0} s"),
+        s if s < 5400.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.0} h {:02.0} min", (s / 3600.0).floor(), (s % 3600.0 / 60.0).floor()),
+    }
+}

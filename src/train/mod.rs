@@ -1,0 +1,24 @@
+//! Training: the loop around batch, loss, gradient and step, and what it keeps so that it can go on.
+//!
+//! ```text
+//! batch -> loss (a Task) -> gradient::backward -> clip -> AdamW with EMA -> metrics, checkpoints
+//! ```
+//!
+//! A run is a function of its settings: batches, noise and dropped prompts are drawn by step (see [`random`]), so that
+//! a run that is stopped, or killed, and resumed from a checkpoint ends with the bits of one that never stopped.
+
+pub mod checkpoint;
+pub mod diffusion;
+mod initial;
+mod metrics;
+mod optimizer;
+pub mod random;
+mod run;
+mod schedule;
+mod settings;
+pub mod vae;
+
+pub use optimizer::{Optimizer, in_order, norm};
+pub use run::{Event, Loss, Measured, Outcome, Progress, Run, Task};
+pub use schedule::Schedule;
+pub use settings::Settings;

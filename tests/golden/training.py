@@ -1,0 +1,83 @@
+"""Golden training runs: twenty steps of AdamW, with a moving average of the weights, on one batch.
+
+Starts from the networks that `models.py` wrote. Writes `training/golden.safetensors`: for each network the batch, the loss of
+every step, and a weight with its average behind the last.
+
+    python tests/golden/training.py
+"""
+
+import torch
+from common import HERE, MODELS, nhwc, save_tensors
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+STEPS = 20
+EMA_DECAY = 0.9
+
+
+def train(model, loss, watched):
+    """`loss()` is minimised. Returns losses, and the watched weight with its average."""
+    torch.set_grad_enabled(True)
+    model.train()
+    parameters = dict(model.named_parameters())
+    optimizer = torch.optim.AdamW(parameters.values(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2)
+    average = parameters[watched].detach().clone()
+    losses, norms = [], []
+    for number in range(1, STEPS + 1):
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0))
+        optimizer.step()
+        decay = min(EMA_DECAY, number / (9 + number))
+        average.lerp_(parameters[watched].detach(), 1 - decay)
+        losses.append(value.detach())
+    torch.set_grad_enabled(False)
+    return {
+        "losses": torch.stack(losses),
+        "norms": torch.stack(norms),
+        "weight": parameters[watched].detach().clone(),
+        "average": average,
+    }
+
+
+def unet():
+    model = UNet2DConditionModel.from_pretrained(MODELS / "unet_sd21", torch_dtype=torch.float32)
+    generator = torch.Generator().manual_seed(1)
+    sample = torch.randn(3, 4, 8, 12, generator=generator)
+    text = torch.randn(3, 77, 48, generator=generator)
+    target = torch.randn(3, 4, 8, 12, generator=generator)
+    timesteps = torch.tensor([981.0, 12.0, 501.0])
+
+    def loss():
+        return torch.nn.functional.mse_loss(model(sample, timesteps, text).sample, target)
+
+    result = train(model, loss, "mid_block.resnets.0.conv1.weight")
+    return result | {"sample": nhwc(sample), "text": text, "target": nhwc(target), "timesteps": timesteps}
+
+
+def vae():
+    model = AutoencoderKL.from_pretrained(MODELS / "vae_plain", torch_dtype=torch.float32)
+    generator = torch.Generator().manual_seed(2)
+    image = torch.rand(2, 3, 20, 16, generator=generator) * 2 - 1
+    noise = torch.randn(2, 4, 5, 4, generator=generator)
+
+    def loss():
+        posterior = model.encode(image).latent_dist
+        decoded = model.decode(posterior.mean + posterior.std * noise).sample
+        return (decoded - image).abs().mean() + 1e-3 * posterior.kl().mean()
+
+    result = train(model, loss, "decoder.conv_in.weight")
+    return result | {"image": nhwc(image), "noise": nhwc(noise)}
+
+
+def main():
+    tensors = {}
+    for name, run in [("unet", unet), ("vae", vae)]:
+        result = run()
+        print(name, [round(float(x), 4) for x in result["losses"]])
+        tensors |= {f"{name}.{key}": value for key, value in result.items()}
+    save_tensors(HERE / "training" / "golden.safetensors", tensors)
+
+
+if __name__ == "__main__":
+    main()
