@@ -4,13 +4,20 @@ mod golden;
 
 use golden::{assert_close, assert_same, get};
 use nadir::Result;
+use nadir::data::{Augment, DataSettings, Dataset, Normalize};
 use nadir::io::config::Config;
 use nadir::io::folder::Weights;
 use nadir::models::resnet::{ResNet, ResNetConfig};
 use nadir::nn::{Keep, Params, parameters, save};
+use nadir::noise::Mt19937;
 use nadir::ops::cross_entropy::{CrossEntropy, cross_entropy};
 use nadir::ops::gradient::backward;
+use nadir::pipeline::Cancel;
 use nadir::tensor::{DType, Device, Tensor};
+use nadir::train::checkpoint::Resume;
+use nadir::train::classify::ClassifyTask;
+use nadir::train::random::{Purpose, Random};
+use nadir::train::{Event, Optimizer, Run, Schedule, Settings, Task};
 
 /// As in `models.rs`: sums of a few hundred terms in another order, a few dozen layers of them.
 const TOLERANCE: f32 = 1e-5;
@@ -153,4 +160,134 @@ fn frozen_networks_do_not_train_and_configurations_are_checked() -> Result<()> {
         assert!(error.contains(field), "{field}: {error}");
     }
     Ok(())
+}
+
+/// Twenty steps of AdamW from the same weights on the same batches: each loss within 1e-4 of torch's.
+#[test]
+fn the_first_losses_are_those_of_torch() -> Result<()> {
+    let golden = golden::open("models/resnet18")?;
+    let expected = get(&golden, "steps.losses").to_vec::<f32>()?;
+    let model = load("resnet18", Keep::Trainable)?;
+    let all: Vec<_> =
+        parameters(&model).into_iter().filter(|(_, parameter)| parameter.is_trainable()).collect();
+    let settings = Settings { learning_rate: 1e-3, ..Settings::default() };
+    let mut optimizer = Optimizer::new(&all, false)?;
+    // torch draws [B, C, H, W].
+    let mut noise = Mt19937::new(71);
+    for (step, expected) in expected.iter().enumerate() {
+        let images = Tensor::from_vec(noise.randn(8 * 3 * 32 * 32), [8, 3, 32, 32])?;
+        let images = images.permute(&[0, 2, 3, 1])?.contiguous()?;
+        let targets: Vec<u32> = (0..8).map(|i| (3 * i + step as u32) % 10).collect();
+        let targets = Tensor::from_vec(targets, [8])?;
+        let logits = model.forward_training(&images)?;
+        let loss = cross_entropy(&logits, &targets, CrossEntropy::default())?;
+        let found = loss.to_vec::<f32>()?[0];
+        let error = (found - expected).abs() / expected;
+        assert!(error <= 1e-4, "step {step}: {found} instead of {expected}");
+        let mut gradients = backward(loss)?;
+        let gradients: Vec<Tensor> =
+            all.iter().map(|(_, p)| gradients.take(&p.tensor().unwrap()).unwrap()).collect();
+        optimizer.update(&all, &gradients, &settings, (settings.learning_rate, 1.0))?;
+    }
+    Ok(())
+}
+
+/// The classes of the data set that ships, at a size that takes no time.
+fn blue_marble() -> Dataset {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("data/blue-marble.parquet");
+    let augment = Augment { random_flip: true, random_rotate: true, ..Augment::default() };
+    let settings = DataSettings {
+        resolution: Some(32),
+        strict: true,
+        augment,
+        normalize: Normalize::IMAGENET,
+        ..DataSettings::default()
+    };
+    Dataset::open(path, settings).unwrap()
+}
+
+/// Trains up to `stop` steps of a run of `settings`, in `folder`; what was measured at the end.
+fn train(folder: &std::path::Path, settings: &Settings, stop: u64) -> Vec<(&'static str, f64)> {
+    let (data, held_out) = blue_marble().split(0.2, 1).unwrap();
+    let shape = |classes| ResNetConfig::resnet18(8, classes);
+    let task = ClassifyTask::new(&data, shape, settings.seed).unwrap().smoothing(0.1);
+    let cancel = Cancel::default();
+    let run = Run {
+        task: &task,
+        settings,
+        data: &data,
+        held_out: Some(&held_out),
+        folder,
+        resume: Some(&Resume::Latest),
+        cancel: &cancel,
+    };
+    let mut measured = Vec::new();
+    run.run(&mut |event| match event {
+        Event::Step(progress) if progress.step == stop => {
+            cancel.cancel();
+        }
+        Event::Validated(_, found) => measured = found,
+        Event::Failed(message) => panic!("{message}"),
+        _ => {}
+    })
+    .unwrap();
+    measured
+}
+
+#[test]
+fn classes_are_learnt() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = Settings {
+        train_batch_size: 16,
+        max_train_steps: 60,
+        learning_rate: 3e-3,
+        lr_scheduler: Schedule::Cosine,
+        ..Settings::default()
+    };
+    let measured = train(folder.path(), &settings, u64::MAX);
+    let accuracy = measured.iter().find(|(name, _)| *name == "validation_accuracy").unwrap().1;
+    // Of eight classes, chance names an eighth.
+    assert!(accuracy >= 0.5, "{measured:?}");
+
+    // What was exported is what was measured.
+    let classifier = folder.path().join("classifier");
+    let again = ClassifyTask::open(&classifier, &blue_marble()).unwrap();
+    let (_, held_out) = blue_marble().split(0.2, 1).unwrap();
+    let mut found = 0.0;
+    for batch in held_out.pass(16, 1).unwrap() {
+        let mut random = Random::new(0, Purpose::Validation, 0);
+        let measured =
+            nadir::tensor::tape::no_grad(|| again.validate(&batch.unwrap(), &mut random));
+        found +=
+            measured.unwrap().iter().find(|(name, _)| *name == "validation_accuracy").unwrap().1;
+    }
+    assert_eq!((found / held_out.len() as f64).to_bits(), accuracy.to_bits());
+
+    // It is not taken for a network of other classes.
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(classifier.join("config.json")).unwrap()).unwrap();
+    config["classes"][0] = "moon".into();
+    std::fs::write(classifier.join("config.json"), config.to_string()).unwrap();
+    let error = ClassifyTask::open(&classifier, &blue_marble()).err().unwrap().to_string();
+    assert!(error.contains("moon") && error.contains("config.json"), "{error}");
+}
+
+/// Weights, moments and running statistics: all that a step depends on is in a checkpoint.
+#[test]
+fn a_resumed_run_ends_with_the_same_bits() {
+    let settings = Settings {
+        train_batch_size: 8,
+        max_train_steps: 7,
+        learning_rate: 1e-3,
+        ..Settings::default()
+    };
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    train(whole.path(), &settings, u64::MAX);
+    for stop in [2, 3, u64::MAX] {
+        train(parts.path(), &settings, stop);
+    }
+    let read = |folder: &tempfile::TempDir| {
+        std::fs::read(folder.path().join("classifier/model.safetensors")).unwrap()
+    };
+    assert!(read(&whole) == read(&parts), "another network");
 }

@@ -215,7 +215,7 @@ impl Work {
         let (mut captions, mut labels, mut rows) = (Vec::new(), Vec::new(), Vec::new());
         for (i, pixels) in pixels.chunks_exact_mut(height * width * 3).enumerate() {
             let (row, mut draws) = self.row(first + i as u64);
-            captions.push(self.data.caption(row, draws.as_mut()));
+            captions.push(self.data.draw_caption(row, draws.as_mut()));
             labels.push(self.data.label(row));
             rows.push(row);
             let augment = if draws.is_some() { &all.settings.augment } else { &still };

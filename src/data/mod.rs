@@ -189,6 +189,11 @@ impl Dataset {
         self.all.size
     }
 
+    /// What has become of levels.
+    pub fn normalize(&self) -> Normalize {
+        self.all.settings.normalize
+    }
+
     /// Names of the classes, by label; empty when rows have none.
     pub fn classes(&self) -> &[String] {
         &self.all.classes
@@ -283,8 +288,12 @@ impl Dataset {
         &self.all.source.rows[self.rows[row]]
     }
 
-    /// What a row goes with.
-    fn caption(&self, row: usize, draws: Option<&mut Draws>) -> String {
+    /// What a row goes with: the first of its captions, of the templates, of its class's words.
+    pub fn caption(&self, row: usize) -> String {
+        self.draw_caption(row, None)
+    }
+
+    fn draw_caption(&self, row: usize, draws: Option<&mut Draws>) -> String {
         let class = self.all.classes.get(self.label(row) as usize);
         match class {
             Some(class) if !self.all.sentences.is_empty() => self.all.sentences.about(class, draws),

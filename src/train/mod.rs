@@ -8,6 +8,7 @@
 //! a run that is stopped, or killed, and resumed from a checkpoint ends with the bits of one that never stopped.
 
 pub mod checkpoint;
+pub mod classify;
 pub mod diffusion;
 mod initial;
 mod metrics;

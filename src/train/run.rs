@@ -39,6 +39,11 @@ pub trait Task {
     /// The weights that are trained, by name.
     fn parameters(&self) -> Vec<(String, &Parameter)>;
 
+    /// What else changes in training and belongs to a checkpoint: running statistics, by name.
+    fn buffers(&self) -> Vec<(String, &Parameter)> {
+        Vec::new()
+    }
+
     /// The loss of a batch.
     ///
     /// # Errors
@@ -207,6 +212,9 @@ impl Run<'_> {
             return Err(Error::file(checkpoint.path(), "task", expected, found, advice));
         }
         optimizer.restore(parameters, state.step, |name, shape| checkpoint.read(name, shape))?;
+        for (name, buffer) in self.task.buffers() {
+            buffer.set(&checkpoint.read(&format!("buffer.{name}"), &buffer.shape())?)?;
+        }
         report(Event::Resumed(state.step));
         Ok(state.pictures)
     }
@@ -256,7 +264,10 @@ impl Run<'_> {
     ) -> Result<()> {
         let (step, settings) = (optimizer.step(), self.settings);
         let state = State::new(self.task.name(), step, pictures, settings);
-        let tensors = optimizer.state(parameters)?;
+        let mut tensors = optimizer.state(parameters)?;
+        for (name, buffer) in self.task.buffers() {
+            tensors.extend(buffer.tensor().map(|tensor| (format!("buffer.{name}"), tensor)));
+        }
         let limit = settings.checkpoints_total_limit;
         let path = checkpoint::write(self.folder, &state, &tensors, limit)?;
         drop(tensors);

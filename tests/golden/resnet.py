@@ -1,8 +1,8 @@
 """Golden activations of ResNet-18 and ResNet-50, narrow, in use and in training.
 
 Writes `models/resnet18/` and `models/resnet50/`: `config.json` (ours: torchvision has none), f16 safetensors under
-torchvision's names, and `golden.safetensors`: a batch, its logits and features, and for training the loss, gradients
-and running statistics after one step forward. Images are [B, H, W, C].
+torchvision's names, and `golden.safetensors`: a batch, its logits and features, for training the loss, gradients and
+running statistics after one step forward, and the losses of twenty steps. Images are [B, H, W, C].
 
     python tests/golden/resnet.py
 """
@@ -52,6 +52,23 @@ def randomize(model, seed):
     return model
 
 
+def losses(model):
+    """Of twenty steps of AdamW; the batches are drawn on both sides."""
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-3, weight_decay=1e-2)
+    generator = torch.Generator().manual_seed(71)
+    found = []
+    for step in range(20):
+        images = torch.randn(8, 3, 32, 32, generator=generator)
+        targets = (3 * torch.arange(8) + step) % CLASSES
+        with torch.enable_grad():
+            loss = cross_entropy(model(images), targets)
+            optimizer.zero_grad()
+            loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    return found
+
+
 def write(name, seed, block, layers, width):
     model = randomize(narrow(block, layers, width), seed).eval()
     folder = MODELS / name
@@ -79,6 +96,7 @@ def write(name, seed, block, layers, width):
     for key, value in model.named_buffers():
         if key.startswith("bn1.") or key.startswith("layer4.1."):
             tensors[f"buffer.{key}"] = value
+    tensors["steps.losses"] = torch.tensor(losses(randomize(narrow(block, layers, width), seed)))
     print(name, sum(v.numel() for v in weights.values()), "weights, loss", loss.item())
     save_tensors(folder / "golden.safetensors", tensors)
 
