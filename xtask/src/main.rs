@@ -1,6 +1,8 @@
 //! Chores of the nadir workspace: `cargo xtask help`.
 
 mod cuda;
+#[cfg(unix)]
+mod fuzz;
 mod golden;
 mod process;
 mod test;
@@ -32,6 +34,9 @@ commands:
             installed under target/golden-venv first.
   golden --check [--python PYTHON]
             Saves the model that ships and has diffusers compare the copies with it, bit for bit.
+  fuzz [--minutes N] [--seed S] [--case C]
+            Damages configurations, weights, pictures, replayed pictures and PTX, and has the programs read them:
+            none may panic, grow, or refuse a file without naming it. --case makes one case of a seed again.
   help      Shows this.
 
 examples:
@@ -61,6 +66,8 @@ fn run() -> Result<()> {
         "cuda" if rest.is_empty() => cuda::install().map(|nvcc| println!("{}", nvcc.display())),
         "vgpu" => vgpu::run(rest),
         "golden" => golden::run(rest),
+        #[cfg(unix)]
+        "fuzz" => fuzz::run(rest),
         "help" | "--help" | "-h" => {
             print!("{HELP}");
             Ok(())
