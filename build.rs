@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 use std::thread;
 
-#[path = "build/contract.rs"]
+#[path = "build/contract/mod.rs"]
 mod contract;
 #[path = "build/nvcc.rs"]
 mod nvcc;

@@ -47,7 +47,7 @@
 //! ```
 //!
 //! so that the operation calls `kernel::scale(config, out, x, ScaleDims { .. })`. The build script reads the same
-//! declarations (`build/contract.rs`) and holds them against the compiled kernels: names, order, types and struct
+//! declarations (`build/contract/`) and holds them against the compiled kernels: names, order, types and struct
 //! layouts. A kernel is written as a template and instantiated by `FOR_EACH_FLOAT` or `FOR_EACH_PAIR` of
 //! `kernels/common.cuh`.
 
@@ -62,7 +62,7 @@ use crate::tensor::cuda::Args;
 use crate::tensor::{DType, Element, Tensor};
 
 #[cfg(test)]
-#[path = "../../build/contract.rs"]
+#[path = "../../build/contract/mod.rs"]
 mod contract;
 
 /// A tensor that a kernel reads: `const T*`.
