@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde_json::Value;
 
 use super::config::Config;
-use super::safetensors::{SafeTensors, refuse_pickle};
+use super::safetensors::{PIECE, SafeTensors, refuse_pickle};
 use super::{TensorInfo, TensorSource};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
@@ -258,12 +258,26 @@ impl TensorSource for Weights {
     }
 
     fn read(&self, name: &str) -> Result<Tensor> {
+        self.read_checked(name, false)
+    }
+
+    fn read_briefly(&self, name: &str) -> Result<Tensor> {
+        self.read_checked(name, true)
+    }
+
+    fn origin(&self, name: &str) -> String {
+        self.source.origin(self.stored_name(name).map_or(name, String::as_str))
+    }
+}
+
+impl Weights {
+    fn read_checked(&self, name: &str, brief: bool) -> Result<Tensor> {
         // An unknown name is passed on: the source's error says where it was looked for.
         let stored = self.stored_name(name).map_or(name, String::as_str);
         let dtype = self.source.info(stored).map(|info| info.dtype);
         let seen = Mutex::<Seen>::default();
         let look = |piece, bytes: &[u8]| Seen::look(&seen, dtype, piece, bytes);
-        let tensor = self.source.read_with(stored, &look)?;
+        let tensor = self.source.read_with(stored, &look, brief)?;
         let seen = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = seen.fault(dtype, tensor.dims()) {
             let advice = "The file is damaged, or its training has failed: download it again.";
@@ -279,24 +293,21 @@ impl TensorSource for Weights {
         }
         Ok(tensor)
     }
-
-    fn origin(&self, name: &str) -> String {
-        self.source.origin(self.stored_name(name).map_or(name, String::as_str))
-    }
 }
 
 /// What is noticed of a tensor while it is read.
 #[derive(Default)]
 struct Seen {
     /// Checksums of the pieces that it is read in.
-    sums: BTreeMap<usize, u32>,
+    sums: BTreeMap<usize, crc32fast::Hasher>,
     /// Of floats, the largest bits but for the sign, which order them as they order integers.
     largest: u64,
 }
 
 impl Seen {
     fn look(seen: &Mutex<Self>, dtype: Option<DType>, piece: usize, bytes: &[u8]) {
-        let sum = crc32fast::hash(bytes);
+        let mut sum = crc32fast::Hasher::new();
+        sum.update(bytes);
         let largest = match dtype {
             Some(DType::F16 | DType::BF16) => {
                 let words = bytes.as_chunks().0.iter().map(|x| i16::from_le_bytes(*x) & i16::MAX);
@@ -334,9 +345,15 @@ impl Seen {
         }
     }
 
+    /// A checksum of the checksums of every 4 MiB: pictures carry what comes of it.
     fn sum(&self) -> u32 {
         let mut all = crc32fast::Hasher::new();
-        self.sums.values().for_each(|sum| all.update(&sum.to_le_bytes()));
+        let pieces: Vec<_> = self.sums.values().collect();
+        for pieces in pieces.chunks((4 << 20) / PIECE) {
+            let mut together = crc32fast::Hasher::new();
+            pieces.iter().for_each(|piece| together.combine(piece));
+            all.update(&together.finalize().to_le_bytes());
+        }
         all.finalize()
     }
 }
@@ -566,6 +583,18 @@ mod tests {
         ] {
             assert_ne!(other, both);
         }
+    }
+
+    /// However it is read: fingerprints in pictures stay those of their models.
+    #[test]
+    fn a_checksum_is_that_of_pieces_of_four_megabytes() {
+        let bytes: Vec<u8> = (0..(9usize << 20) + 12).map(|i| (i * i / 7) as u8).collect();
+        let mut expected = crc32fast::Hasher::new();
+        bytes.chunks(4 << 20).for_each(|b| expected.update(&crc32fast::hash(b).to_le_bytes()));
+        let seen = Mutex::<Seen>::default();
+        let pieces: Vec<_> = bytes.chunks(PIECE).enumerate().collect();
+        pieces.iter().rev().for_each(|(i, piece)| Seen::look(&seen, None, *i, piece));
+        assert_eq!(seen.into_inner().unwrap().sum(), expected.finalize());
     }
 
     #[test]

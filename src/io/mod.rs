@@ -3,6 +3,7 @@
 //! Everything here treats its input as hostile: sizes are bounded before they are believed, a panic in a
 //! third-party parser becomes an error, and every error names the file. Output is complete or absent.
 
+pub mod as_text;
 pub mod atomic;
 pub mod config;
 pub mod folder;
@@ -42,6 +43,15 @@ pub trait TensorSource: Send + Sync {
     /// # Errors
     /// No such tensor, or its file can no longer be read.
     fn read(&self, name: &str) -> Result<Tensor>;
+
+    /// As [`Self::read`], for who lays the elements out anew and lets go of them: the tensor may hold more memory than it
+    /// needs.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    fn read_briefly(&self, name: &str) -> Result<Tensor> {
+        self.read(name)
+    }
 
     /// Where `name` comes from, or would have to be: a file name for error messages.
     fn origin(&self, name: &str) -> String;

@@ -29,8 +29,9 @@ const MAX_HEADER: u64 = 100_000_000;
 /// The longest sharded index that is read: names and file names only, so far smaller in practice.
 const MAX_INDEX: u64 = 100_000_000;
 
-/// Bytes of a tensor that are read at once.
-const PIECE: usize = 4 << 20;
+/// Bytes of a tensor that are read at once: few enough that a tensor of a megabyte is work for several threads, and that
+/// they are still in the cache when they are looked at.
+pub(crate) const PIECE: usize = 256 << 10;
 
 /// Bytes in front of the header.
 const PREFIX: u64 = 8;
@@ -183,7 +184,7 @@ impl SafeTensors {
 }
 
 impl SafeTensors {
-    /// As [`TensorSource::read`]. `look` is shown the stored bytes piece by piece, with the pieces' numbers, while they
+    /// As [`TensorSource::read`], or [`TensorSource::read_briefly`]. `look` is shown the stored bytes piece by piece, with the pieces' numbers, while they
     /// are in the cache.
     ///
     /// # Errors
@@ -192,6 +193,7 @@ impl SafeTensors {
         &self,
         name: &str,
         look: &(dyn Fn(usize, &[u8]) + Sync),
+        brief: bool,
     ) -> Result<Tensor> {
         let Some(entry) = self.entries.get(name) else {
             let advice = "Is this the right model?";
@@ -214,7 +216,11 @@ impl SafeTensors {
             .map_err(|e| Error::io(path, e))
         };
 
-        let mut tensor = Tensor::uninit(&entry.info.shape, entry.info.dtype, Device::Cpu)?;
+        let TensorInfo { shape, dtype } = &entry.info;
+        let mut tensor = match brief {
+            true => Tensor::brief(shape, *dtype)?,
+            false => Tensor::uninit(shape, *dtype, Device::Cpu)?,
+        };
         match entry.stored {
             Stored::F32 => fill(bytemuck::cast_slice_mut(tensor.as_mut_slice::<f32>()?))?,
             Stored::F16 => fill(bytemuck::cast_slice_mut(tensor.as_mut_slice::<half::f16>()?))?,
@@ -251,7 +257,11 @@ impl TensorSource for SafeTensors {
     }
 
     fn read(&self, name: &str) -> Result<Tensor> {
-        self.read_with(name, &|_, _| {})
+        self.read_with(name, &|_, _| {}, false)
+    }
+
+    fn read_briefly(&self, name: &str) -> Result<Tensor> {
+        self.read_with(name, &|_, _| {}, true)
     }
 
     fn origin(&self, name: &str) -> String {

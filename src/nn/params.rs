@@ -158,6 +158,11 @@ impl Params {
     /// # Errors
     /// The file cannot be read. A missing or misshapen weight is noted for [`Self::finish`].
     pub fn raw(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.read(name, shape, false)
+    }
+
+    /// [`Self::raw`]; `brief` where the tensor is let go of soon.
+    fn read(&self, name: &str, shape: &[usize], brief: bool) -> Result<Tensor> {
         let path = self.path(name);
         if let Some(initial) = &self.loading.initial {
             return initial(&path, shape);
@@ -195,7 +200,8 @@ impl Params {
             };
         }
         drop(log);
-        self.loading.source.read(&path)?.reshape(shape)
+        let source = &self.loading.source;
+        if brief { source.read_briefly(&path) } else { source.read(&path) }?.reshape(shape)
     }
 
     /// The weight `name` that a layer multiplies by, in the layout of its kernel.
@@ -203,7 +209,7 @@ impl Params {
     /// # Errors
     /// As [`Self::raw`].
     pub fn weight(&self, name: &str, shape: &[usize], layout: Layout) -> Result<Parameter> {
-        let raw = self.raw(name, shape)?;
+        let raw = self.read(name, shape, self.keep == Keep::Frozen)?;
         Ok(Parameter::laid_out(match self.keep {
             Keep::Frozen => Weight::frozen(&self.placed(raw)?, layout, self.dtype)?,
             Keep::Plain | Keep::Trainable => Weight::plain(&self.kept(raw)?, layout, self.dtype)?,
@@ -382,7 +388,8 @@ mod tests {
         let message = params.vector("b", 1).err().unwrap().to_string();
         assert!(message.contains("a [6]") && message.contains("b [1]"), "{message}");
         let params = Params::new(Layers, DType::F32, Device::Cpu);
-        assert!(params.tensor("huge", &[usize::MAX, usize::MAX]).is_err());
+        let message = params.tensor("huge", &[usize::MAX, usize::MAX]).err().unwrap().to_string();
+        assert!(message.contains("huge"), "{message}");
     }
 
     #[test]

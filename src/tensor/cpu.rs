@@ -51,6 +51,9 @@ const MAX_HELD: usize = 1 << 30;
 /// shall not add to the most that a later one does.
 const MAX_HELD_GROWING: usize = 256 << 20;
 
+/// Less than this is not worth a buffer that others could fill.
+const BRIEF: usize = 256 << 10;
+
 static POOL: LazyLock<Option<Mutex<Pool>>> = LazyLock::new(|| {
     let off = std::env::var("NADIR_POOL").is_ok_and(|v| v == "off");
     (!off).then(Mutex::default)
@@ -74,6 +77,20 @@ impl Buffer {
         }
         let ptr = recycled.map_or_else(|| Self::allocate(capacity), Ok)?;
         Ok(Self { ptr, len, capacity })
+    }
+
+    /// As [`Self::uninit`], for content that is soon let go of: unused memory of any size will do, rather than fresh
+    /// memory, whose pages cost more than most of what is done with them.
+    pub(crate) fn brief(len: usize) -> Result<Self> {
+        let unused = POOL.as_ref().filter(|_| len >= BRIEF).and_then(|pool| {
+            let mut pool = pool.lock().unwrap_or_else(|e| e.into_inner());
+            let (&capacity, free) =
+                pool.free.range_mut(size_class(len)..).find(|(_, free)| !free.is_empty())?;
+            let ptr = free.pop()?;
+            pool.held -= capacity;
+            Some(Self { ptr, len, capacity })
+        });
+        unused.map_or_else(|| Self::uninit(len), Ok)
     }
 
     /// `len` zero bytes.
@@ -218,6 +235,36 @@ mod tests {
             let again = Buffer::uninit(next).unwrap();
             assert_eq!((again.ptr, again.len), (address, next));
         }
+    }
+
+    /// What one part of the work let go of shall not add to the most that the next needs.
+    #[test]
+    fn the_pool_gives_back_before_it_grows() {
+        if POOL.is_none() {
+            return; // NADIR_POOL=off
+        }
+        drop([90 << 20, 91 << 20, 93 << 20, 95 << 20].map(|len| Buffer::uninit(len).unwrap()));
+        let large = Buffer::uninit(200 << 20).unwrap(); // of another class
+        let held = POOL.as_ref().unwrap().lock().unwrap().held;
+        assert!(held <= MAX_HELD_GROWING, "{held}");
+        drop(large);
+    }
+
+    #[test]
+    fn brief_content_goes_into_any_memory_that_is_large_enough() {
+        if POOL.is_none() {
+            return; // NADIR_POOL=off
+        }
+        // Of a class that no other test of this process asks for, and larger than any of theirs that it gives back.
+        let large = Buffer::uninit(61 << 20).unwrap();
+        let address = large.ptr;
+        drop(large);
+        let brief = Buffer::brief(59 << 20).unwrap();
+        assert_eq!((brief.ptr, brief.len), (address, 59 << 20));
+        drop(brief);
+        // As much as it is worth, to those who ask for it.
+        assert_eq!(Buffer::uninit(61 << 20).unwrap().ptr, address);
+        assert_ne!(Buffer::brief(BRIEF - 1).unwrap().ptr, address);
     }
 
     #[test]

@@ -56,6 +56,13 @@ impl Tensor {
         Ok(Self::whole(storage, shape, dtype))
     }
 
+    /// As [`Self::uninit`] on the CPU, for elements that are soon let go of: it may hold more memory than it needs.
+    pub(crate) fn brief(shape: impl Into<Shape>, dtype: DType) -> Result<Self> {
+        let shape = shape.into();
+        let storage = Storage::Cpu(Buffer::brief(byte_len(&shape, dtype)?)?);
+        Ok(Self::whole(storage, shape, dtype))
+    }
+
     /// A tensor of zeros.
     pub fn zeros(shape: impl Into<Shape>, dtype: DType, device: Device) -> Result<Self> {
         let shape = shape.into();
@@ -310,9 +317,7 @@ impl Tensor {
             let op = "as_strided_slice";
             return Err(Error::DType { op, expected: T::DTYPE.name(), found: self.dtype });
         }
-        let last: usize =
-            self.shape.iter().zip(&*self.strides).map(|(&n, &s)| n.saturating_sub(1) * s).sum();
-        let len = if self.is_empty() { 0 } else { last + 1 };
+        let len = self.extent();
         match &*self.storage {
             Storage::Cpu(b) => {
                 let at = self.offset * T::DTYPE.size();
@@ -343,6 +348,13 @@ impl Tensor {
                 "the tensor's storage is shared with another tensor",
             )),
         }
+    }
+
+    /// Elements of the storage from the first on, up to the last and with what lies between.
+    fn extent(&self) -> usize {
+        let last: usize =
+            self.shape.iter().zip(&*self.strides).map(|(&n, &s)| n.saturating_sub(1) * s).sum();
+        if self.is_empty() { 0 } else { last + 1 }
     }
 
     fn check_access<T: Element>(&self, op: &'static str) -> Result<()> {
@@ -391,11 +403,12 @@ impl Tensor {
                 let storage = Storage::Cuda(cuda::Buffer::from_host(ordinal, host.bytes())?);
                 Ok(Self { storage: Arc::new(storage), ..t })
             }
-            // From a device the storage comes as it is; the view stays a view.
+            // From a device, what lies between the first and the last element; the view stays a view.
             (Storage::Cuda(b), Device::Cpu) => {
-                let mut host = Buffer::uninit(b.len())?;
-                b.to_host(host.bytes_mut())?;
-                Ok(Self { storage: Arc::new(Storage::Cpu(host)), ..self.detach() })
+                let size = self.dtype.size();
+                let mut host = Buffer::uninit(self.extent() * size)?;
+                b.read(self.offset * size, host.bytes_mut())?;
+                Ok(Self { storage: Arc::new(Storage::Cpu(host)), offset: 0, ..self.detach() })
             }
             _ => self.copied_to(Device::Cpu)?.copied_to(device),
         }

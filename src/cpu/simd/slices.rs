@@ -14,8 +14,12 @@ use crate::types::{DType, Element, Float, Real};
 pub fn widen<T: Float>(from: &[T], to: &mut [T::Acc]) {
     match T::DTYPE {
         DType::F16 => {
-            let from: &[f16] = bytemuck::cast_slice(from);
-            from.convert_to_f32_slice(bytemuck::cast_slice_mut(to));
+            let from: &[u16] = bytemuck::cast_slice(from);
+            let to: &mut [f32] = bytemuck::cast_slice_mut(to);
+            assert_eq!(from.len(), to.len());
+            for (from, to) in from.iter().zip(to) {
+                *to = f16_value(*from);
+            }
         }
         DType::BF16 => {
             let from: &[u16] = bytemuck::cast_slice(from);
@@ -131,6 +135,22 @@ pub fn fold<A: Real>(x: &[A], start: A, step: impl Fn(A, A) -> A, merge: impl Fn
     values[0]
 }
 
+/// `f16::to_f32` without a branch, so that loops over it vectorise.
+#[inline(always)]
+fn f16_value(bits: u16) -> f32 {
+    /// What the exponents differ by, and the exponent of the smallest normal number in f16.
+    const OFFSET: u32 = (127 - 15) << 23;
+    const SMALLEST: u32 = (127 - 14) << 23;
+    let (sign, rest) = (u32::from(bits & 0x8000) << 16, u32::from(bits & 0x7fff));
+    let shifted = rest << 13;
+    // Behind the point of the smallest normal number stand the bits of a smaller one.
+    let subnormal = f32::from_bits(shifted | SMALLEST) - f32::from_bits(SMALLEST);
+    let quiet = if rest > 0x7c00 { 0x0040_0000 } else { 0 };
+    let special = shifted | 0x7f80_0000 | quiet;
+    let finite = if rest < 0x0400 { subnormal.to_bits() } else { shifted.wrapping_add(OFFSET) };
+    f32::from_bits(sign | if rest >= 0x7c00 { special } else { finite })
+}
+
 /// `bf16::from_f32` without a branch, so that loops over it vectorise.
 #[inline(always)]
 fn bf16_bits(x: f32) -> u16 {
@@ -160,6 +180,15 @@ mod tests {
                     assert_eq!(*y, expected, "{}: {rows} x {columns}, {k}", level.name());
                 }
             });
+        }
+    }
+
+    #[test]
+    fn f16_values_are_those_of_half() {
+        for bits in 0..=u16::MAX {
+            let (ours, theirs) = (f16_value(bits), f16::from_bits(bits).to_f32());
+            let equal = ours.to_bits() == theirs.to_bits();
+            assert!(equal || ours.is_nan() && theirs.is_nan(), "{bits:#x}: {ours} {theirs}");
         }
     }
 

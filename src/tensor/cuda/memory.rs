@@ -210,18 +210,6 @@ impl Buffer {
         self.gpu.staging.download(&stream, &self.memory, at, bytes)
     }
 
-    /// Copies the whole buffer.
-    ///
-    /// # Errors
-    /// As [`Self::read`], and `Shape` unless `bytes` is as long as the buffer.
-    pub(crate) fn to_host(&self, bytes: &mut [u8]) -> Result<()> {
-        if bytes.len() != self.len {
-            let message = format!("{} bytes of the device into {}", self.len, bytes.len());
-            return Err(Error::shape("to_host", message));
-        }
-        self.read(0, bytes)
-    }
-
     pub(crate) fn ordinal(&self) -> usize {
         self.gpu.properties.ordinal
     }

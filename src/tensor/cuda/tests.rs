@@ -52,12 +52,18 @@ fn is_capture_error<T>(result: Result<T>) -> bool {
 #[test]
 fn a_device_that_is_not_there_is_an_error() {
     let last = device::device_count().unwrap_or(0);
-    assert!(choose(&format!("cuda:{last}")).is_err());
-    assert!(Buffer::uninit(last, 16).is_err());
-    assert!(Buffer::from_host(last, &[1, 2, 3]).is_err());
-    assert!(Stream::new(Device::Cuda(last)).is_err());
-    assert!(Graph::capture(Device::Cuda(last), || Ok(())).is_err());
-    assert!(Stream::new(Device::Cpu).is_err());
+    let device = Device::Cuda(last);
+    for error in [
+        choose(&device.to_string()).map(drop).unwrap_err(),
+        Buffer::uninit(last, 16).map(drop).unwrap_err(),
+        Buffer::from_host(last, &[1, 2, 3]).map(drop).unwrap_err(),
+        Stream::new(device).map(drop).unwrap_err(),
+        Graph::capture(device, || Ok(())).map(drop).unwrap_err(),
+    ] {
+        assert!(matches!(error, Error::Cuda(_) | Error::Argument { .. }), "{error}");
+    }
+    let error = Stream::new(Device::Cpu).map(drop).unwrap_err();
+    assert!(error.to_string().contains("cpu"), "{error}");
 }
 
 #[test]
@@ -70,15 +76,19 @@ fn memory_keeps_what_it_is_given() {
         let mut buffer = Buffer::from_host(0, &bytes).unwrap();
         let zeros = Buffer::zeroed(0, len).unwrap();
         let mut back = vec![7; len];
-        buffer.to_host(&mut back).unwrap();
+        buffer.read(0, &mut back).unwrap();
         assert_eq!(back, bytes);
-        zeros.to_host(&mut back).unwrap();
+        zeros.read(0, &mut back).unwrap();
         assert!(back.iter().all(|&b| b == 0));
-        assert!(buffer.to_host(&mut vec![0; len + 1]).is_err());
-        assert!(buffer.write(1, &bytes).is_err());
-        assert!(buffer.copy_from(0, &zeros, 1, len).is_err());
+        for outside in [
+            buffer.read(0, &mut vec![0; len + 1]),
+            buffer.write(1, &bytes),
+            buffer.copy_from(0, &zeros, 1, len),
+        ] {
+            assert!(matches!(outside, Err(Error::Shape { .. })), "{outside:?}");
+        }
         buffer.copy_from(len / 2, &zeros, 0, len - len / 2).unwrap();
-        buffer.to_host(&mut back).unwrap();
+        buffer.read(0, &mut back).unwrap();
         assert_eq!(back[..len / 2], bytes[..len / 2]);
         assert!(back[len / 2..].iter().all(|&b| b == 0));
     }
@@ -98,7 +108,7 @@ fn uploads_do_not_need_the_host_any_more() {
     let mut bytes: Vec<u8> = (0..50_000_001).map(|i: u32| (i % 253) as u8).collect();
     let large = Buffer::from_host(0, &bytes).unwrap();
     bytes.fill(0);
-    large.to_host(&mut bytes).unwrap();
+    large.read(0, &mut bytes).unwrap();
     assert!(bytes.iter().enumerate().all(|(i, b)| *b == (i % 253) as u8));
 
     let mut part = vec![0; 70_001];
@@ -109,7 +119,7 @@ fn uploads_do_not_need_the_host_any_more() {
         })
         .collect();
     for (i, buffer) in small.iter().enumerate() {
-        buffer.to_host(&mut part).unwrap();
+        buffer.read(0, &mut part).unwrap();
         assert!(part.iter().all(|b| *b == (i % 251) as u8), "upload {i}");
     }
 }
@@ -132,7 +142,8 @@ fn assignments_cross_devices() {
         assert_eq!(t.to_vec::<f32>().unwrap(), [10.0, 11.0, 12.0, 13.0, 14.0, 15.0]);
         t.assign(&stacked.to_device(from).unwrap().narrow(0, 1, 2).unwrap()).unwrap();
         assert_eq!(t.to_vec::<f32>().unwrap(), [3.0, 4.0, 5.0, 6.0, 7.0, 8.0], "{from} to {to}");
-        assert!(t.assign(&source.reshape([3, 2]).unwrap()).is_err());
+        let wrong = t.assign(&source.reshape([3, 2]).unwrap());
+        assert!(matches!(wrong, Err(Error::Shape { .. })));
         let view = t.clone();
         assert!(matches!(t.assign(&source), Err(Error::Value { .. })));
         drop(view);
@@ -460,6 +471,22 @@ fn one_allocation_fails() {
 fn the_pool_makes_room() {
     drop(upload(1.0, 100));
     assert_eq!(value(&upload(2.0, 100_000)), 2.0);
+}
+
+/// Of a view only what lies between its first and its last element travels to the host.
+#[test]
+fn a_view_brings_no_more_than_it_shows() {
+    if !is_there_for_tests() {
+        return;
+    }
+    let rows = Tensor::from_vec((0..50_000).map(|i| i as f32).collect(), [1000, 50]).unwrap();
+    let view = rows.to_device(GPU).unwrap().narrow(0, 10, 3).unwrap().narrow(1, 5, 2).unwrap();
+    let host = view.copied_to(Device::Cpu).unwrap();
+    let Storage::Cpu(buffer) = &*host.storage else { panic!("{host:?}") };
+    assert_eq!(buffer.bytes().len(), (2 * 50 + 2) * 4);
+    assert_eq!(view.to_vec::<f32>().unwrap(), [505.0, 506.0, 555.0, 556.0, 605.0, 606.0]);
+    let none = view.narrow(0, 1, 0).unwrap();
+    assert!(none.to_vec::<f32>().unwrap().is_empty());
 }
 
 #[test]
