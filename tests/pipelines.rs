@@ -297,7 +297,9 @@ fn cancellation_reaches_into_long_prompts_and_large_pictures() -> Result<()> {
     let cancel = Cancel::default();
     cancel.cancel();
     let latents = Tensor::zeros([1, 64, 64, 4], DType::F32, Device::Cpu)?;
-    assert!(matches!(model.decode(&latents, true, &cancel), Err(Error::Interrupted)));
+    for tiled in [true, false] {
+        assert!(matches!(model.decode(&latents, tiled, &cancel), Err(Error::Interrupted)));
+    }
     let request = Request { cancel, ..Request::default() };
     assert!(matches!(model.draw(request), Err(Error::Interrupted)));
     Ok(())

@@ -294,7 +294,8 @@ fn files_of_diffusers_are_read() {
     config.build(20, 0.0).unwrap();
     std::fs::write(&path, &text[..60]).unwrap();
     assert!(SamplerConfig::open(&path).unwrap_err().to_string().contains("scheduler_config.json"));
-    assert!(SamplerConfig::open(dir.path()).is_err());
+    let error = SamplerConfig::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("expected a regular file, found a folder"), "{error}");
 }
 
 #[test]

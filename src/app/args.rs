@@ -312,6 +312,8 @@ pub fn dashed(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
 
 #[cfg(test)]
 mod tests {
+    use clap::error::ErrorKind;
+
     use super::*;
 
     fn parse(args: &[&str]) -> Result<Generate, clap::Error> {
@@ -377,8 +379,9 @@ mod tests {
 
     #[test]
     fn one_prompt_is_needed_and_it_may_be_empty() {
-        assert!(parse(&[]).is_err());
-        assert!(parse(&["a", "-p", "b"]).is_err());
+        let kind = |args: &[&str]| parse(args).unwrap_err().kind();
+        assert_eq!(kind(&[]), ErrorKind::MissingRequiredArgument);
+        assert_eq!(kind(&["a", "-p", "b"]), ErrorKind::ArgumentConflict);
         assert_eq!(parse(&[""]).unwrap().prompt.positional.as_deref(), Some(""));
         assert_eq!(parse(&["--", "--a_b"]).unwrap().prompt.positional.as_deref(), Some("--a_b"));
     }
@@ -387,7 +390,9 @@ mod tests {
     fn seeds() {
         assert_eq!(parse_seed("18446744073709551615"), Ok(Seed::Number(u64::MAX)));
         assert_eq!(parse(&["x", "-s", "-1"]).unwrap().seed, Some(Seed::Random));
-        assert!(parse(&["x", "-s", "-2"]).is_err());
-        assert!(parse(&["x", "-s", "1.5"]).is_err());
+        for wrong in ["-2", "1.5"] {
+            let error = parse(&["x", "-s", wrong]).unwrap_err().to_string();
+            assert!(error.contains("--seed") && error.contains("whole number"), "{error}");
+        }
     }
 }

@@ -191,16 +191,24 @@ mod tests {
     fn places_that_cannot_be() {
         let folder = tempfile::tempdir().unwrap();
         for wrong in ["none/", "none/x.png", "x.jpg", "x"] {
-            assert!(Destination::resolve(Some(&folder.path().join(wrong))).is_err(), "{wrong}");
+            let error = Destination::resolve(Some(&folder.path().join(wrong))).err().unwrap();
+            assert!(
+                matches!(error, Error::Argument { name: "output", .. } | Error::File { .. }),
+                "{wrong}: {error}"
+            );
         }
         // A name that just fits, but not with a seed behind it.
         let long = Destination::File(folder.path().join("x".repeat(250) + ".png"));
         long.check(&[Which::Only { seed: 7 }]).unwrap();
-        assert!(long.check(&[Which::OneOfSeveral { seed: 7 }]).is_err());
+        let several = [Which::OneOfSeveral { seed: 7 }];
+        let error = long.check(&several).unwrap_err().to_string();
+        assert!(error.contains("xxx") && error.contains("expected"), "{error}");
         fs::create_dir(folder.path().join("x-7.png")).unwrap();
         let taken = Destination::File(folder.path().join("x.png"));
-        assert!(taken.check(&[Which::OneOfSeveral { seed: 7 }]).is_err());
+        let error = taken.check(&several).unwrap_err().to_string();
+        assert!(error.contains("x-7.png"), "{error}");
         Destination::Stdout.check(&[Which::Only { seed: 7 }]).unwrap();
-        assert!(Destination::Stdout.check(&[Which::Grid { seed: 7 }]).is_err());
+        let error = Destination::Stdout.check(&[Which::Grid { seed: 7 }]).unwrap_err();
+        assert!(matches!(error, Error::Argument { name: "output", .. }), "{error}");
     }
 }

@@ -97,7 +97,11 @@ mod tests {
     #[test]
     fn what_is_not_there_is_an_error() {
         for missing in ["no/such/folder/at/all", "nobody/no-such-model", "no-such-model", ""] {
-            assert!(Model::find(Some(missing)).is_err(), "{missing}");
+            let error = Model::find(Some(missing)).err().unwrap();
+            assert!(
+                matches!(error, Error::Argument { name: "model", .. } | Error::File { .. }),
+                "{missing}: {error}"
+            );
         }
     }
 }

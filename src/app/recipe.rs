@@ -25,7 +25,7 @@ pub struct Recipe {
     pub model_hash: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variant: Option<String>,
-    #[serde(with = "text")]
+    #[serde(with = "nadir::io::as_text")]
     pub dtype: DType,
     /// Where it ran: the last bits of a result depend on it. Empty before that is decided.
     pub device: String,
@@ -176,26 +176,6 @@ impl Recipe {
             Some(field) => Err(wrong(format!("the unknown field {field:?}"))),
             None => Ok(recipe),
         }
-    }
-}
-
-/// Values that JSON holds as the text of the command line.
-mod text {
-    use std::fmt::Display;
-    use std::str::FromStr;
-
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub fn serialize<T: Display, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_str(value)
-    }
-
-    pub fn deserialize<'de, T, D>(from: D) -> Result<T, D::Error>
-    where
-        T: FromStr<Err: Display>,
-        D: Deserializer<'de>,
-    {
-        String::deserialize(from)?.parse().map_err(D::Error::custom)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Output files that are complete or absent: written under a temporary name, synced, renamed.
 //!
-//! A temporary file is locked as long as its process lives. [`remove_abandoned`] tells by that which ones a killed
-//! process left behind.
+//! A temporary file or folder is locked as long as its process lives. [`remove_abandoned`] tells by that which ones a
+//! killed process left behind.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, ErrorKind, Write};
@@ -97,6 +97,50 @@ pub fn create(
     Err(Error::file(folder, "output", "a free name", "none", "Choose another folder."))
 }
 
+/// Makes the folder `path`, which must not be there yet, by `fill`, which gets it under a temporary name.
+///
+/// # Errors
+/// `path` is there, or the folder around it is not; it cannot be written; what `fill` answers: then nothing is left.
+pub fn create_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    if path.symlink_metadata().is_ok() {
+        let advice = "Name a folder that is not there yet: nothing is overwritten.";
+        return Err(Error::file(path, "folder", "none", "one, or a file", advice));
+    }
+    let parent = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    check_folder(path, parent)?;
+    remove_abandoned(parent);
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(PREFIX).suffix(SUFFIX);
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+    let (scratch, temporary, lock) = loop {
+        let mut open = open_files();
+        let scratch = builder.tempdir_in(parent).map_err(|e| explain(path, e))?;
+        let temporary = scratch.path().to_owned();
+        open.push(temporary.clone());
+        drop(open);
+        // Where folders cannot be opened or locked, what a killed process leaves behind stays.
+        let lock = File::open(&temporary).and_then(|folder| folder.lock().map(|()| folder));
+        // Between its creation and the lock another process may have taken it for abandoned.
+        if temporary.exists() {
+            break (scratch, temporary, lock);
+        }
+    };
+    let filled = fill(&temporary).and_then(|()| {
+        drop(lock);
+        fs::rename(&temporary, path).map_err(|e| explain(path, e))
+    });
+    open_files().retain(|open| *open != temporary);
+    filled?;
+    // It is no longer where it would be deleted from.
+    let _ = scratch.keep();
+    sync_folder(parent);
+    Ok(())
+}
+
 /// Tries whether `folder` can be written to.
 ///
 /// # Errors
@@ -105,7 +149,7 @@ pub fn check_writable(folder: &Path) -> Result<()> {
     Temporary::new(folder).map(drop).map_err(|e| explain(folder, e))
 }
 
-/// Removes the temporary files in `folder` that a process left behind when it was killed.
+/// Removes the temporary files and folders in `folder` that a process left behind when it was killed.
 pub fn remove_abandoned(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let name = entry.file_name();
@@ -114,25 +158,27 @@ pub fn remove_abandoned(folder: &Path) {
             continue;
         }
         // Only to look at the lock; a link or a device by that name is none of ours.
-        let ours = entry.file_type().is_ok_and(|kind| kind.is_file());
+        let ours = entry.file_type().is_ok_and(|kind| kind.is_file() || kind.is_dir());
         let Some(file) = ours.then(|| File::open(entry.path()).ok()).flatten() else { continue };
         if file.try_lock().is_ok() {
-            let _ = fs::remove_file(entry.path());
+            remove(&entry.path());
         }
     }
 }
 
-/// Removes the temporary files of this process, which is about to end.
+/// Removes the temporary files and folders of this process, which is about to end.
 pub fn remove_own() {
-    open_files().iter().for_each(|path| {
-        let _ = fs::remove_file(path);
-    });
+    open_files().iter().for_each(|path| remove(path));
+}
+
+fn remove(path: &Path) {
+    let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
 }
 
 const PREFIX: &str = ".nadir-";
 const SUFFIX: &str = ".tmp";
 
-/// Temporary files that this process has.
+/// Temporary files and folders that this process has.
 static OPEN: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 fn open_files() -> MutexGuard<'static, Vec<PathBuf>> {
@@ -319,6 +365,29 @@ mod tests {
         assert_eq!(entries(folder.path()), kept);
         remove_own();
         assert_eq!(entries(folder.path()), [".nadir-note.txt", "x.tmp"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn folders_are_whole_or_absent_and_those_of_the_dead_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let dead = folder.path().join(".nadir-dead.tmp");
+        fs::create_dir(&dead).unwrap();
+        fs::write(dead.join("x"), b"x").unwrap();
+        let path = folder.path().join("a");
+        let failed = create_folder(&path, |scratch| {
+            fs::write(scratch.join("x"), b"x").unwrap();
+            // What is being made is not abandoned.
+            remove_abandoned(folder.path());
+            assert!(scratch.join("x").exists());
+            Err(Error::Interrupted)
+        });
+        assert!(matches!(failed, Err(Error::Interrupted)));
+        assert_eq!(entries(folder.path()), [""; 0]);
+        create_folder(&path, |_| Ok(())).unwrap();
+        let again = create_folder(&path, |_| Ok(())).unwrap_err().to_string();
+        assert!(again.contains("nothing is overwritten"), "{again}");
+        assert_eq!(entries(folder.path()), ["a"]);
     }
 
     #[test]

@@ -177,6 +177,7 @@ mod tests {
         );
         // A hostile ref does not lead out of the cache.
         fs::write(model.join("refs/main"), "../../..").unwrap();
-        assert!(find("org/name").is_err());
+        let error = find("org/name").unwrap_err().to_string();
+        assert!(error.contains("found no snapshot \"../../..\""), "{error}");
     }
 }

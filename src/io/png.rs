@@ -247,7 +247,8 @@ mod tests {
         assert!(read_replay(&path).unwrap_err().to_string().contains("as JSON"));
         // A keyword that PNG does not allow leaves no file behind.
         let other = folder.path().join("b.png");
-        assert!(write(&other, &picture(), &[("", "x")]).is_err());
+        let error = write(&other, &picture(), &[("", "x")]).unwrap_err();
+        assert!(matches!(&error, Error::Io { path, .. } if *path == other), "{error}");
         assert!(!other.exists());
     }
 
@@ -259,8 +260,13 @@ mod tests {
         encode(&mut whole, &picture(), &[(REPLAY, "{}")]).unwrap();
         for cut in 0..whole.len() - 12 {
             std::fs::write(&path, &whole[..cut]).unwrap();
-            assert!(read_texts(&path).is_err(), "cut at {cut}");
-            assert!(crate::io::image::open(&path).is_err(), "cut at {cut}");
+            let errors = [
+                read_texts(&path).map(drop).unwrap_err(),
+                crate::io::image::open(&path).map(drop).unwrap_err(),
+            ];
+            for error in errors.map(|error| error.to_string()) {
+                assert!(error.contains("a.png: picture: expected a PNG"), "cut at {cut}: {error}");
+            }
         }
     }
 

@@ -182,16 +182,28 @@ impl Vae {
     /// # Errors
     /// Another number of channels.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        self.decode_unless(latents, &mut || Ok(()))
+    }
+
+    /// As [`Self::decode`]. `proceed` is asked before each block.
+    ///
+    /// # Errors
+    /// As [`Self::decode`]; what `proceed` answers.
+    pub fn decode_unless(
+        &self,
+        latents: &Tensor,
+        proceed: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Tensor> {
         let mut x = latents.to_dtype(self.dtype)?.to_device(self.device)?;
         if let Some(conv) = &self.post_quant_conv {
             x = conv.forward(&x)?;
         }
-        self.decoder.forward(&x)
+        self.decoder.forward(&x, proceed)
     }
 
     /// As [`Self::decode`], in overlapping tiles of the training size that are blended into each other: the
     /// memory of one tile, whatever the size of the image. Colours may drift from tile to tile. The image is
-    /// f32, on the CPU. `proceed` is asked before each tile.
+    /// f32, on the CPU. `proceed` is asked before each block of each tile.
     ///
     /// # Errors
     /// As [`Self::decode`]; what `proceed` answers.
@@ -213,13 +225,12 @@ impl Vae {
             let mut row: Vec<Tile> = Vec::new();
             let mut strips = Vec::new();
             for (j, left) in (0..w).step_by(step).enumerate() {
-                proceed()?;
                 let part = latents.narrow(1, top, tile.min(h - top))?.narrow(
                     2,
                     left,
                     tile.min(w - left),
                 )?;
-                let mut decoded = Tile::new(&self.decode(&part.contiguous()?)?)?;
+                let mut decoded = Tile::new(&self.decode_unless(&part.contiguous()?, proceed)?)?;
                 if let Some(above) = above.get(j) {
                     decoded.blend(above, 1, blend);
                 }
@@ -402,13 +413,16 @@ impl Decoder {
     }
 
     /// `x` [B, h, w, latent] -> [B, H, W, 3]
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, proceed: &mut dyn FnMut() -> Result<()>) -> Result<Tensor> {
+        proceed()?;
         let mut x = self.mid.forward(&self.conv_in.forward(x)?)?; // [B, h, w, width]
         for UpLevel { resnets, doubling } in &self.up {
             for resnet in resnets {
+                proceed()?;
                 x = resnet.forward(&x, None)?;
             }
             if let Some(conv) = doubling {
+                proceed()?;
                 x = conv.forward(&upsample_nearest(&x, 2)?)?; // [B, 2h, 2w, width]
             }
         }

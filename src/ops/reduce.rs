@@ -357,12 +357,12 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_an_error() {
         let x = random([2, 3], 1);
-        assert!(sum(&x, &[2]).is_err());
-        assert!(sum(&x, &[1, 1]).is_err());
+        assert!(matches!(sum(&x, &[2]), Err(Error::Shape { .. })));
+        assert!(matches!(sum(&x, &[1, 1]), Err(Error::Shape { .. })));
         assert!(sum(&Tensor::from_vec(vec![1i64], [1]).unwrap(), &[0]).is_err());
         for device in devices() {
             let empty = random([2, 0], 1).to_device(device).unwrap();
-            assert!(max(&empty, &[1]).is_err());
+            assert!(matches!(max(&empty, &[1]), Err(Error::Shape { .. })));
             assert_eq!(values(&sum(&empty, &[1]).unwrap()), [0.0, 0.0]);
             assert!(values(&mean(&empty, &[1]).unwrap())[0].is_nan());
         }

@@ -218,7 +218,7 @@ mod tests {
             assert_eq!(y[..3], [0.5, 0.5, 0.0], "{device}");
             assert!(y[3..].iter().all(|x| x.is_nan())); // 0 / 0: nothing is left to choose from
         }
-        assert!(softmax(&random(&[][..], 1)).is_err());
+        assert!(matches!(softmax(&random(&[][..], 1)), Err(Error::Shape { .. })));
         assert!(softmax(&Tensor::from_vec(vec![1i64], [1]).unwrap()).is_err());
         assert!(softmax(&random([3, 0], 1)).unwrap().is_empty());
     }

@@ -62,6 +62,8 @@ mod tests {
         assert_eq!(guide(1.0, 0.0), values[15..]);
         assert!((deviation(&guide(7.5, 1.0)) / deviation(&values[15..]) - 1.0).abs() < 1e-5);
         assert!((deviation(&guide(7.5, 0.0)) / deviation(&values[15..]) - 1.0).abs() > 0.1);
-        assert!(Guidance::new(1.0, 0.5).is_none());
+        // As diffusers has it, no less than 1 guides.
+        assert!([0.0, 0.5, 1.0].iter().all(|&scale| Guidance::new(scale, 0.5).is_none()));
+        assert!(Guidance::new(1.01, 0.0).is_some());
     }
 }

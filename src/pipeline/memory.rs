@@ -16,8 +16,8 @@ use crate::tensor::DType;
 /// Stable Diffusion 1.5 at 512x512 in f32 was seen to take 39. Rather too little, so that nothing is refused that fits.
 const UNET_WORKING_SET: u64 = 30;
 
-/// What the decoder holds at once at its last level, in units of the width of the level before: seen 6.9, as above.
-const DECODER_WORKING_SET: u64 = 6;
+/// What the decoder holds at once at its last level, in units of the width of the level before: seen 4.2, as above.
+const DECODER_WORKING_SET: u64 = 4;
 
 /// An estimate of the memory that drawing takes.
 pub struct MemoryEstimate {
@@ -106,7 +106,7 @@ impl MemoryEstimate {
 mod tests {
     use super::*;
 
-    /// The shape of Stable Diffusion 1.5, whose step was seen to add 0.41 GB and whose decoding 1.86 GB in f32.
+    /// The shape of Stable Diffusion 1.5, whose step was seen to add 0.41 GB and whose decoding 1.12 GB in f32.
     #[test]
     fn the_estimate_is_near_what_was_measured_and_not_above() {
         let sd15 = MemoryEstimate {
@@ -119,7 +119,7 @@ mod tests {
         let gb = |settings: &Settings, batch| sd15.peak(settings, batch).unwrap() as f64 / 1e9;
         let settings = Settings::default();
         let decoding = gb(&settings, 1);
-        assert!((1.2..=1.86).contains(&decoding), "{decoding}");
+        assert!((0.95..=1.12).contains(&decoding), "{decoding}");
         let tiled = Settings { vae_tiling: true, width: Some(512), height: Some(512), ..settings };
         let step = gb(&tiled, 100) / 100.0;
         assert!((0.25..=0.41).contains(&step), "{step}");

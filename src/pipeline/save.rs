@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::io::atomic;
 use crate::io::folder::PipelineFolder;
 use crate::nn::{self, Module};
 use crate::pipeline::text_to_image::TextToImage;
@@ -26,35 +27,22 @@ impl TextToImage {
         dtype: Option<DType>,
     ) -> Result<()> {
         let (from, to) = (PipelineFolder::open(from, variant)?, to.as_ref());
-        if to.symlink_metadata().is_ok() {
-            let advice = "Name a folder that is not there yet: nothing is overwritten.";
-            return Err(Error::file(to, "folder", "none", "one, or a file", advice));
-        }
-        let parent = match to.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let scratch = tempfile::Builder::new()
-            .prefix(".nadir-save-")
-            .tempdir_in(parent)
-            .map_err(|e| Error::io(parent, e))?;
         let models: [(&str, &str, &dyn Module); 3] = [
             ("text_encoder", "model.safetensors", &self.text_encoder),
             ("unet", "diffusion_pytorch_model.safetensors", &self.unet),
             ("vae", "diffusion_pytorch_model.safetensors", &self.vae),
         ];
-        copy_folder(from.root(), scratch.path(), &|path| {
-            let component = path.parent().and_then(Path::file_name);
-            let of_model = models.iter().any(|(name, ..)| component == Some(name.as_ref()));
-            !(of_model && holds_weights(path))
-        })?;
-        for (name, file, module) in models {
-            nn::save(module, &from.weights(name)?, &scratch.path().join(name).join(file), dtype)?;
-        }
-        fs::rename(scratch.path(), to).map_err(|e| Error::io(to, e))?;
-        // It is no longer where it would be deleted from.
-        let _ = scratch.keep();
-        fs::File::open(parent).and_then(|f| f.sync_all()).map_err(|e| Error::io(parent, e))
+        atomic::create_folder(to, |scratch| {
+            copy_folder(from.root(), scratch, &|path| {
+                let component = path.parent().and_then(Path::file_name);
+                let of_model = models.iter().any(|(name, ..)| component == Some(name.as_ref()));
+                !(of_model && holds_weights(path))
+            })?;
+            for (name, file, module) in models {
+                nn::save(module, &from.weights(name)?, &scratch.join(name).join(file), dtype)?;
+            }
+            Ok(())
+        })
     }
 }
 

@@ -68,7 +68,7 @@ pub struct Settings {
     pub scheduler: Option<String>,
 
     /// Whose random numbers: `torch` (its CPU generator), `philox` or `philox:SMSxBLOCKS` (its CUDA generator)
-    #[serde(with = "text")]
+    #[serde(with = "crate::io::as_text")]
     #[arg(long, value_name = "SOURCE", default_value = "torch", help_heading = "Sampling")]
     #[arg(value_parser = parse_noise)]
     pub noise: NoiseSource,
@@ -166,26 +166,6 @@ fn parse_noise(text: &str) -> Result<NoiseSource, String> {
         Error::Argument { expected, .. } => expected,
         other => other.to_string(),
     })
-}
-
-/// Values that JSON holds as text.
-mod text {
-    use std::fmt::Display;
-    use std::str::FromStr;
-
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub fn serialize<T: Display, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_str(value)
-    }
-
-    pub fn deserialize<'de, T, D>(from: D) -> Result<T, D::Error>
-    where
-        T: FromStr<Err: Display>,
-        D: Deserializer<'de>,
-    {
-        String::deserialize(from)?.parse().map_err(D::Error::custom)
-    }
 }
 
 #[cfg(test)]

@@ -111,13 +111,14 @@ impl TextToImage {
     /// Images [B, H, W, 3], about -1 to 1, of `latents` [B, h, w, 4] at any step.
     ///
     /// # Errors
-    /// Latents of another number of channels; `Interrupted`, between tiles.
+    /// Latents of another number of channels; `Interrupted`, between blocks of the decoder.
     pub fn decode(&self, latents: &Tensor, tiled: bool, cancel: &Cancel) -> Result<Tensor> {
         let latents = scale(latents, self.vae.config().scaling_factor.recip())?;
+        let proceed = &mut || cancel.check();
         if tiled {
-            self.vae.decode_tiled(&latents, &mut || cancel.check())
+            self.vae.decode_tiled(&latents, proceed)
         } else {
-            self.vae.decode(&latents)
+            self.vae.decode_unless(&latents, proceed)
         }
     }
 }
