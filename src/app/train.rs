@@ -397,9 +397,10 @@ impl Log {
         let left = (progress.steps - progress.step) as f64 / rate;
         let mean = self.losses.iter().sum::<f64>() / self.losses.len() as f64;
         let parts: Vec<_> = progress.parts.iter().map(|(n, x)| format!("{n} {x:.4}")).collect();
+        let parts =
+            if parts.is_empty() { parts.join("") } else { format!(" ({})", parts.join(", ")) };
         let line = format!(
-            "loss {mean:.5} ({}), rate {:.2e}, norm {:.2}, {:.1} pictures/s, {} left",
-            parts.join(", "),
+            "loss {mean:.5}{parts}, rate {:.2e}, norm {:.2}, {:.1} pictures/s, {} left",
             progress.rate,
             progress.gradient_norm,
             progress.speed,
