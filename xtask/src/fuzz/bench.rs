@@ -55,6 +55,9 @@ const PICTURES: [(&str, &[u8]); 4] = [
 const OWN: &str = "own.png";
 const DAMAGED: &str = "picture.png";
 
+/// Kernels by nvcc.
+const PTX: &str = "sample.ptx";
+
 /// A file of a case: its name in the model or in the bench's folder, and what is in it.
 #[derive(Clone)]
 pub struct Sample {
@@ -162,31 +165,29 @@ impl Bench {
         self.folder.join("model")
     }
 
-    /// The undamaged files of a kind.
-    pub fn originals(&self, kind: Kind) -> Result<Vec<Sample>> {
-        let read = |name: &str, path: &Path| {
-            let content = fs::read(path).with_context(|| path.display().to_string())?;
-            Ok(Sample { name: name.to_owned(), content })
+    /// The names of the files of a kind.
+    pub fn names(kind: Kind) -> Vec<&'static str> {
+        match kind {
+            Kind::Configurations => CONFIGURATIONS.to_vec(),
+            Kind::Weights => WEIGHTS.to_vec(),
+            Kind::Pictures => PICTURES.iter().map(|(name, _)| *name).chain([DAMAGED]).collect(),
+            Kind::Replay => vec![DAMAGED],
+            Kind::Ptx => vec![PTX],
+        }
+    }
+
+    /// An undamaged file.
+    pub fn original(&self, name: &str) -> Result<Sample> {
+        let path = match name {
+            DAMAGED => self.folder.join(OWN),
+            PTX => root().join("vgpu/tests/golden").join(PTX),
+            _ => root().join(MODEL).join(name),
         };
-        let model = |files: &[&str]| {
-            files.iter().map(|file| read(file, &root().join(MODEL).join(file))).collect()
+        let content = match PICTURES.iter().find(|(picture, _)| *picture == name) {
+            Some((_, content)) => content.to_vec(),
+            None => fs::read(&path).with_context(|| path.display().to_string())?,
         };
-        let own = || read(DAMAGED, &self.folder.join(OWN));
-        Ok(match kind {
-            Kind::Configurations => return model(&CONFIGURATIONS),
-            Kind::Weights => return model(&WEIGHTS),
-            Kind::Pictures => {
-                let sample = |&(name, content): &(&str, &[u8])| Sample {
-                    name: name.to_owned(),
-                    content: content.to_vec(),
-                };
-                PICTURES.iter().map(sample).chain([own()?]).collect()
-            }
-            Kind::Replay => vec![own()?],
-            Kind::Ptx => {
-                vec![read("sample.ptx", &root().join("vgpu/tests/golden/sample.ptx"))?]
-            }
-        })
+        Ok(Sample { name: name.to_owned(), content })
     }
 
     /// Has the program read a file, which lies in its place for so long.
