@@ -140,6 +140,21 @@ fn company_changes_no_image_in_bf16() -> Result<()> {
     check_company("unipc_v", DType::BF16)
 }
 
+/// Without guidance samplers are given what the UNet predicts itself, and the multi-step ones remember it.
+#[test]
+fn predictions_may_be_remembered() -> Result<()> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    let case = Case::open("pndm")?;
+    let mut request = case.request();
+    (request.settings.guidance_scale, request.settings.steps) = (Some(1.0), Some(6));
+    let draw = |device| generate(&case.load(DType::F32, device)?, vec![request.clone()], 1);
+    let (ours, theirs) = (draw(gpu)?.remove(0), draw(Device::Cpu)?.remove(0));
+    for (i, (ours, theirs)) in ours.latents.iter().zip(&theirs.latents).enumerate() {
+        golden::assert_close(&format!("step {i}"), ours, theirs, 1e-4);
+    }
+    Ok(())
+}
+
 #[test]
 fn tiles_are_decoded_as_on_the_cpu() -> Result<()> {
     let Some(gpu) = gpu() else { return Ok(()) };
@@ -153,6 +168,25 @@ fn tiles_are_decoded_as_on_the_cpu() -> Result<()> {
     // As one pass through a network against diffusers.
     golden::assert_close("tiles", &decode(gpu)?, &decode(Device::Cpu)?, 1e-5);
     Ok(())
+}
+
+/// A profile names the kernels; of the virtual device it tells counts, never times.
+#[test]
+fn a_profile_names_the_kernels_of_a_picture() {
+    if !is_virtual() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nadir"));
+    command.args(["profile", "a river", "--device=cuda", "--steps=1", "-W=32", "-H=32"]);
+    command.env("VGPU_COUNTERS", folder.path().join("counts.jsonl"));
+    let output = command.output().unwrap();
+    let table = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for kernel in ["attention_any_f32", "group_norm_f32", "matmul_", "conv2d_"] {
+        assert!(table.contains(kernel), "{kernel}: {table}");
+    }
+    assert!(table.contains("instructions") && !table.contains(" ms "), "{table}");
 }
 
 /// Runs `nadir generate` with these variables and arguments in `folder`.
@@ -191,7 +225,7 @@ fn auto_says_what_it_chose() {
 
 /// Whether the device is the virtual one, which can be told to fail.
 fn is_virtual() -> bool {
-    gpu().is_some() && cuda::devices().unwrap()[0].name.starts_with("vgpu")
+    gpu().is_some() && cuda::devices().unwrap()[0].is_virtual()
 }
 
 /// Memory that runs out at the n-th allocation.

@@ -49,6 +49,7 @@ pub enum Command {
     #[command(subcommand)]
     Data(Data),
     Train(super::train::Train),
+    Profile(Profile),
     Doctor(Doctor),
 }
 
@@ -246,6 +247,37 @@ pub struct Inspect {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Say which kernels a picture takes on a GPU, how often, and how long they are
+///
+/// On a card times are measured by events around every launch, in a second run behind one that loads the kernels. On the
+/// virtual device, whose times mean nothing, instructions and memory traffic are counted.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  nadir profile \"a satellite image of a river\" --device cuda --steps 4
+  nadir profile \"a harbour\" -m models/my-sd --dtype bf16 --steps 4 --batch 4
+  VGPU_COUNTERS=counts.jsonl cargo xtask vgpu nadir profile \"a river\" --steps 1
+
+Nothing is written but the table.")]
+pub struct Profile {
+    #[command(flatten)]
+    pub prompt: Prompt,
+
+    #[command(flatten)]
+    pub settings: Settings,
+
+    /// Model: a diffusers folder, `org/name` in the local hub cache, or a model that ships
+    #[arg(short, long, value_name = "MODEL", help_heading = "Model")]
+    pub model: Option<String>,
+
+    /// Weight files of this variant: `fp16` for `model.fp16.safetensors`
+    #[arg(long, value_name = "NAME", help_heading = "Model")]
+    pub variant: Option<String>,
+
+    #[command(flatten)]
+    pub execution: Execution,
 }
 
 /// Say what this machine and this build can do

@@ -199,7 +199,7 @@ fn in_our_words(warning: &Warning) -> String {
 }
 
 /// The device that was asked for; says why where that was left to nadir.
-fn choose_device(request: &str, progress: &Progress) -> Result<Device> {
+pub(super) fn choose_device(request: &str, progress: &Progress) -> Result<Device> {
     let (device, why) = cuda::choose(request).map_err(|error| match error {
         Error::Cuda(reason) => Error::argument("device", request, reason),
         other => other,

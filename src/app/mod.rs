@@ -9,6 +9,7 @@ mod generate;
 mod interrupt;
 mod limits;
 mod model;
+mod profile;
 mod progress;
 mod recipe;
 mod replay;
@@ -64,6 +65,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Replay(args) => replay::run(args)?,
         Command::Data(command) => data::run(command)?,
         Command::Train(args) => train::run(args)?,
+        Command::Profile(args) => profile::run(args)?,
         Command::Doctor(args) => return Ok(doctor::run(&args)),
     }
     Ok(ExitCode::SUCCESS)

@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use crate::error::Result;
 use crate::models::unet::{Context, Unet};
-use crate::tensor::cuda::Graph;
+use crate::tensor::cuda::{Graph, is_profiling};
 use crate::tensor::{Device, Tensor};
 
 /// What the evaluations have in common.
@@ -67,8 +67,10 @@ impl Captured {
     }
 }
 
-/// Whether graphs are used: `NADIR_GRAPH=off` has every kernel launched by itself, for checking tools.
+/// Whether graphs are used: `NADIR_GRAPH=off` has every kernel launched by itself, for checking tools, and so has a
+/// profile.
 fn are_wanted() -> bool {
     static WANTED: OnceLock<bool> = OnceLock::new();
-    *WANTED.get_or_init(|| !std::env::var("NADIR_GRAPH").is_ok_and(|v| v == "off"))
+    let wanted = WANTED.get_or_init(|| !std::env::var("NADIR_GRAPH").is_ok_and(|v| v == "off"));
+    *wanted && !is_profiling()
 }

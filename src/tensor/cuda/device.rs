@@ -30,6 +30,13 @@ pub struct Properties {
     pub memory: usize,
 }
 
+impl Properties {
+    /// Whether this is the virtual device, whose clock says nothing of a card's.
+    pub fn is_virtual(&self) -> bool {
+        self.name.starts_with("vgpu ")
+    }
+}
+
 impl std::fmt::Display for Properties {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (major, minor) = self.compute_capability;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use cudarc::driver::result;
 
 use super::gpu::Gpu;
+use super::profile::timed;
 use super::stream::{Access, Stream, Use};
 use crate::error::{Error, Result};
 use crate::tensor::{Storage, Tensor};
@@ -127,20 +128,23 @@ impl Args {
         for (pointer, &offset) in pointers.iter_mut().zip(&self.offsets[..self.count]) {
             *pointer = base.wrapping_add(offset).cast();
         }
-        Stream::current_on(gpu)?.submit(kernel, &self.uses, |raw| {
-            // SAFETY: `kernels!` pushed the arguments in the order and of the sizes that the build script
-            // checked against the kernel's own; the driver copies them before it returns. The tensors are on
-            // this device; the operation that launches has the dimensions agree with them.
-            unsafe {
-                result::launch_kernel(
-                    function,
-                    (config.grid[0], config.grid[1], 1),
-                    (config.block, 1, 1),
-                    config.shared,
-                    raw,
-                    &mut pointers[..self.count],
-                )
-            }
+        let stream = Stream::current_on(gpu)?;
+        stream.submit(kernel, &self.uses, |raw| {
+            timed(kernel, &stream, raw, || {
+                // SAFETY: `kernels!` pushed the arguments in the order and of the sizes that the build script
+                // checked against the kernel's own; the driver copies them before it returns. The tensors are on
+                // this device; the operation that launches has the dimensions agree with them.
+                unsafe {
+                    result::launch_kernel(
+                        function,
+                        (config.grid[0], config.grid[1], 1),
+                        (config.block, 1, 1),
+                        config.shared,
+                        raw,
+                        &mut pointers[..self.count],
+                    )
+                }
+            })
         })
     }
 }

@@ -9,6 +9,7 @@
 //! | `staging.rs` | copies between host and device |
 //! | `launch.rs` | launching kernels |
 //! | `graph.rs` | captured work |
+//! | `profile.rs` | how long kernels take |
 //!
 //! The driver is looked for at run time. Where there is none, [`devices`] and [`choose`] say so. Families of kernels
 //! are loaded when first used, machine code before PTX.
@@ -18,6 +19,7 @@ mod gpu;
 mod graph;
 mod launch;
 mod memory;
+mod profile;
 mod staging;
 mod stream;
 #[cfg(test)]
@@ -29,6 +31,8 @@ pub use device::{Properties, choose, compiler, devices, families};
 pub use graph::Graph;
 pub(crate) use launch::{Args, LaunchConfig};
 pub(crate) use memory::Buffer;
+pub(crate) use profile::is_profiling;
+pub use profile::{KernelTime, profile};
 pub use stream::Stream;
 
 include!(concat!(env!("OUT_DIR"), "/modules.rs"));

@@ -400,6 +400,28 @@ fn what_a_graph_cannot_hold_is_an_error_and_passes() {
     assert!(matches!(late, Err(Error::Value { .. })));
 }
 
+#[test]
+fn a_profile_counts_the_launches_of_its_work() {
+    if !is_there_for_tests() {
+        return;
+    }
+    let x = upload(1.0, 10);
+    let work = || {
+        drop(Graph::capture(GPU, || add(&x, &x))?); // gathered, not launched
+        add(&add(&x, &x)?, &x)
+    };
+    let (y, times) = profile(GPU, work).unwrap();
+    assert_eq!(value(&y), 3.0);
+    let [KernelTime { kernel: "add_f32", calls: 2, seconds }] = times[..] else {
+        panic!("{times:?}");
+    };
+    assert!(seconds >= 0.0);
+    assert!(profile(GPU, || Err::<(), _>(Error::Interrupted)).is_err());
+    add(&x, &x).unwrap();
+    assert_eq!(profile(GPU, || Ok(())).unwrap().1, []);
+    assert!(matches!(profile(Device::Cpu, || Ok(())), Err(Error::Argument { .. })));
+}
+
 /// Runs an ignored test of this file in a process of its own; `VGPU_FAIL_...` is read once a process.
 fn in_own_process(test: &str, variables: &[(&str, String)]) -> bool {
     let output = Command::new(std::env::current_exe().unwrap())
@@ -417,7 +439,7 @@ fn in_own_process(test: &str, variables: &[(&str, String)]) -> bool {
 }
 
 fn is_virtual() -> bool {
-    is_there_for_tests() && devices().unwrap()[0].name.starts_with("vgpu")
+    is_there_for_tests() && devices().unwrap()[0].is_virtual()
 }
 
 /// Everything that takes memory: uploads, kernels, a download, a graph.
