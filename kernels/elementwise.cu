@@ -119,6 +119,13 @@ __device__ void clamp(T* y, const T* x, ClampDims d) {
 }
 FOR_EACH_FLOAT(clamp, (T* y, const T* x, ClampDims d), (y, x, d))
 
+// The gradient of clamp: 1 at the bounds too.
+template <typename T>
+__device__ void clamp_gradient(T* dx, const T* x, const T* grad, ClampDims d) {
+    zip(dx, x, grad, {d.len, d.len}, [&](float a, float g) { return g * float(d.low <= a && a <= d.high); });
+}
+FOR_EACH_FLOAT(clamp_gradient, (T* dx, const T* x, const T* grad, ClampDims d), (dx, x, grad, d))
+
 // sum + c * x with the product rounded too, as PyTorch and the CPU form round it.
 __device__ inline float add_term(float sum, float c, float x) { return __fadd_rn(sum, __fmul_rn(c, x)); }
 

@@ -162,10 +162,11 @@ __device__ void normalise(T* y, const T* x, Affine by, GroupNormDims d) {
     }
 }
 
-// grid (any, batch)
+// saved [batch, groups, 3]: centre, the mean about it, 1 / deviation; null unless a gradient reads them. grid (any, batch)
 template <typename T>
 __device__ void group_norm(
-    T* y, const T* x, const float* gamma, const float* beta, const float* stats, GroupNormDims d) {
+    T* y, Pointers<float, 1> saved, const T* x, const float* gamma, const float* beta, const float* stats,
+    GroupNormDims d) {
     extern __shared__ float shared[];
     const Affine by = {shared, shared + d.channels, shared + 2 * d.channels};
 
@@ -188,6 +189,10 @@ __device__ void group_norm(
         const float mean = warp_sum(sum) / count;  // about the centre
         const float variance = fmaf(-mean, mean, warp_sum(square) / count);
         const float rstd = 1.0f / sqrtf(variance + d.eps);
+        if (saved.at[0] && blockIdx.x == 0 && lane == 0) {
+            float* const to = saved.at[0] + 3 * (size_t(blockIdx.y) * d.groups + g);
+            to[0] = centre, to[1] = mean, to[2] = rstd;
+        }
         for (unsigned c = g * width + lane; c < (g + 1) * width; c += WARP) {
             by.centre[c] = centre;
             by.scale[c] = rstd * gamma[c];
@@ -204,8 +209,9 @@ __device__ void group_norm(
 }
 FOR_EACH_FLOAT(
     group_norm,
-    (T* y, const T* x, const float* gamma, const float* beta, const float* stats, GroupNormDims d),
-    (y, x, gamma, beta, stats, d))
+    (T* y, Pointers<float, 1> saved, const T* x, const float* gamma, const float* beta, const float* stats,
+     GroupNormDims d),
+    (y, saved, x, gamma, beta, stats, d))
 
 // --- layer normalisation ---
 
@@ -266,3 +272,275 @@ FOR_EACH_FLOAT(
     layer_norm,
     (T* y, const T* x, const float* gamma, const float* beta, LayerNormDims d),
     (y, x, gamma, beta, d))
+
+// --- gradient of group normalisation ---
+//
+// With x' the normalised x and g the gradient by the activation's argument:
+//
+//   dx = rstd (gamma g - mean(gamma g) - x' mean(gamma g x'))      means over the group
+//
+// The first pass leaves the sums of g and of g x' by slab and channel, the second reads those of the whole image. A thread
+// keeps to its channels, whose parameters stay in registers.
+
+template <int N>
+struct Normal {
+    float centre[N], mean[N], rstd[N], gamma[N], beta[N];
+
+    // Of channels from `c` on; statistics [groups, 3] of an image.
+    __device__ Normal(const float* statistics, const float* gamma_, const float* beta_, unsigned c, const GroupNormDims& d) {
+        const unsigned width = d.channels / d.groups;
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            const float* const of = statistics + 3 * ((c + i) / width);
+            centre[i] = of[0], mean[i] = of[1], rstd[i] = of[2];
+            gamma[i] = gamma_[c + i], beta[i] = beta_[c + i];
+        }
+    }
+
+    __device__ float operator()(int i, float x) const { return ((x - centre[i]) - mean[i]) * rstd[i]; }
+
+    // The gradient by the activation's argument.
+    __device__ float before(int i, float normal, float grad, const GroupNormDims& d) const {
+        if (!d.silu) return grad;
+        const float argument = fmaf(normal, gamma[i], beta[i]);
+        const float sigmoid = 1.0f / (1.0f + expf(-argument));
+        return grad * (sigmoid * (1.0f + argument * (1.0f - sigmoid)));
+    }
+};
+
+template <int N, typename T>
+__device__ void slab_sums(
+    float* sums, const T* x, const T* grad, const float* statistics, const float* gamma, const float* beta, float* shared,
+    const GroupNormDims& d) {
+    const bool wide = is_aligned(x) && is_aligned(grad);
+    const unsigned begin = blockIdx.x * d.slab_pixels;
+    const unsigned pixels = min(d.slab_pixels, d.pixels - begin);
+    const size_t slab = (size_t(blockIdx.y) * d.pixels + begin) * d.channels;
+    const SlabThreads t(d.channels, N);
+    float* const products = shared + size_t(t.rows) * d.channels;
+    for (unsigned v = t.first; t.row < t.rows && v < t.vectors; v += t.step) {
+        const Normal<N> normal(statistics + size_t(blockIdx.y) * d.groups * 3, gamma, beta, v * N, d);
+        float sum[N] = {}, product[N] = {};
+        for (unsigned p = t.row; p < pixels; p += t.rows) {
+            const size_t at = slab + size_t(p) * d.channels + v * N;
+            float a[N], g[N];
+            load(a, x + at, wide);
+            load(g, grad + at, wide);
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                const float n = normal(i, a[i]), before = normal.before(i, n, g[i], d);
+                sum[i] += before;
+                product[i] = fmaf(before, n, product[i]);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            shared[t.row * d.channels + v * N + i] = sum[i];
+            products[t.row * d.channels + v * N + i] = product[i];
+        }
+    }
+    __syncthreads();
+    const size_t images = gridDim.y, at = (size_t(blockIdx.y) * d.slabs + blockIdx.x) * d.channels;
+    for (unsigned c = threadIdx.x; c < 2 * d.channels; c += blockDim.x) {
+        const unsigned which = c / d.channels, channel = c % d.channels;
+        const float* const from = (which ? products : shared) + channel;
+        float sum = 0.0f;
+        for (unsigned row = 0; row < t.rows; row++) sum += from[row * d.channels];
+        sums[which * images * d.slabs * d.channels + at + channel] = sum;
+    }
+}
+
+// sums [2, batch, slabs, channels]: of g, and of g x'. grid (slabs, batch). Shared: [2, rows, channels].
+template <typename T>
+__device__ void group_norm_gradient_sums(
+    float* sums, const T* x, const T* grad, const float* statistics, const float* gamma, const float* beta,
+    GroupNormDims d) {
+    extern __shared__ float shared[];
+    if (d.channels % LANES<T> == 0) {
+        slab_sums<LANES<T>>(sums, x, grad, statistics, gamma, beta, shared, d);
+    } else {
+        slab_sums<1>(sums, x, grad, statistics, gamma, beta, shared, d);
+    }
+}
+FOR_EACH_FLOAT(
+    group_norm_gradient_sums,
+    (float* sums, const T* x, const T* grad, const float* statistics, const float* gamma, const float* beta,
+     GroupNormDims d),
+    (sums, x, grad, statistics, gamma, beta, d))
+
+template <int N, typename T>
+__device__ void slab_gradient(
+    T* dx, const T* x, const T* grad, const float* statistics, const float* gamma, const float* beta, const float* means,
+    const GroupNormDims& d) {
+    const bool wide = is_aligned(dx) && is_aligned(x) && is_aligned(grad);
+    const unsigned begin = blockIdx.x * d.slab_pixels;
+    const unsigned pixels = min(d.slab_pixels, d.pixels - begin);
+    const size_t slab = (size_t(blockIdx.y) * d.pixels + begin) * d.channels;
+    const SlabThreads t(d.channels, N);
+    const unsigned width = d.channels / d.groups;
+    for (unsigned v = t.first; t.row < t.rows && v < t.vectors; v += t.step) {
+        const Normal<N> normal(statistics + size_t(blockIdx.y) * d.groups * 3, gamma, beta, v * N, d);
+        float mean[N], product[N];
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            mean[i] = means[(v * N + i) / width];
+            product[i] = means[d.groups + (v * N + i) / width];
+        }
+        for (unsigned p = t.row; p < pixels; p += t.rows) {
+            const size_t at = slab + size_t(p) * d.channels + v * N;
+            float a[N], g[N];
+            load(a, x + at, wide);
+            load(g, grad + at, wide);
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                const float n = normal(i, a[i]), before = normal.before(i, n, g[i], d);
+                a[i] = normal.rstd[i] * (normal.gamma[i] * before - mean[i] - n * product[i]);
+            }
+            store(dx + at, a, wide);
+        }
+    }
+}
+
+// sums [2, batch, channels]; grid (slabs, batch). Shared: means [2, groups].
+template <typename T>
+__device__ void group_norm_gradient(
+    T* dx, const T* x, const T* grad, const float* statistics, const float* gamma, const float* beta, const float* sums,
+    GroupNormDims d) {
+    extern __shared__ float means[];
+    const unsigned width = d.channels / d.groups;
+    for (unsigned m = threadIdx.x / WARP; m < 2 * d.groups; m += blockDim.x / WARP) {
+        const unsigned which = m / d.groups, first = m % d.groups * width;
+        const float* const from = sums + (size_t(which) * gridDim.y + blockIdx.y) * d.channels;
+        float sum = 0.0f;
+        for (unsigned c = first + threadIdx.x % WARP; c < first + width; c += WARP) sum = fmaf(gamma[c], from[c], sum);
+        sum = warp_sum(sum);
+        if (threadIdx.x % WARP == 0) means[m] = sum / (float(d.pixels) * width);
+    }
+    __syncthreads();
+    if (d.channels % LANES<T> == 0) {
+        slab_gradient<LANES<T>>(dx, x, grad, statistics, gamma, beta, means, d);
+    } else {
+        slab_gradient<1>(dx, x, grad, statistics, gamma, beta, means, d);
+    }
+}
+FOR_EACH_FLOAT(
+    group_norm_gradient,
+    (T* dx, const T* x, const T* grad, const float* statistics, const float* gamma, const float* beta, const float* sums,
+     GroupNormDims d),
+    (dx, x, grad, statistics, gamma, beta, sums, d))
+
+// --- gradient of layer normalisation ---
+
+// A warp a row, as `layer_norm_row`; the row's statistics are left for the sums over rows.
+template <int N, typename T>
+__device__ void layer_norm_gradient_row(
+    T* dx, float* statistics, const T* x, const float* gamma, const T* grad, const LayerNormDims& d) {
+    const bool wide = is_aligned(dx) && is_aligned(x) && is_aligned(grad);
+    const unsigned first = threadIdx.x % WARP * N;
+    const float n = float(d.columns);
+
+    float sum = 0.0f;
+    for (unsigned c = first; c < d.columns; c += WARP * N) {
+        float a[N];
+        load(a, x + c, wide);
+#pragma unroll
+        for (int i = 0; i < N; i++) sum += a[i];
+    }
+    const float centre = warp_sum(sum) / n;  // the mean, as f32 rounds it
+
+    float deviations = 0.0f, squares = 0.0f;
+    for (unsigned c = first; c < d.columns; c += WARP * N) {
+        float a[N];
+        load(a, x + c, wide);
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            const float delta = a[i] - centre;
+            deviations += delta;
+            squares = fmaf(delta, delta, squares);
+        }
+    }
+    const float mean = warp_sum(deviations) / n;  // about the centre
+    const float variance = fmaf(-mean, mean, warp_sum(squares) / n);
+    const float rstd = 1.0f / sqrtf(variance + d.eps);
+
+    float weighted = 0.0f, products = 0.0f;
+    for (unsigned c = first; c < d.columns; c += WARP * N) {
+        float a[N], g[N];
+        load(a, x + c, wide);
+        load(g, grad + c, wide);
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            const float w = gamma[c + i] * g[i];
+            weighted += w;
+            products = fmaf(w, ((a[i] - centre) - mean) * rstd, products);
+        }
+    }
+    weighted = warp_sum(weighted) / n;
+    products = warp_sum(products) / n;
+
+    for (unsigned c = first; c < d.columns; c += WARP * N) {
+        float a[N], g[N];
+        load(a, x + c, wide);
+        load(g, grad + c, wide);
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            const float normal = ((a[i] - centre) - mean) * rstd;
+            a[i] = rstd * (gamma[c + i] * g[i] - weighted - normal * products);
+        }
+        store(dx + c, a, wide);
+    }
+    if (threadIdx.x % WARP == 0) statistics[0] = centre, statistics[1] = mean, statistics[2] = rstd;
+}
+
+// statistics [rows, 3]: centre, the mean about it, 1 / deviation
+template <typename T>
+__device__ void layer_norm_gradient(
+    T* dx, float* statistics, const T* x, const float* gamma, const T* grad, LayerNormDims d) {
+    const unsigned row = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
+    if (row >= d.rows) return;  // a whole warp leaves together
+    const size_t at = size_t(row) * d.columns;
+    statistics += 3 * size_t(row);
+    if (d.columns % LANES<T> == 0) {
+        layer_norm_gradient_row<LANES<T>>(dx + at, statistics, x + at, gamma, grad + at, d);
+    } else {
+        layer_norm_gradient_row<1>(dx + at, statistics, x + at, gamma, grad + at, d);
+    }
+}
+FOR_EACH_FLOAT(
+    layer_norm_gradient,
+    (T* dx, float* statistics, const T* x, const float* gamma, const T* grad, LayerNormDims d),
+    (dx, statistics, x, gamma, grad, d))
+
+// Sums of g and of g x' over the rows of a chunk, 32 columns a block, every eighth row a warp: sums [2, chunks, columns].
+// grid (tiles of columns, chunks)
+constexpr unsigned ROWS_OF_CHUNK = 256;
+
+template <typename T>
+__device__ void layer_norm_gradient_sums(
+    float* sums, const T* x, const T* grad, const float* statistics, LayerNormDims d) {
+    constexpr unsigned WARPS = 8;
+    __shared__ float parts[2][WARPS][WARP];
+    const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    const unsigned column = blockIdx.x * WARP + lane;
+    const bool inside = column < d.columns;
+    const unsigned first = blockIdx.y * ROWS_OF_CHUNK, end = min(d.rows, first + ROWS_OF_CHUNK);
+    float sum = 0.0f, product = 0.0f;
+    for (unsigned row = first + warp; row < end; row += WARPS) {
+        const size_t at = size_t(row) * d.columns + (inside ? column : 0);
+        const float* const of = statistics + 3 * size_t(row);
+        const float g = to_float(grad[at]);
+        sum += g;
+        product = fmaf(g, ((to_float(x[at]) - of[0]) - of[1]) * of[2], product);
+    }
+    parts[0][warp][lane] = sum;
+    parts[1][warp][lane] = product;
+    __syncthreads();
+    if (warp > 1 || !inside) return;
+    sum = parts[warp][0][lane];
+#pragma unroll
+    for (unsigned i = 1; i < WARPS; i++) sum += parts[warp][i][lane];
+    sums[(size_t(warp) * gridDim.y + blockIdx.y) * d.columns + column] = sum;
+}
+FOR_EACH_FLOAT(
+    layer_norm_gradient_sums, (float* sums, const T* x, const T* grad, const float* statistics, LayerNormDims d),
+    (sums, x, grad, statistics, d))

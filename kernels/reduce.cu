@@ -12,6 +12,12 @@ struct ReduceDims {
     unsigned reduction;
 };
 
+struct ColumnDims {
+    unsigned rows, columns;
+    unsigned chunks, rows_of_chunk;
+    float divisor;
+};
+
 // One step of a reduction. Extremes keep a NaN.
 __device__ inline float combine(float a, float b, unsigned reduction) {
     if (reduction <= MEAN) return a + b;
@@ -80,3 +86,28 @@ __device__ void reduce_by_blocks(T* y, const T* x, ReduceDims d) {
     if (lane == 0) finish(y + blockIdx.x, all, d);
 }
 FOR_EACH_FLOAT(reduce_by_blocks, (T* y, const T* x, ReduceDims d), (y, x, d))
+
+// Sums over the columns of matrices [rows, columns], for each chunk of their rows: y [matrices, chunks, columns]. A block
+// has 32 columns, and each of its eight warps every eighth row. grid (tiles of columns * chunks, matrices)
+template <typename T, typename U>
+__device__ void sum_columns(U* y, const T* x, ColumnDims d) {
+    constexpr unsigned WARPS = 8;
+    __shared__ float parts[WARPS][WARP];
+    const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    const unsigned tiles = (d.columns + WARP - 1) / WARP;
+    const unsigned column = blockIdx.x % tiles * WARP + lane, chunk = blockIdx.x / tiles;
+    const bool inside = column < d.columns;
+    const unsigned first = chunk * d.rows_of_chunk, end = min(d.rows, first + d.rows_of_chunk);
+    const T* const matrix = x + size_t(blockIdx.y) * d.rows * d.columns + (inside ? column : 0);
+    float sum = 0.0f;
+#pragma unroll 4
+    for (unsigned row = first + warp; row < end; row += WARPS) sum += to_float(matrix[size_t(row) * d.columns]);
+    parts[warp][lane] = sum;
+    __syncthreads();
+    if (warp > 0 || !inside) return;
+    sum = parts[0][lane];
+#pragma unroll
+    for (unsigned i = 1; i < WARPS; i++) sum += parts[i][lane];
+    y[(size_t(blockIdx.y) * d.chunks + chunk) * d.columns + column] = from_float<U>(sum / d.divisor);
+}
+FOR_EACH_PAIR(sum_columns, (U* y, const T* x, ColumnDims d), (y, x, d))

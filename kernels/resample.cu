@@ -95,3 +95,54 @@ __device__ void resize_bilinear(T* y, const T* x, ResizeDims d) {
     }
 }
 FOR_EACH_FLOAT(resize_bilinear, (T* y, const T* x, ResizeDims d), (y, x, d))
+
+// --- gradient of the nearest pixel: the sum over all pixels that were taken from one ---
+
+// The first of `count` positions that was taken from `at` or one behind it; positions rise with what they were taken from.
+__device__ inline unsigned first_from(unsigned at, unsigned count, unsigned from, float scale, unsigned repeat) {
+    if (repeat > 0) return at * repeat;
+    unsigned low = 0, high = count;
+    while (low < high) {
+        const unsigned middle = (low + high) / 2;
+        if (nearest(middle, from, scale, repeat) < at) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
+template <int N, typename T>
+__device__ void add_pixels(T* dx, const T* grad, const ResizeDims& d) {
+    const bool wide = is_aligned(dx) && is_aligned(grad);
+    const unsigned vectors = d.channels / N;
+    const size_t len = size_t(d.pixels) * vectors;
+    for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < len; i += size_t(gridDim.x) * blockDim.x) {
+        const unsigned pixel = i / vectors, channel = i % vectors * N;
+        const unsigned row = pixel / d.from_width % d.from_height, column = pixel % d.from_width;
+        const T* image = grad + size_t(pixel / d.from_width / d.from_height) * d.height * d.width * d.channels;
+        const unsigned y0 = first_from(row, d.height, d.from_height, d.scale_y, d.repeat_y);
+        const unsigned y1 = first_from(row + 1, d.height, d.from_height, d.scale_y, d.repeat_y);
+        const unsigned x0 = first_from(column, d.width, d.from_width, d.scale_x, d.repeat_x);
+        const unsigned x1 = first_from(column + 1, d.width, d.from_width, d.scale_x, d.repeat_x);
+        float sum[N] = {};
+        for (unsigned y = y0; y < y1; y++) {
+            for (unsigned x = x0; x < x1; x++) {
+                float g[N];
+                load(g, image + (size_t(y) * d.width + x) * d.channels + channel, wide);
+#pragma unroll
+                for (int k = 0; k < N; k++) sum[k] += g[k];
+            }
+        }
+        store(dx + i * N, sum, wide);
+    }
+}
+
+// dims are those of the resize, but for `pixels`: those before it.
+template <typename T>
+__device__ void resize_nearest_gradient(T* dx, const T* grad, ResizeDims d) {
+    if (d.channels % LANES<T> == 0) {
+        add_pixels<LANES<T>>(dx, grad, d);
+    } else {
+        add_pixels<1>(dx, grad, d);
+    }
+}
+FOR_EACH_FLOAT(resize_nearest_gradient, (T* dx, const T* grad, ResizeDims d), (dx, grad, d))

@@ -58,3 +58,41 @@ __device__ void softmax(T* y, const T* x, SoftmaxDims d) {
     }
 }
 FOR_EACH_FLOAT(softmax, (T* y, const T* x, SoftmaxDims d), (y, x, d))
+
+// --- gradient: dx = y (g - sum(y g)) ---
+
+template <int N, typename T>
+__device__ void softmax_gradient_row(T* dx, const T* y, const T* grad, unsigned columns) {
+    const bool wide = is_aligned(dx) && is_aligned(y) && is_aligned(grad);
+    const unsigned first = threadIdx.x % WARP * N;
+    float sum = 0.0f;
+    for (unsigned c = first; c < columns; c += WARP * N) {
+        float weight[N], g[N];
+        load(weight, y + c, wide);
+        load(g, grad + c, wide);
+#pragma unroll
+        for (int i = 0; i < N; i++) sum = fmaf(weight[i], g[i], sum);
+    }
+    sum = warp_sum(sum);
+    for (unsigned c = first; c < columns; c += WARP * N) {
+        float weight[N], g[N];
+        load(weight, y + c, wide);
+        load(g, grad + c, wide);
+#pragma unroll
+        for (int i = 0; i < N; i++) g[i] = weight[i] * (g[i] - sum);
+        store(dx + c, g, wide);
+    }
+}
+
+template <typename T>
+__device__ void softmax_gradient(T* dx, const T* y, const T* grad, SoftmaxDims d) {
+    const unsigned row = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
+    if (row >= d.rows) return;  // a whole warp leaves together
+    const size_t at = size_t(row) * d.columns;
+    if (d.columns % LANES<T> == 0) {
+        softmax_gradient_row<LANES<T>>(dx + at, y + at, grad + at, d.columns);
+    } else {
+        softmax_gradient_row<1>(dx + at, y + at, grad + at, d.columns);
+    }
+}
+FOR_EACH_FLOAT(softmax_gradient, (T* dx, const T* y, const T* grad, SoftmaxDims d), (dx, y, grad, d))

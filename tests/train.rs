@@ -18,6 +18,7 @@ use nadir::ops::gradient::backward;
 use nadir::ops::loss::{absolute_error, kl_divergence, sample_gaussian, squared_error};
 use nadir::ops::reduce::mean;
 use nadir::pipeline::{Cancel, LoadOptions, TextToImage};
+use nadir::tensor::cuda::choose;
 use nadir::tensor::{DType, Device, Tensor};
 use nadir::train::checkpoint::Resume;
 use nadir::train::diffusion::{DiffusionSettings, DiffusionTask, NewModel, Prediction};
@@ -132,8 +133,8 @@ fn small_vae() -> Value {
     config
 }
 
-fn vae_task() -> VaeTask {
-    VaeTask::new(Path::new("small"), small_vae(), 3).unwrap()
+fn vae_task(device: Device) -> VaeTask {
+    VaeTask::new(Path::new("small"), small_vae(), 3, device).unwrap()
 }
 
 /// Trains until `steps`, or until told to stop behind `stop`.
@@ -182,12 +183,15 @@ fn a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not() {
     let settings = DataSettings::default();
     let data = Dataset::open(pictures(folder.path(), 10), settings).unwrap();
     let [whole, parts] = ["whole", "parts"].map(|name| folder.path().join(name));
-    assert_eq!(train(&vae_task(), &data, &whole, 7, None), Outcome::Done);
+    assert_eq!(train(&vae_task(Device::Cpu), &data, &whole, 7, None), Outcome::Done);
     // Stopped between checkpoints and at one; each part is a task of its own, whose new weights do not matter.
     for stop in [2, 3, 5] {
-        assert_eq!(train(&vae_task(), &data, &parts, 7, Some(stop)), Outcome::Stopped(stop));
+        assert_eq!(
+            train(&vae_task(Device::Cpu), &data, &parts, 7, Some(stop)),
+            Outcome::Stopped(stop)
+        );
     }
-    assert_eq!(train(&vae_task(), &data, &parts, 7, None), Outcome::Done);
+    assert_eq!(train(&vae_task(Device::Cpu), &data, &parts, 7, None), Outcome::Done);
     same_file(&whole, &parts, "checkpoint-7/state.safetensors");
     same_file(&whole, &parts, "vae/diffusion_pytorch_model.safetensors");
     same_file(&whole, &parts, "vae/config.json");
@@ -199,7 +203,7 @@ fn a_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not() {
     assert_eq!(losses(&whole), losses(&parts));
     assert_eq!(losses(&whole).len(), 7);
     // One more step from the end changes nothing: there is none.
-    assert_eq!(train(&vae_task(), &data, &parts, 7, None), Outcome::Done);
+    assert_eq!(train(&vae_task(Device::Cpu), &data, &parts, 7, None), Outcome::Done);
     same_file(&whole, &parts, "checkpoint-7/state.safetensors");
 }
 
@@ -217,10 +221,10 @@ fn settings() -> DiffusionSettings {
 }
 
 /// A denoiser over the small autoencoder in `folder`.
-fn diffusion_task(folder: &Path) -> DiffusionTask {
+fn diffusion_task(folder: &Path, device: Device) -> DiffusionTask {
     let vae = folder.join("vae-run");
     std::fs::create_dir_all(&vae).unwrap();
-    vae_task().export(&vae, &vec![("latent_square", 0.25)]).unwrap();
+    vae_task(device).export(&vae, &vec![("latent_square", 0.25)]).unwrap();
     let mut unet = nadir::train::diffusion::default_unet();
     unet["block_out_channels"] = json!([32, 32, 64]);
     unet["cross_attention_dim"] = json!(32);
@@ -243,7 +247,7 @@ fn diffusion_task(folder: &Path) -> DiffusionTask {
         unet: Some(&unet_file),
         text_encoder: Some(&text_file),
     };
-    DiffusionTask::new(&parts, settings(), 3).unwrap()
+    DiffusionTask::new(&parts, settings(), 3, device).unwrap()
 }
 
 #[test]
@@ -252,10 +256,10 @@ fn a_denoiser_is_trained_resumed_exported_and_drawn_with() {
     let folder = folder.path();
     let data = Dataset::open(pictures(folder, 10), DataSettings::default()).unwrap();
     let [whole, parts] = ["whole", "parts"].map(|name| folder.join(name));
-    assert_eq!(train(&diffusion_task(folder), &data, &whole, 4, None), Outcome::Done);
-    let outcome = train(&diffusion_task(folder), &data, &parts, 4, Some(2));
+    assert_eq!(train(&diffusion_task(folder, Device::Cpu), &data, &whole, 4, None), Outcome::Done);
+    let outcome = train(&diffusion_task(folder, Device::Cpu), &data, &parts, 4, Some(2));
     assert_eq!(outcome, Outcome::Stopped(2));
-    assert_eq!(train(&diffusion_task(folder), &data, &parts, 4, None), Outcome::Done);
+    assert_eq!(train(&diffusion_task(folder, Device::Cpu), &data, &parts, 4, None), Outcome::Done);
     same_file(&whole, &parts, "checkpoint-4/state.safetensors");
     for part in ["unet", "vae"] {
         same_file(&whole, &parts, &format!("{part}/diffusion_pytorch_model.safetensors"));
@@ -266,11 +270,12 @@ fn a_denoiser_is_trained_resumed_exported_and_drawn_with() {
     assert_eq!(serde_json::from_str::<Value>(&config).unwrap()["scaling_factor"], 2.0);
     drop(model);
     // What was exported is trained on.
-    let again = DiffusionTask::open(&whole, settings(), false).unwrap();
+    let again = DiffusionTask::open(&whole, settings(), false, Device::Cpu).unwrap();
     let names: Vec<String> = again.parameters().into_iter().map(|(name, _)| name).collect();
     assert!(names.iter().all(|name| name.starts_with("unet.")));
     assert!(
-        DiffusionTask::open(&whole, settings(), true).unwrap().parameters().len() > names.len()
+        DiffusionTask::open(&whole, settings(), true, Device::Cpu).unwrap().parameters().len()
+            > names.len()
     );
 }
 
@@ -285,7 +290,8 @@ fn every_parameter_gets_a_gradient() {
     let folder = folder.path();
     let data = Dataset::open(pictures(folder, 6), DataSettings::default()).unwrap();
     let batch: Batch = data.pass(6, 1).unwrap().next().unwrap().unwrap();
-    let tasks: [Box<dyn Task>; 2] = [Box::new(vae_task()), Box::new(diffusion_task(folder))];
+    let tasks: [Box<dyn Task>; 2] =
+        [Box::new(vae_task(Device::Cpu)), Box::new(diffusion_task(folder, Device::Cpu))];
     for task in tasks {
         let parameters = task.parameters();
         let mut random = Random::new(1, Purpose::Step, 0);
@@ -296,6 +302,53 @@ fn every_parameter_gets_a_gradient() {
             assert!(values.iter().all(|x| x.is_finite()), "{name}");
             let zero = values.iter().all(|x| *x == 0.0);
             assert!(!zero || is_zero_by_symmetry(name), "{}: {name} has no gradient", task.name());
+        }
+    }
+}
+
+/// Three steps on a GPU, where there is one, lose as much as on the CPU: to 1e-4, the bound to PyTorch's.
+#[test]
+fn a_gpu_learns_as_the_cpu() {
+    let asked_for = std::env::var("NADIR_REQUIRE_CUDA").is_ok();
+    let device = match choose("cuda") {
+        Ok((device, _)) => device,
+        Err(error) if asked_for => panic!("{error}"),
+        Err(_) => return,
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let data = Dataset::open(pictures(folder, 6), DataSettings::default()).unwrap();
+    let batch: Batch = data.pass(3, 1).unwrap().next().unwrap().unwrap();
+    let settings = Settings { ema_decay: 0.9, use_ema: true, ..Settings::default() };
+    let losses = |task: &dyn Task| -> Vec<[f64; 2]> {
+        let parameters = task.parameters();
+        let mut optimizer = Optimizer::new(&parameters, true).unwrap();
+        let steps = (0..3).map(|step| {
+            let mut random = Random::new(1, Purpose::Step, step);
+            let loss = task.loss(&batch, &mut random).unwrap().total;
+            let value = f64::from(loss.to_vec::<f32>().unwrap()[0]);
+            let gradients = in_order(&parameters, backward(loss).unwrap()).unwrap();
+            let length = norm(&gradients).unwrap();
+            optimizer.update(&parameters, &gradients, &settings, (1e-3, 1.0 / length)).unwrap();
+            [value, length]
+        });
+        steps.collect()
+    };
+    let tasks: [&dyn Fn(Device) -> Box<dyn Task>; 2] =
+        [&|device| Box::new(vae_task(device)), &|device| Box::new(diffusion_task(folder, device))];
+    for task in tasks {
+        let (host, gpu) = (task(Device::Cpu), task(device));
+        for (step, (expected, got)) in losses(&*host).iter().zip(losses(&*gpu)).enumerate() {
+            for (what, bound, expected, got) in
+                [("loss", 1e-4, expected[0], got[0]), ("gradient", 3e-4, expected[1], got[1])]
+            {
+                let error = (got - expected).abs() / expected;
+                let name = host.name();
+                assert!(
+                    error <= bound,
+                    "{name}, step {step}, {what}: {got}, not {expected}: {error:e}"
+                );
+            }
         }
     }
 }

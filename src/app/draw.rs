@@ -45,7 +45,7 @@ pub fn draw(drawing: Drawing) -> anyhow::Result<()> {
     let progress = Progress::new(execution.quiet);
     let sampler = model.sampler_name(recipe.settings.scheduler.as_deref())?;
     let init = read_init(&mut recipe, &progress)?;
-    let device = choose_device(&execution.device, &progress)?;
+    let device = choose_device(&execution.device, |line| progress.say(line))?;
     recipe.device = device.to_string();
     let options = LoadOptions {
         dtype: recipe.dtype,
@@ -199,13 +199,13 @@ fn in_our_words(warning: &Warning) -> String {
 }
 
 /// The device that was asked for; says why where that was left to nadir.
-pub(super) fn choose_device(request: &str, progress: &Progress) -> Result<Device> {
+pub(super) fn choose_device(request: &str, say: impl FnOnce(&str)) -> Result<Device> {
     let (device, why) = cuda::choose(request).map_err(|error| match error {
         Error::Cuda(reason) => Error::argument("device", request, reason),
         other => other,
     })?;
     if request == "auto" {
-        progress.say(&format!("device: {why}"));
+        say(&format!("device: {why}"));
     }
     Ok(device)
 }

@@ -35,7 +35,7 @@ pub fn run(args: args::Profile) -> anyhow::Result<()> {
     let model = Model::find(args.model.as_deref())?;
     let batch = limits::check_batch(args.execution.batch, usize::MAX)?;
     let progress = Progress::new(args.execution.quiet);
-    let device = choose_device(&args.execution.device, &progress)?;
+    let device = choose_device(&args.execution.device, |line| progress.say(line))?;
     let Device::Cuda(ordinal) = device else {
         let expected = "kernels of a CUDA device are what is profiled";
         return Err(Error::argument("device", device, expected).into());

@@ -10,13 +10,14 @@ use std::io::IsTerminal;
 use nadir::Error;
 use nadir::data::{Augment, DataSettings, Dataset, Normalize};
 use nadir::models::resnet::ResNetConfig;
-use nadir::tensor::DType;
+use nadir::tensor::{DType, Device};
 use nadir::train::checkpoint::Resume;
 use nadir::train::classify::ClassifyTask;
 use nadir::train::diffusion::{DiffusionSettings, DiffusionTask, NewModel};
 use nadir::train::vae::{self, Reconstruction, VaeTask};
 use nadir::train::{Event, Outcome, Progress, Run, Settings, Task};
 
+use super::draw::choose_device;
 use super::{interrupt, limits, terminal};
 
 /// Lines in a log are this far apart.
@@ -57,6 +58,10 @@ struct Common {
     #[arg(long, value_name = "N", help_heading = "Training", allow_negative_numbers = true)]
     #[arg(conflicts_with_all = ["max_train_steps", "checkpointing_steps"])]
     num_train_epochs: Option<u64>,
+
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Training")]
+    device: String,
 
     /// CPU threads [default: all]; nothing depends on them
     #[arg(short, long, value_name = "N", help_heading = "Training")]
@@ -220,18 +225,18 @@ pub fn run(args: Train) -> anyhow::Result<()> {
 fn train_diffusion(args: TrainDiffusion) -> anyhow::Result<()> {
     args.diffusion.check()?;
     let (settings, seed) = (args.diffusion.clone(), args.common.settings.seed);
-    train(&args.common, |data| {
+    train(&args.common, |data, device| {
         data.require_captions()?;
         let task = match (&args.init_from, &args.vae, &args.tokenizer) {
             (None, Some(vae), Some(tokenizer)) => {
                 let (unet, text_encoder) =
                     (args.unet_config.as_deref(), args.text_encoder_config.as_deref());
                 let parts = NewModel { vae, tokenizer, unet, text_encoder };
-                DiffusionTask::new(&parts, settings, seed)
+                DiffusionTask::new(&parts, settings, seed, device)
             }
             (folder, ..) => {
                 let folder = folder.as_deref().unwrap_or(Path::new(""));
-                DiffusionTask::open(folder, settings, args.train_text_encoder)
+                DiffusionTask::open(folder, settings, args.train_text_encoder, device)
             }
         };
         Ok(task?.exporting(args.export_dtype))
@@ -263,7 +268,14 @@ fn train_classify(args: TrainClassify) -> anyhow::Result<()> {
     if !(0.0..=1.0).contains(&args.label_smoothing) {
         return Err(Error::argument("label_smoothing", args.label_smoothing, "0 to 1").into());
     }
-    train(&common, |data| {
+    if common.device == "auto" {
+        common.device = Device::Cpu.to_string();
+    }
+    train(&common, |data, device| {
+        if device != Device::Cpu {
+            let expected = "cpu: classifiers cannot be trained on a GPU yet";
+            return Err(Error::argument("device", device, expected));
+        }
         let task = match &args.init_from {
             Some(folder) => ClassifyTask::open(folder, data)?,
             None => ClassifyTask::new(data, shape, seed)?,
@@ -276,18 +288,18 @@ fn train_vae(args: TrainVae) -> anyhow::Result<()> {
     if !(args.kl_weight >= 0.0 && args.kl_weight.is_finite()) {
         return Err(Error::argument("kl_weight", args.kl_weight, "0 or more").into());
     }
-    let task = || -> nadir::Result<VaeTask> {
+    let seed = args.common.settings.seed;
+    train(&args.common, |_, device| {
         let task = match (&args.init_from, &args.config) {
-            (Some(folder), _) => VaeTask::open(folder)?,
-            (None, Some(file)) => VaeTask::new(file, read_json(file)?, args.common.settings.seed)?,
+            (Some(folder), _) => VaeTask::open(folder, device)?,
+            (None, Some(file)) => VaeTask::new(file, read_json(file)?, seed, device)?,
             (None, None) => {
                 let origin = Path::new("the default configuration");
-                VaeTask::new(origin, vae::default_config(), args.common.settings.seed)?
+                VaeTask::new(origin, vae::default_config(), seed, device)?
             }
         };
         Ok(task.with_loss(args.reconstruction_loss, args.kl_weight))
-    };
-    train(&args.common, |_| task())
+    })
 }
 
 fn read_json(file: &Path) -> nadir::Result<serde_json::Value> {
@@ -299,7 +311,7 @@ fn read_json(file: &Path) -> nadir::Result<serde_json::Value> {
 /// Opens the data, makes the task, and runs it.
 fn train<T: Task>(
     common: &Common,
-    task: impl FnOnce(&Dataset) -> nadir::Result<T>,
+    task: impl FnOnce(&Dataset, Device) -> nadir::Result<T>,
 ) -> anyhow::Result<()> {
     let (mut settings, folder) = (common.settings.clone(), &common.output_dir);
     settings.check()?;
@@ -324,9 +336,10 @@ fn train<T: Task>(
         settings.checkpointing_steps = epoch;
         settings.max_train_steps = epoch.saturating_mul(epochs);
     }
-    let task = task(&data)?;
-    let weights: usize = task.parameters().iter().map(|(_, p)| p.shape().elements()).sum();
     let mut log = Log::new(common.quiet);
+    let device = choose_device(&common.device, |line| log.say(line))?;
+    let task = task(&data, device)?;
+    let weights: usize = task.parameters().iter().map(|(_, p)| p.shape().elements()).sum();
     let held = held_out.as_ref().map_or(0, Dataset::len);
     log.say(&format!("{} pictures, {held} held out; {weights} weights", data.len()));
     let cancel = interrupt::switch();

@@ -1,18 +1,33 @@
-//! Activations: their formulas and slopes, once for all operations that end in one.
+//! Activations: their formulas and slopes, once for all operations that end in one. Kernels: `kernels/activation.cu`.
 //!
 //! A `Map` is a function of one element, as a type of its own, so that the loop over it is compiled for it
 //! alone. Computed in f32 (f64 for f64); an element's bits depend on nothing but that element.
 
+use bytemuck::NoUninit;
+
 use super::gradient::Call;
+use super::kernels::kernels;
 use super::{Grads, Inputs, Meta, Op, apply, tensors};
 use crate::cpu::math::Math;
 use crate::cpu::simd::Simd;
 use crate::dispatch_float;
 use crate::error::{Error, Result};
-use crate::ops::elementwise::{Zip, require_dtype, require_float, zip_with};
+use crate::ops::elementwise::{Zip, require_dtype, require_float, spread, zip_with};
 use crate::tensor::Tensor;
 
-/// A function of one element that layers apply.
+kernels! {
+    fn activation_gradient(dx: Out, x: In, grad: In, dims: ActivationDims);
+}
+
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+struct ActivationDims {
+    len: u64,
+    activation: u32,
+    reserved: u32,
+}
+
+/// A function of one element that layers apply. The numbers are the kernels'.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Activation {
     /// x
@@ -175,8 +190,12 @@ impl Op for ActivationGradient {
         })
     }
 
-    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
-        Err(Error::no_kernel(self.name()))
+    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let (x, grad) = (inputs[0].contiguous()?, inputs[1].contiguous()?);
+        let (len, activation) = (x.len() as u64, self.activation as u32);
+        let dims = ActivationDims { len, activation, reserved: 0 };
+        let config = spread(x.len() * x.dtype().size());
+        kernel::activation_gradient(config, &mut outputs[0], &x, &grad, dims)
     }
 
     fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {

@@ -1,11 +1,57 @@
-//! One step of AdamW, with the moving average of the weights, in one pass over memory.
+//! One step of AdamW, with the moving average of the weights, in one pass over memory; and the length of a gradient.
+//! Kernels: `kernels/adamw.cu`.
 
+use bytemuck::NoUninit;
+
+use super::elementwise::{mul, spread};
 use super::gradient::Call;
+use super::kernels::{LaunchConfig, kernels, to_u32};
+use super::reduce::sum;
 use super::{Grads, Inputs, Meta, Op, Slot, apply_all};
 use crate::cpu::parallel::for_each_chunks;
 use crate::cpu::simd::simd;
 use crate::error::{Error, Result};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, Device, Tensor};
+
+kernels! {
+    fn adamw(
+        new_weight: Out<f32>,
+        new_first: Out<f32>,
+        new_second: Out<f32>,
+        new_ema: Array<Out<f32>, 1>,
+        weight: In<f32>,
+        gradient: In<f32>,
+        first: In<f32>,
+        second: In<f32>,
+        ema: Array<In<f32>, 1>,
+        dims: AdamWDims,
+    );
+    fn squares(y: Out<f32>, x: Array<In<f32>, 16>, dims: SquaresDims);
+}
+
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+struct AdamWDims {
+    len: u64,
+    step_size: f32,
+    root: f32,
+    kept: f32,
+    share1: f32,
+    share2: f32,
+    beta2: f32,
+    epsilon: f32,
+    gradient_scale: f32,
+    ema_share: f32,
+    reserved: u32,
+}
+
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+struct SquaresDims {
+    lens: [u64; 16],
+    first: u32,
+    reserved: u32,
+}
 
 /// Elements that one thread takes at a time.
 const CHUNK: usize = 1 << 14;
@@ -29,6 +75,38 @@ pub struct Step {
     pub ema_decay: f64,
 }
 
+/// A [`Step`] as it meets f32. As torch has it: scalars in f64, rounded when they meet a tensor.
+#[derive(Clone, Copy)]
+struct Factors {
+    step_size: f32,
+    root: f32,
+    kept: f32,
+    share1: f32,
+    share2: f32,
+    beta2: f32,
+    epsilon: f32,
+    gradient_scale: f32,
+    ema_share: f32,
+}
+
+impl Step {
+    fn factors(&self) -> Factors {
+        let [beta1, beta2] = self.betas;
+        let correction = |beta: f64| 1.0 - beta.powi(self.number.min(1 << 30) as i32);
+        Factors {
+            step_size: (self.rate / correction(beta1)) as f32,
+            root: correction(beta2).sqrt() as f32,
+            kept: (1.0 - self.rate * self.weight_decay) as f32,
+            share1: (1.0 - beta1) as f32,
+            share2: (1.0 - beta2) as f32,
+            beta2: beta2 as f32,
+            epsilon: self.epsilon as f32,
+            gradient_scale: self.gradient_scale as f32,
+            ema_share: (1.0 - self.ema_decay) as f32,
+        }
+    }
+}
+
 /// What a step makes of a weight.
 pub struct Updated {
     /// The weight.
@@ -43,7 +121,7 @@ pub struct Updated {
 /// All tensors are f32 of one shape.
 ///
 /// # Errors
-/// `Shape` and `DType` when they are not, `NoKernel` on a GPU.
+/// `Shape` and `DType` when they are not.
 pub fn adamw(
     weight: &Tensor,
     gradient: &Tensor,
@@ -90,13 +168,49 @@ impl Op for AdamW {
         for_each_chunks(outputs.collect::<Result<Vec<_>>>()?, CHUNK, |i, outputs| {
             let range = i * CHUNK..i * CHUNK + outputs[0].len();
             let inputs: Vec<_> = inputs.iter().map(|x| &x[range.clone()]).collect();
-            update(self.step, &inputs, outputs);
+            update(self.step.factors(), &inputs, outputs);
         });
         Ok(())
     }
 
-    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
-        Err(Error::no_kernel(self.name()))
+    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let inputs = inputs.tensors().map(Tensor::contiguous).collect::<Result<Vec<_>>>()?;
+        let [weight, gradient, first, second, ema @ ..] = &*inputs else {
+            return Err(Error::shape(self.name(), "four inputs are read"));
+        };
+        let [new_weight, new_first, new_second, new_ema @ ..] = outputs else {
+            return Err(Error::shape(self.name(), "three outputs are to be filled"));
+        };
+        let f = self.step.factors();
+        let dims = AdamWDims {
+            len: weight.len() as u64,
+            step_size: f.step_size,
+            root: f.root,
+            kept: f.kept,
+            share1: f.share1,
+            share2: f.share2,
+            beta2: f.beta2,
+            epsilon: f.epsilon,
+            gradient_scale: f.gradient_scale,
+            ema_share: f.ema_share,
+            reserved: 0,
+        };
+        let mut new_ema: Vec<&mut Tensor> = new_ema.iter_mut().collect();
+        let ema: Vec<&Tensor> = ema.iter().collect();
+        let config = spread(4 * weight.len());
+        kernel::adamw(
+            config,
+            new_weight,
+            new_first,
+            new_second,
+            &mut new_ema,
+            weight,
+            gradient,
+            first,
+            second,
+            &ema,
+            dims,
+        )
     }
 
     fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {
@@ -105,15 +219,8 @@ impl Op for AdamW {
 }
 
 simd! {
-    fn update(_s, step: Step, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
-        let Step { number, rate, betas: [beta1, beta2], epsilon, weight_decay, gradient_scale, ema_decay } = step;
-        // As torch has it: scalars in f64, rounded when they meet a tensor.
-        let correction = |beta: f64| 1.0 - beta.powi(number.min(1 << 30) as i32);
-        let step_size = (rate / correction(beta1)) as f32;
-        let root = correction(beta2).sqrt() as f32;
-        let kept = (1.0 - rate * weight_decay) as f32;
-        let [share1, share2, share] = [beta1, beta2, ema_decay].map(|decay| (1.0 - decay) as f32);
-        let (beta2, epsilon, gradient_scale) = (beta2 as f32, epsilon as f32, gradient_scale as f32);
+    fn update(_s, factors: Factors, inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
+        let Factors { step_size, root, kept, share1, share2, beta2, epsilon, gradient_scale, ema_share } = factors;
         let &[weight, gradient, first, second, ..] = inputs else { return };
         let [new_weight, new_first, new_second, rest @ ..] = outputs else { return };
         for i in 0..weight.len() {
@@ -125,16 +232,50 @@ simd! {
         }
         if let ([new_ema], &[.., ema]) = (rest, inputs) {
             for i in 0..ema.len() {
-                new_ema[i] = ema[i] + share * (new_weight[i] - ema[i]);
+                new_ema[i] = ema[i] + ema_share * (new_weight[i] - ema[i]);
             }
         }
     }
 }
 
+/// Tensors whose squares a launch sums.
+const TOGETHER: usize = 16;
+/// Blocks that share out one of them.
+const BLOCKS: usize = 64;
+
+/// Root of the sum of squares over all elements of `gradients`, which are f32 and on one device. One wait for the device.
+///
+/// # Errors
+/// `DType` and `Device` when they are not.
+pub fn length(gradients: &[Tensor]) -> Result<f64> {
+    let device = gradients.first().map_or(Device::Cpu, Tensor::device);
+    let mut total = 0.0;
+    if device == Device::Cpu {
+        for gradient in gradients {
+            let all: Vec<usize> = (0..gradient.rank()).collect();
+            total += f64::from(sum(&mul(gradient, gradient)?, &all)?.to_vec::<f32>()?[0]);
+        }
+        return Ok(total.sqrt());
+    }
+    let mut sums = Tensor::uninit([gradients.len(), BLOCKS], DType::F32, device)?;
+    for (i, part) in gradients.chunks(TOGETHER).enumerate() {
+        let part = part.iter().map(Tensor::contiguous).collect::<Result<Vec<_>>>()?;
+        let mut lens = [0; TOGETHER];
+        lens.iter_mut().zip(&part).for_each(|(len, tensor)| *len = tensor.len() as u64);
+        let first = to_u32("length", i * TOGETHER)?;
+        let grid = [BLOCKS as u32, part.len() as u32];
+        let config = LaunchConfig { grid, block: 256, shared: 0 };
+        let part: Vec<&Tensor> = part.iter().collect();
+        kernel::squares(config, &mut sums, &part, SquaresDims { lens, first, reserved: 0 })?;
+    }
+    total += sums.to_vec::<f32>()?.into_iter().map(f64::from).sum::<f64>();
+    Ok(total.sqrt())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{random, values};
+    use crate::ops::testing::{devices, random, values};
 
     const STEP: Step = Step {
         number: 3,
@@ -148,9 +289,12 @@ mod tests {
 
     #[test]
     fn a_step_is_the_formula() {
-        for n in [1, 17, 3 * CHUNK + 5] {
-            let [w, g, m, e] = [1, 2, 3, 4].map(|seed| random([n], seed));
-            let v = crate::ops::elementwise::mul(&random([n], 5), &random([n], 5)).unwrap();
+        for (n, device) in
+            [1, 17, 3 * CHUNK + 5].into_iter().flat_map(|n| devices().map(move |d| (n, d)))
+        {
+            let [w, g, m, e, v] =
+                [1, 2, 3, 4, 5].map(|seed| random([n], seed).to_device(device).unwrap());
+            let v = mul(&v, &v).unwrap();
             let done = adamw(&w, &g, [&m, &v], Some(&e), STEP).unwrap();
             let inputs = [&w, &g, &m, &v, &e].map(values);
             let got =
@@ -176,6 +320,22 @@ mod tests {
             let without = adamw(&w, &g, [&m, &v], None, STEP).unwrap();
             assert!(without.ema.is_none());
             assert_eq!(values(&without.weight), got[0]);
+        }
+    }
+
+    #[test]
+    fn a_length_is_the_root_of_all_squares() {
+        for device in devices() {
+            // More tensors than a launch takes, the last ones of them long.
+            let tensors: Vec<Tensor> =
+                (0..19).map(|i| random([1 + i * i * i, 3], i as u64)).collect();
+            let squares = tensors.iter().flat_map(values).map(|x| x * x);
+            let expected = squares.sum::<f64>().sqrt();
+            let on_device: Vec<Tensor> =
+                tensors.iter().map(|t| t.to_device(device).unwrap()).collect();
+            let error = (length(&on_device).unwrap() - expected).abs();
+            // Every sum is of positive numbers, in a hundred steps of f32 at most.
+            assert!(error <= 100.0 * 2f64.powi(-24) * expected, "{device}: {error:e}");
         }
     }
 

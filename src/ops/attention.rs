@@ -442,7 +442,7 @@ mod tests {
         for causal in [false, true] {
             check_gradient("attention to a number of keys", &inputs, |x| {
                 let config = AttentionConfig { scale: 0.7, causal };
-                attention_ragged(x[0], x[1], x[2], &lengths, config)
+                attention_ragged(x[0], x[1], x[2], &lengths.to_device(x[0].device())?, config)
             });
         }
     }

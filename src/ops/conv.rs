@@ -290,7 +290,7 @@ mod tests {
             ([3, 2, 5, 7], 2, [1, 1], Conv2dConfig::new(1, 0)),
         ] {
             let [b, h, w, i] = image;
-            let weight = |t: &Tensor| Weight::plain(t, Layout::Convolution, DType::F64);
+            let weight = |t: &Tensor| Weight::plain(t, Layout::Convolution, t.dtype());
             let out =
                 |size: usize, k, before, after| (size + before + after - k) / config.stride + 1;
             let [top, bottom, left, right] = config.padding;

@@ -39,6 +39,7 @@ kernels! {
     fn mul(y: Out, a: In, b: In, dims: ZipDims);
     fn scale(y: Out, x: In, dims: ScaleDims);
     fn clamp(y: Out, x: In, dims: ClampDims);
+    fn clamp_gradient(dx: Out, x: In, grad: In, dims: ClampDims);
     fn linear_combination(y: Out, x: Array<In, 8>, dims: LinearCombinationDims);
     fn silu(y: Out, x: In, dims: MapDims);
     fn gelu(y: Out, x: In, dims: MapDims);
@@ -97,7 +98,7 @@ struct GegluDims {
 
 /// 256 threads, each moving 16 bytes: at 36 registers or fewer (nvcc 13, sm_80) six such blocks share an SM.
 /// Beyond 4096 blocks (several waves on the largest card) the threads take more turns instead.
-fn spread(bytes: usize) -> LaunchConfig {
+pub(super) fn spread(bytes: usize) -> LaunchConfig {
     let blocks = bytes.div_ceil(256 * 16).clamp(1, 4096);
     LaunchConfig { grid: [blocks as u32, 1], block: 256, shared: 0 }
 }
@@ -529,8 +530,12 @@ impl Op for ClampGradient {
         })
     }
 
-    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
-        Err(Error::no_kernel(self.name()))
+    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let (x, grad) = (inputs[0].contiguous()?, inputs[1].contiguous()?);
+        let Clamp { low, high } = self.0;
+        let dims = ClampDims { len: x.len() as u64, low, high };
+        let config = spread(x.len() * x.dtype().size());
+        kernel::clamp_gradient(config, &mut outputs[0], &x, &grad, dims)
     }
 
     fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {

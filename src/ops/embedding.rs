@@ -5,6 +5,7 @@ use bytemuck::NoUninit;
 use super::elementwise::require_float;
 use super::gradient::Call;
 use super::kernels::{LaunchConfig, kernels, to_u32};
+use super::reduce::sum_columns_on_device;
 use super::{Grads, Inputs, Meta, Op, Saves, apply, tensors};
 use crate::cpu::parallel::for_each_row;
 use crate::dispatch_float;
@@ -14,6 +15,8 @@ use crate::tensor::{DType, Float, MAX_RANK, Real, Shape, Tensor};
 kernels! {
     /// A warp a row.
     fn embedding(y: Out, ids: In<i64>, table: In, dims: EmbeddingDims);
+    /// A block a row of the table.
+    fn embedding_gradient(y: Out<f32>, ids: In<i64>, grad: In, dims: EmbeddingGradientDims);
 }
 
 #[derive(Clone, Copy, NoUninit)]
@@ -22,6 +25,19 @@ struct EmbeddingDims {
     ids: u32,
     channels: u32,
 }
+
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+struct EmbeddingGradientDims {
+    ids: u32,
+    rows: u32,
+    channels: u32,
+    chunks: u32,
+    ids_of_chunk: u32,
+}
+
+/// Ids that a block of a GPU looks through, at least.
+const MIN_IDS: usize = 512;
 
 /// Rows of `table` [V, C] by `ids` [..], i64 or u32: [.., C].
 ///
@@ -151,8 +167,33 @@ impl Op for EmbeddingGradient {
         })
     }
 
-    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
-        Err(Error::no_kernel(self.name()))
+    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let (ids, grad, out) = (&inputs[0], inputs[1].contiguous()?, &mut outputs[0]);
+        let ids = match ids.dtype() {
+            DType::I64 => ids.contiguous()?,
+            // Seldom: those of a tokenizer are i64.
+            _ => {
+                let wide: Vec<i64> = ids.to_vec::<u32>()?.into_iter().map(i64::from).collect();
+                Tensor::from_vec(wide, [ids.len()])?.to_device(grad.device())?
+            }
+        };
+        let (rows, channels) = (self.rows, grad.dim(grad.rank() - 1));
+        // Padding gives most ids one row: chunks share it out, as many as 64 MiB have room for.
+        let room = ((1 << 24) / (rows * channels)).max(1);
+        let chunks = ids.len().div_ceil(MIN_IDS).clamp(1, room);
+        let ids_of_chunk = ids.len().div_ceil(chunks);
+        let dims = EmbeddingGradientDims {
+            ids: to_u32(self.name(), ids.len())?,
+            rows: to_u32(self.name(), rows)?,
+            channels: to_u32(self.name(), channels)?,
+            chunks: chunks as u32,
+            ids_of_chunk: ids_of_chunk as u32,
+        };
+        let threads = channels.next_multiple_of(32).min(256) as u32;
+        let config = LaunchConfig { grid: [dims.rows, dims.chunks], block: threads, shared: 0 };
+        let mut sums = Tensor::uninit([chunks, rows * channels], DType::F32, grad.device())?;
+        kernel::embedding_gradient(config, &mut sums, &ids, &grad, dims)?;
+        sum_columns_on_device(self.name(), &sums, [chunks, rows * channels], 1.0, out)
     }
 
     fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {
@@ -272,7 +313,15 @@ mod tests {
     #[test]
     fn gradients_are_those_of_differences() {
         let ids = Tensor::from_vec(vec![3i64, 0, 10, 3, 7, 3], [2, 3]).unwrap();
-        check_gradient("embedding", &[random([11, 7], 2)], |t| embedding(&ids, t[0]));
+        check_gradient("embedding", &[random([11, 7], 2)], |t| {
+            embedding(&ids.to_device(t[0].device())?, t[0])
+        });
+        // Many more ids than one block of a GPU looks through, most of them the same.
+        let ids = (0..1500).map(|i| if i % 5 == 0 { i % 11 } else { 2 }).collect::<Vec<i64>>();
+        let ids = Tensor::from_vec(ids, [1500]).unwrap();
+        check_gradient("embedding of many", &[random([11, 33], 2)], |t| {
+            embedding(&ids.to_device(t[0].device())?, t[0])
+        });
     }
 
     #[test]

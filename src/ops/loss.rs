@@ -1,10 +1,13 @@
 //! What training minimises: distances between tensors, and the divergence of a diagonal Gaussian from the standard one.
 //!
 //! Every loss is one number for each entry of dimension 0, so that a task can weigh images by themselves. Sums are in
-//! f64 over blocks in f32 (f64 for f64); losses are f32 (f64 for f64).
+//! f64 over blocks in f32 (f64 for f64; f32 on a GPU); losses are f32 (f64 for f64). Kernels: `kernels/loss.cu`.
 
-use super::elementwise::{require_dtype, require_float, scale};
+use bytemuck::NoUninit;
+
+use super::elementwise::{require_dtype, require_float, scale, spread};
 use super::gradient::Call;
+use super::kernels::{LaunchConfig, kernels, to_u32};
 use super::{Grads, Inputs, Meta, Op, Saves, apply, tensors};
 use crate::cpu::math::Math;
 use crate::cpu::parallel::for_each_chunk;
@@ -13,13 +16,49 @@ use crate::dispatch_float;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Device, Float, Real, Shape, Tensor};
 
+kernels! {
+    /// A block an entry.
+    fn distance(loss: Out<f32>, x: In, target: In, dims: LossDims);
+    fn distance_gradient(dx: Out, x: In, target: In, grad: In<f32>, dims: LossDims);
+    /// A block an entry.
+    fn kl_divergence(loss: Out<f32>, mean: In, logvar: In, dims: LossDims);
+    fn gaussian_by_element(
+        y: Out,
+        a: In,
+        b: In,
+        c: In,
+        factors: Array<In<f32>, 1>,
+        dims: GaussianDims,
+    );
+}
+
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+struct LossDims {
+    each: u32,
+    kind: u32,
+}
+
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+struct GaussianDims {
+    len: u64,
+    each: u32,
+    formula: u32,
+}
+
+/// The launch of a loss of so many entries: 256 threads each.
+fn by_entries(op: &'static str, entries: usize) -> Result<LaunchConfig> {
+    Ok(LaunchConfig { grid: [to_u32(op, entries)?, 1], block: 256, shared: 0 })
+}
+
 /// Elements whose distances are taken together: three blocks of f32 in the first cache.
 const BLOCK: usize = 1024;
 
 /// Mean of `(x - target)^2` over each entry of dimension 0: [B, ..] -> `[B]`.
 ///
 /// # Errors
-/// `Shape` and `DType` when the tensors differ or have no dimension; `NoKernel` on a GPU; likewise below.
+/// `Shape` and `DType` when the tensors differ or have no dimension; likewise below.
 pub fn squared_error(x: &Tensor, target: &Tensor) -> Result<Tensor> {
     apply(Distance { kind: Kind::Squared }, &tensors(&[x, target]))
 }
@@ -40,6 +79,7 @@ pub fn sample_gaussian(mean: &Tensor, logvar: &Tensor, noise: &Tensor) -> Result
     apply(SampleGaussian, &tensors(&[mean, logvar, noise]))
 }
 
+/// The numbers are the kernels'.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
     Squared,
@@ -113,8 +153,12 @@ impl Op for Distance {
         })
     }
 
-    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
-        Err(Error::no_kernel(self.name()))
+    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let (x, target, losses) =
+            (inputs[0].contiguous()?, inputs[1].contiguous()?, &mut outputs[0]);
+        let each = to_u32(self.name(), x.len() / losses.len())?;
+        let dims = LossDims { each, kind: self.kind as u32 };
+        kernel::distance(by_entries(self.name(), losses.len())?, losses, &x, &target, dims)
     }
 
     fn saves(&self) -> Saves {
@@ -158,8 +202,14 @@ impl Op for DistanceGradient {
         })
     }
 
-    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
-        Err(Error::no_kernel(self.name()))
+    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let [x, target, grad] = [0, 1, 2].map(|i| inputs[i].contiguous());
+        let (x, target, grad) = (x?, target?, grad?);
+        let each = x.len() / grad.len();
+        let dims = LossDims { each: to_u32(self.name(), each)?, kind: self.kind as u32 };
+        let grid = [each.div_ceil(4 * 256).min(64) as u32, to_u32(self.name(), grad.len())?];
+        let config = LaunchConfig { grid, block: 256, shared: 0 };
+        kernel::distance_gradient(config, &mut outputs[0], &x, &target, &grad, dims)
     }
 
     fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {
@@ -229,8 +279,11 @@ impl Op for KlDivergence {
         })
     }
 
-    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
-        Err(Error::no_kernel(self.name()))
+    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let (mean, logvar, losses) =
+            (inputs[0].contiguous()?, inputs[1].contiguous()?, &mut outputs[0]);
+        let dims = LossDims { each: to_u32(self.name(), mean.len() / losses.len())?, kind: 0 };
+        kernel::kl_divergence(by_entries(self.name(), losses.len())?, losses, &mean, &logvar, dims)
     }
 
     fn saves(&self) -> Saves {
@@ -240,10 +293,9 @@ impl Op for KlDivergence {
     fn backward(&self, call: &Call, grad: &Tensor) -> Result<Grads> {
         let (mean, logvar) = (call.tensor(0)?, call.tensor(1)?);
         // mean g, and (e^logvar - 1) g / 2
-        let of_mean = by_element(self.name(), [mean, logvar, mean], Some(grad), |m, _, _| m)?;
-        let of_logvar =
-            by_element(self.name(), [mean, logvar, mean], Some(grad), |_, l, _| 0.5 * l.exp_m1())?;
-        Ok(vec![Some(of_mean), Some(of_logvar)])
+        let by = |formula| by_element(self.name(), [mean, logvar, mean], Some(grad), formula);
+        let of_mean = by(Formula::DivergenceByMean)?;
+        Ok(vec![Some(of_mean), Some(by(Formula::DivergenceByLogvar)?)])
     }
 }
 
@@ -262,11 +314,12 @@ impl Op for SampleGaussian {
 
     fn cpu(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let of = [&inputs[0], &inputs[1], &inputs[2]];
-        fill_by_element(self.name(), of, None, |m, l, n| m + (0.5 * l).exp() * n, &mut outputs[0])
+        fill_by_element(self.name(), of, None, Formula::Sample, &mut outputs[0])
     }
 
-    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
-        Err(Error::no_kernel(self.name()))
+    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let of = [&inputs[0], &inputs[1], &inputs[2]];
+        fill_by_element(self.name(), of, None, Formula::Sample, &mut outputs[0])
     }
 
     fn saves(&self) -> Saves {
@@ -275,41 +328,74 @@ impl Op for SampleGaussian {
 
     fn backward(&self, call: &Call, grad: &Tensor) -> Result<Grads> {
         let (logvar, noise) = (call.tensor(1)?, call.tensor(2)?);
-        let of_logvar = by_element(self.name(), [grad, logvar, noise], None, |g, l, n| {
-            g * n * 0.5 * (0.5 * l).exp()
-        })?;
-        let of_noise = call.wants(2).then(|| {
-            by_element(self.name(), [grad, logvar, noise], None, |g, l, _| g * (0.5 * l).exp())
-        });
+        let by = |formula| by_element(self.name(), [grad, logvar, noise], None, formula);
+        let of_logvar = by(Formula::SampleByLogvar)?;
+        let of_noise = call.wants(2).then(|| by(Formula::SampleByNoise));
         Ok(vec![Some(grad.clone()), Some(of_logvar), of_noise.transpose()?])
     }
 }
 
-/// `f(a, b, c)` of each element in f64, times the factor of its entry of dimension 0: for latents, which are small.
+/// What is computed of each element of three tensors. The numbers are the kernels'.
+#[derive(Clone, Copy, Debug)]
+enum Formula {
+    /// Of a mean: itself.
+    DivergenceByMean,
+    /// Of a mean and a logarithm.
+    DivergenceByLogvar,
+    /// Of a mean, a logarithm and noise.
+    Sample,
+    /// Of a gradient, a logarithm and noise.
+    SampleByLogvar,
+    /// Of a gradient and a logarithm.
+    SampleByNoise,
+}
+
+impl Formula {
+    fn of(self, a: f64, b: f64, c: f64) -> f64 {
+        match self {
+            Self::DivergenceByMean => a,
+            Self::DivergenceByLogvar => 0.5 * b.exp_m1(),
+            Self::Sample => a + (0.5 * b).exp() * c,
+            Self::SampleByLogvar => a * c * 0.5 * (0.5 * b).exp(),
+            Self::SampleByNoise => a * (0.5 * b).exp(),
+        }
+    }
+}
+
+/// A formula of each element (in f64 on the CPU), times the factor of its entry of dimension 0: for latents, which are
+/// small.
 fn by_element(
     op: &'static str,
     of: [&Tensor; 3],
     factors: Option<&Tensor>,
-    f: impl Fn(f64, f64, f64) -> f64 + Sync,
+    formula: Formula,
 ) -> Result<Tensor> {
-    if of[0].device() != Device::Cpu {
-        return Err(Error::no_kernel(op));
+    let mut out = Tensor::uninit(*of[0].shape(), of[0].dtype(), of[0].device())?;
+    if !out.is_empty() {
+        fill_by_element(op, of, factors, formula, &mut out)?;
     }
-    let mut out = Tensor::uninit(*of[0].shape(), of[0].dtype(), Device::Cpu)?;
-    fill_by_element(op, of, factors, f, &mut out)?;
     Ok(out)
 }
 
+/// As [`by_element`], into memory that is there.
 fn fill_by_element(
     op: &'static str,
     [a, b, c]: [&Tensor; 3],
     factors: Option<&Tensor>,
-    f: impl Fn(f64, f64, f64) -> f64 + Sync,
+    formula: Formula,
     out: &mut Tensor,
 ) -> Result<()> {
-    let factors = factors.map(|t| t.to_dtype(DType::F64)?.to_vec::<f64>()).transpose()?;
     let (a, b, c) = (a.contiguous()?, b.contiguous()?, c.contiguous()?);
     let n = (a.len() / a.dim(0).max(1)).max(1);
+    if out.device() != Device::Cpu {
+        let factors = factors.map(Tensor::contiguous).transpose()?;
+        let factors: Vec<&Tensor> = factors.iter().collect();
+        let dims =
+            GaussianDims { len: a.len() as u64, each: to_u32(op, n)?, formula: formula as u32 };
+        let config = spread(a.len() * a.dtype().size());
+        return kernel::gaussian_by_element(config, out, &a, &b, &c, &factors, dims);
+    }
+    let factors = factors.map(|t| t.to_dtype(DType::F64)?.to_vec::<f64>()).transpose()?;
     dispatch_float!(op, a.dtype(), T => {
         let (a, b, c) = (a.as_slice::<T>()?, b.as_slice::<T>()?, c.as_slice::<T>()?);
         for_each_chunk(out.as_mut_slice::<T>()?, n, |i, out| {
@@ -317,7 +403,7 @@ fn fill_by_element(
             let wide = |x: T| x.to_acc().to_f64();
             for (j, out) in out.iter_mut().enumerate() {
                 let at = i * n + j;
-                let value = f(wide(a[at]), wide(b[at]), wide(c[at])) * factor;
+                let value = formula.of(wide(a[at]), wide(b[at]), wide(c[at])) * factor;
                 *out = T::from_acc(Real::from_f64(value));
             }
         });
@@ -329,7 +415,7 @@ fn fill_by_element(
 mod tests {
     use super::*;
     use crate::ops::elementwise::linear_combination;
-    use crate::ops::testing::{assert_close, check_gradient, check_nan, random, values};
+    use crate::ops::testing::{assert_close, check_gradient, check_nan, devices, random, values};
 
     const SHAPES: [&[usize]; 5] = [&[1, 1], &[7, 3], &[2, 5, 3, 4], &[3, 1025], &[1, 2, 2, 700]];
 
@@ -350,25 +436,33 @@ mod tests {
         for shape in SHAPES {
             for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
                 let [x, y] = [1, 2].map(|seed| random(shape, seed).to_dtype(dtype).unwrap());
-                // Differences, squares and their sum are rounded, the last in some thirty steps of f32.
-                let check = |loss: Tensor, expected: Vec<f64>| {
-                    assert_close(&loss, &expected, 64.0, &format!("{shape:?} {dtype}"));
-                };
-                let squared = formula([&x, &y], |x, y| (x - y) * (x - y), true);
-                check(squared_error(&x, &y).unwrap(), squared);
-                check(
-                    absolute_error(&x, &y).unwrap(),
-                    formula([&x, &y], |x, y| (x - y).abs(), true),
-                );
-                let kl = formula([&x, &y], |m, l| 0.5 * (m * m + l.exp() - 1.0 - l), false);
-                check(kl_divergence(&x, &y).unwrap(), kl);
+                let places = devices().filter(|d| *d == Device::Cpu || dtype != DType::F64);
+                for (x, y) in places.map(|d| (x.to_device(d).unwrap(), y.to_device(d).unwrap())) {
+                    // Differences, squares and their sum are rounded, the last in some thirty steps of f32.
+                    let check = |loss: Tensor, expected: Vec<f64>| {
+                        assert_close(
+                            &loss,
+                            &expected,
+                            64.0,
+                            &format!("{shape:?} {dtype} {}", x.device()),
+                        );
+                    };
+                    let squared = formula([&x, &y], |x, y| (x - y) * (x - y), true);
+                    check(squared_error(&x, &y).unwrap(), squared);
+                    check(
+                        absolute_error(&x, &y).unwrap(),
+                        formula([&x, &y], |x, y| (x - y).abs(), true),
+                    );
+                    let kl = formula([&x, &y], |m, l| 0.5 * (m * m + l.exp() - 1.0 - l), false);
+                    check(kl_divergence(&x, &y).unwrap(), kl);
+                }
             }
         }
         check_nan("squared_error", &random([2, 700], 1), 1399, |x| {
-            squared_error(x, &random([2, 700], 2))
+            squared_error(x, &random([2, 700], 2).to_device(x.device())?)
         });
         check_nan("absolute_error", &random([2, 700], 1), 3, |x| {
-            absolute_error(x, &random([2, 700], 2))
+            absolute_error(x, &random([2, 700], 2).to_device(x.device())?)
         });
     }
 

@@ -131,11 +131,7 @@ impl Op for Linear {
         });
         let of_weight = call.wants(WEIGHT).then(|| {
             let x = rows(x)?; // [M, K]
-            let product = match g.device() {
-                Device::Cpu => by_weight(&g, &x)?, // [N, K]
-                Device::Cuda(_) => matmul(&g.transpose(0, 1)?, &x)?,
-            };
-            product.to_dtype(weight.meta().dtype)
+            by_weight(&g, &x)?.to_dtype(weight.meta().dtype)
         });
         Ok(vec![of_x.transpose()?, of_weight.transpose()?, bias, add_channel, residual])
     }
@@ -445,7 +441,7 @@ mod tests {
                 f64s(&[images, n], 24),
                 f64s(&of_y, 25),
             ];
-            let plain = |w: &Tensor| Weight::plain(w, Layout::Matrix, DType::F64);
+            let plain = |w: &Tensor| Weight::plain(w, Layout::Matrix, w.dtype());
             check_gradient("linear", &inputs[..2], |t| {
                 linear(t[0], &plain(t[1])?, Epilogue::default())
             });
@@ -462,9 +458,9 @@ mod tests {
                 });
             }
             // A frozen weight lets the gradient through to x.
-            let frozen = frozen(&inputs[1], DType::F64);
             check_gradient("linear, frozen", &inputs[..1], |t| {
-                linear(t[0], &frozen, Epilogue::default())
+                let weight = inputs[1].to_dtype(t[0].dtype())?.to_device(t[0].device())?;
+                linear(t[0], &frozen(&weight, t[0].dtype()), Epilogue::default())
             });
         }
         for (a, b) in [

@@ -31,7 +31,15 @@ kernels! {
     /// One block a slab of an image; shared memory holds two f32 for each channel that a thread has, one a group.
     fn group_norm_stats(stats: Out<f32>, x: In, dims: GroupNormDims);
     /// Every block first merges its image's slabs, so a block should have a few vectors a thread to write.
-    fn group_norm(y: Out, x: In, gamma: In<f32>, beta: In<f32>, stats: In<f32>, dims: GroupNormDims);
+    fn group_norm(
+        y: Out,
+        saved: Array<Out<f32>, 1>,
+        x: In,
+        gamma: In<f32>,
+        beta: In<f32>,
+        stats: In<f32>,
+        dims: GroupNormDims,
+    );
     /// A warp a row.
     fn layer_norm(y: Out, x: In, gamma: In<f32>, beta: In<f32>, dims: LayerNormDims);
 }
@@ -124,7 +132,7 @@ impl Op for GroupNorm {
         let x = &inputs[0];
         let mut outputs = vec![Meta::like(x)];
         if inputs.recorded() || self.statistics {
-            outputs.push(gradient::statistics(x.dim(0), self.groups));
+            outputs.push(gradient::statistics(x.device(), x.dim(0), self.groups));
         }
         Ok(outputs)
     }
@@ -145,47 +153,23 @@ impl Op for GroupNorm {
     }
 
     fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
-        if outputs.len() > 1 {
-            return Err(Error::no_kernel("group_norm with statistics for its gradient"));
+        if self.statistics {
+            return Err(Error::no_kernel("batch_norm"));
         }
-        let out = &mut outputs[0];
+        let [out, saved @ ..] = outputs else { unreachable!("inferred above") };
         let [x, gamma, beta] = [0, 1, 2].map(|i| inputs[i].contiguous());
         let (x, gamma, beta) = (x?, gamma?, beta?);
-        let (batch, channels) = (x.dim(0), gamma.len());
-        let pixels = x.len() / batch / channels;
-        // Small enough for a block to be soon done, and so few that merging them costs little.
-        let slab_pixels = pixels.div_ceil(128).max(64);
-        let slabs = pixels.div_ceil(slab_pixels);
-        let dims = GroupNormDims {
-            pixels: to_u32("group_norm", pixels)?,
-            channels: to_u32("group_norm", channels)?,
-            groups: to_u32("group_norm", self.groups)?,
-            slabs: slabs as u32,
-            slab_pixels: slab_pixels as u32,
-            eps: self.eps,
-            silu: self.silu.into(),
-        };
-        // The kernel's own arithmetic: a thread on one vector, as many pixels at once as there are threads.
-        let lanes = 16 / x.dtype().size();
-        let vectors = if channels.is_multiple_of(lanes) { channels / lanes } else { channels };
-        let rows = (THREADS / vectors).max(1);
+        let Slabs { dims, vectors, rows } = Slabs::new(&x, gamma.len(), self.groups)?;
+        let dims = GroupNormDims { eps: self.eps, silu: self.silu.into(), ..dims };
+        let (batch, channels, slabs) = (x.dim(0), gamma.len(), dims.slabs as usize);
         let shared = [2 * rows * channels + self.groups, 3 * channels];
-        if batch > 65_535 || channels > MAX_CHANNELS {
-            let found = x.shape();
-            let message =
-                format!("on CUDA: at most 65535 images of {MAX_CHANNELS} channels, found {found}");
-            return Err(Error::shape("group_norm", message));
-        }
-        let config = |blocks: usize, shared: usize| LaunchConfig {
-            grid: [blocks as u32, batch as u32],
-            block: THREADS as u32,
-            shared: (shared * size_of::<f32>()) as u32,
-        };
-
         let mut stats = Tensor::uninit([batch, slabs, self.groups, 3], DType::F32, x.device())?;
-        kernel::group_norm_stats(config(slabs, shared[0]), &mut stats, &x, dims)?;
-        let blocks = (pixels * vectors).div_ceil(4 * THREADS).min(1024);
-        kernel::group_norm(config(blocks, shared[1]), out, &x, &gamma, &beta, &stats, dims)
+        let config = Slabs::config(slabs, batch, shared[0]);
+        kernel::group_norm_stats(config, &mut stats, &x, dims)?;
+        let blocks = (dims.pixels as usize * vectors).div_ceil(4 * THREADS).min(1024);
+        let config = Slabs::config(blocks, batch, shared[1]);
+        let saved = &mut saved.iter_mut().collect::<Vec<_>>();
+        kernel::group_norm(config, out, saved, &x, &gamma, &beta, &stats, dims)
     }
 
     fn saves(&self) -> Saves {
@@ -197,6 +181,52 @@ impl Op for GroupNorm {
         let inputs = tensors(&[x, gamma, beta, call.output(1)?, grad]);
         let grads = apply_all(GroupNormGradient { silu: self.silu }, &inputs)?;
         Ok(grads.into_iter().map(Some).collect())
+    }
+}
+
+/// How the kernels of group normalisation share out images.
+struct Slabs {
+    /// Without what the operation itself adds: epsilon and activation.
+    dims: GroupNormDims,
+    /// Vectors of a pixel: a thread is on one of them.
+    vectors: usize,
+    /// Pixels that a block has at once.
+    rows: usize,
+}
+
+impl Slabs {
+    fn new(x: &Tensor, channels: usize, groups: usize) -> Result<Self> {
+        let batch = x.dim(0);
+        let pixels = x.len() / batch / channels;
+        // Small enough for a block to be soon done, and so few that merging them costs little.
+        let slab_pixels = pixels.div_ceil(128).max(64);
+        let slabs = pixels.div_ceil(slab_pixels);
+        let dims = GroupNormDims {
+            pixels: to_u32("group_norm", pixels)?,
+            channels: to_u32("group_norm", channels)?,
+            groups: to_u32("group_norm", groups)?,
+            slabs: slabs as u32,
+            slab_pixels: slab_pixels as u32,
+            eps: 0.0,
+            silu: 0,
+        };
+        // The kernels' own arithmetic.
+        let lanes = 16 / x.dtype().size();
+        let vectors = if channels.is_multiple_of(lanes) { channels / lanes } else { channels };
+        let rows = (THREADS / vectors).max(1);
+        if batch > 65_535 || channels > MAX_CHANNELS {
+            let found = x.shape();
+            let message =
+                format!("on CUDA: at most 65535 images of {MAX_CHANNELS} channels, found {found}");
+            return Err(Error::shape("group_norm", message));
+        }
+        Ok(Self { dims, vectors, rows })
+    }
+
+    /// With room for `shared` f32 in shared memory.
+    fn config(blocks: usize, batch: usize, shared: usize) -> LaunchConfig {
+        let shared = (shared * size_of::<f32>()) as u32;
+        LaunchConfig { grid: [blocks as u32, batch as u32], block: THREADS as u32, shared }
     }
 }
 

@@ -11,7 +11,7 @@ use crate::cpu::parallel::for_each_chunk;
 use crate::cpu::simd::{fold, simd, widened};
 use crate::dispatch_float;
 use crate::error::{Error, Result};
-use crate::tensor::{Float, Real, Shape, Tensor};
+use crate::tensor::{DType, Float, Real, Shape, Tensor};
 
 /// Elements folded in the type they are computed in; blocks of them are combined in f64.
 const BLOCK: usize = 1 << 12;
@@ -21,6 +21,8 @@ kernels! {
     fn reduce_by_warps(y: Out, x: In, dims: ReduceDims);
     /// A block a row.
     fn reduce_by_blocks(y: Out, x: In, dims: ReduceDims);
+    /// A block 32 columns of a chunk of rows.
+    fn sum_columns(y: Out<U>, x: In<T>, dims: ColumnDims);
 }
 
 #[derive(Clone, Copy, NoUninit)]
@@ -29,6 +31,16 @@ struct ReduceDims {
     rows: u32,
     columns: u32,
     reduction: u32,
+}
+
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+struct ColumnDims {
+    rows: u32,
+    columns: u32,
+    chunks: u32,
+    rows_of_chunk: u32,
+    divisor: f32,
 }
 
 /// Sum over `dims`, which the result no longer has.
@@ -140,6 +152,13 @@ impl Op for Reduce {
 
     fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let out = &mut outputs[0];
+        if let Some([rows, columns]) = self.columns(&inputs[0])
+            && out.len() / columns <= MAX_MATRICES
+        {
+            let x = inputs[0].contiguous()?;
+            let divisor = if self.reduction == Reduction::Mean { rows as f32 } else { 1.0 };
+            return sum_columns_on_device(self.name(), &x, [rows, columns], divisor, out);
+        }
         // As on the CPU.
         let order: Vec<usize> = self.kept(&inputs[0]).chain(self.dims.iter().copied()).collect();
         let x = inputs[0].permute(&order)?.contiguous()?;
@@ -201,6 +220,39 @@ fn sum_columns<T: Float<Acc: Math>>(x: &[T], [rows, columns]: [usize; 2], mean: 
             *y = T::from_acc(T::Acc::from_f64(if mean { sum / rows as f64 } else { sum }));
         }
     }
+}
+
+/// Matrices whose columns a launch can sum.
+pub(super) const MAX_MATRICES: usize = 65_535;
+/// Rows that a block of a GPU sums: 64 of each of its warps.
+const ROWS_OF_CHUNK: usize = 512;
+
+/// Sums over the columns of matrices `x` [.., rows, columns] on a GPU, divided: `y` [.., columns]. Chunks of rows are summed
+/// by themselves first, so that an order follows from the number of rows alone.
+pub(super) fn sum_columns_on_device(
+    op: &'static str,
+    x: &Tensor,
+    [rows, columns]: [usize; 2],
+    divisor: f32,
+    y: &mut Tensor,
+) -> Result<()> {
+    let matrices = y.len() / columns;
+    let chunks = rows.div_ceil(ROWS_OF_CHUNK);
+    let dims = ColumnDims {
+        rows: to_u32(op, rows)?,
+        columns: to_u32(op, columns)?,
+        chunks: to_u32(op, chunks)?,
+        rows_of_chunk: ROWS_OF_CHUNK as u32,
+        divisor: if chunks == 1 { divisor } else { 1.0 },
+    };
+    let blocks = to_u32(op, columns.div_ceil(32) * chunks)?;
+    let config = LaunchConfig { grid: [blocks, to_u32(op, matrices)?], block: 8 * 32, shared: 0 };
+    if chunks == 1 {
+        return kernel::sum_columns(config, y, x, dims);
+    }
+    let mut sums = Tensor::uninit([matrices, chunks, columns], DType::F32, x.device())?;
+    kernel::sum_columns(config, &mut sums, x, dims)?;
+    sum_columns_on_device(op, &sums, [chunks, columns], divisor, y)
 }
 
 simd! {

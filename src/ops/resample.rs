@@ -16,6 +16,7 @@ use crate::tensor::{Float, Real, Tensor};
 kernels! {
     fn resize_nearest(y: Out, x: In, dims: ResizeDims);
     fn resize_bilinear(y: Out, x: In, dims: ResizeDims);
+    fn resize_nearest_gradient(dx: Out, grad: In, dims: ResizeDims);
 }
 
 #[derive(Clone, Copy, NoUninit)]
@@ -138,24 +139,9 @@ impl Op for Resize {
         let x = inputs[0].contiguous()?;
         let (batch, from_height, from_width, channels) = x.dims4()?;
         let (height, width) = self.size;
-        let length = |n| to_u32("resize", n);
-        let repeat = |from: usize, to: usize| if to.is_multiple_of(from) { to / from } else { 0 };
-        let dims = ResizeDims {
-            from_height: length(from_height)?,
-            from_width: length(from_width)?,
-            height: length(height)?,
-            width: length(width)?,
-            scale_y: from_height as f32 / height as f32,
-            scale_x: from_width as f32 / width as f32,
-            repeat_y: length(repeat(from_height, height))?,
-            repeat_x: length(repeat(from_width, width))?,
-            channels: length(channels)?,
-            pixels: length(batch * height * width)?,
-        };
-        // 256 threads of at most 32 registers (nvcc 13, sm_80) with 16 bytes each; beyond 16384 blocks, several waves on the
-        // largest card, they take more turns.
-        let blocks = (out.len() * x.dtype().size()).div_ceil(256 * 16).clamp(1, 1 << 14);
-        let config = LaunchConfig { grid: [blocks as u32, 1], block: 256, shared: 0 };
+        let pixels = batch * height * width;
+        let dims = dims([from_height, from_width], [height, width], channels, pixels)?;
+        let config = by_vectors(out);
         match self.filter {
             Filter::Nearest => kernel::resize_nearest(config, out, &x, dims),
             Filter::Bilinear => kernel::resize_bilinear(config, out, &x, dims),
@@ -168,6 +154,36 @@ impl Op for Resize {
         let gradient = NearestGradient { size: (of.shape[1], of.shape[2]) };
         Ok(vec![Some(apply(gradient, &tensors(&[grad]))?)])
     }
+}
+
+/// `pixels` is the number of those that are written.
+fn dims(
+    [from_height, from_width]: [usize; 2],
+    [height, width]: [usize; 2],
+    channels: usize,
+    pixels: usize,
+) -> Result<ResizeDims> {
+    let length = |n| to_u32("resize", n);
+    let repeat = |from: usize, to: usize| if to.is_multiple_of(from) { to / from } else { 0 };
+    Ok(ResizeDims {
+        from_height: length(from_height)?,
+        from_width: length(from_width)?,
+        height: length(height)?,
+        width: length(width)?,
+        scale_y: from_height as f32 / height as f32,
+        scale_x: from_width as f32 / width as f32,
+        repeat_y: length(repeat(from_height, height))?,
+        repeat_x: length(repeat(from_width, width))?,
+        channels: length(channels)?,
+        pixels: length(pixels)?,
+    })
+}
+
+/// 256 threads of at most 32 registers (nvcc 13, sm_80) with 16 bytes of the output each; beyond 16384 blocks, several waves
+/// on the largest card, they take more turns.
+fn by_vectors(out: &Tensor) -> LaunchConfig {
+    let blocks = (out.len() * out.dtype().size()).div_ceil(256 * 16).clamp(1, 1 << 14);
+    LaunchConfig { grid: [blocks as u32, 1], block: 256, shared: 0 }
 }
 
 /// Gradient of [`resize_nearest`]: the sum over the pixels that each pixel was repeated in; input `grad`.
@@ -217,8 +233,12 @@ impl Op for NearestGradient {
         })
     }
 
-    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
-        Err(Error::no_kernel(self.name()))
+    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let (grad, out) = (inputs[0].contiguous()?, &mut outputs[0]);
+        let (batch, height, width, channels) = grad.dims4()?;
+        let pixels = batch * self.size.0 * self.size.1;
+        let dims = dims([self.size.0, self.size.1], [height, width], channels, pixels)?;
+        kernel::resize_nearest_gradient(by_vectors(out), out, &grad, dims)
     }
 
     fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {

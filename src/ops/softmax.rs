@@ -16,6 +16,8 @@ use crate::tensor::{Float, Real, Tensor};
 kernels! {
     /// A warp a row.
     fn softmax(y: Out, x: In, dims: SoftmaxDims);
+    /// A warp a row.
+    fn softmax_gradient(dx: Out, y: In, grad: In, dims: SoftmaxDims);
 }
 
 #[derive(Clone, Copy, NoUninit)]
@@ -64,12 +66,7 @@ impl Op for Softmax {
 
     fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let x = inputs[0].contiguous()?;
-        let columns = x.dim(x.rank() - 1);
-        let rows = x.len() / columns;
-        let dims =
-            SoftmaxDims { rows: to_u32("softmax", rows)?, columns: to_u32("softmax", columns)? };
-        // Four rows a block, as for layer normalisation.
-        let config = LaunchConfig { grid: [dims.rows.div_ceil(4), 1], block: 4 * 32, shared: 0 };
+        let (config, dims) = rows_by_warps(self.name(), &x)?;
         kernel::softmax(config, &mut outputs[0], &x, dims)
     }
 
@@ -80,6 +77,14 @@ impl Op for Softmax {
     fn backward(&self, call: &Call, grad: &Tensor) -> Result<Grads> {
         Ok(vec![Some(softmax_gradient(call.output(0)?, grad)?)])
     }
+}
+
+/// The launch over the rows of `x`: four a block, as for layer normalisation.
+fn rows_by_warps(op: &'static str, x: &Tensor) -> Result<(LaunchConfig, SoftmaxDims)> {
+    let columns = x.dim(x.rank() - 1);
+    let rows = x.len() / columns;
+    let dims = SoftmaxDims { rows: to_u32(op, rows)?, columns: to_u32(op, columns)? };
+    Ok((LaunchConfig { grid: [dims.rows.div_ceil(4), 1], block: 4 * 32, shared: 0 }, dims))
 }
 
 simd! {
@@ -144,8 +149,10 @@ impl Op for SoftmaxGradient {
         })
     }
 
-    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
-        Err(Error::no_kernel(self.name()))
+    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let (y, grad) = (inputs[0].contiguous()?, inputs[1].contiguous()?);
+        let (config, dims) = rows_by_warps(self.name(), &y)?;
+        kernel::softmax_gradient(config, &mut outputs[0], &y, &grad, dims)
     }
 
     fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {

@@ -1,12 +1,48 @@
-//! Gradient of a linear layer or a convolution by its weight: one product over all pixels of the batch.
+//! Gradient of a linear layer or a convolution by its weight: one product over all pixels of the batch. Kernels:
+//! `kernels/weight_gradient.cu`.
+
+use bytemuck::NoUninit;
 
 use super::gradient::Call;
+use super::kernels::{LaunchConfig, kernels, to_u32};
+use super::reduce::sum_columns_on_device;
 use super::{Grads, Inputs, Meta, Op, apply, tensors};
 use crate::cpu::gemm::{MicroKernel, f32_kernel, f64_kernel};
 use crate::cpu::outer::{self, Patches};
 use crate::cpu::simd;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Device, Float, Real, Shape, Tensor};
+
+kernels! {
+    /// A block a tile of 32 output channels and 128 columns.
+    fn weight_gradient_narrow(y: Out<f32>, grad: In, x: In, dims: WeightGradientDims);
+    /// A block a tile of 64 output channels and 128 columns.
+    fn weight_gradient_wide(y: Out<f32>, grad: In, x: In, dims: WeightGradientDims);
+}
+
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+struct WeightGradientDims {
+    outputs: u32,
+    inputs: u32,
+    pixels: u32,
+    pixels_of_split: u32,
+    height: u32,
+    width: u32,
+    out_height: u32,
+    out_width: u32,
+    kernel_height: u32,
+    kernel_width: u32,
+    stride: u32,
+    top: u32,
+    left: u32,
+}
+
+/// Blocks that keep the GPUs there are busy: two on each of some 130 SMs, twice.
+const BLOCKS: usize = 520;
+/// Pixels that a block sums at least, and the least that it takes at a time.
+const MIN_PIXELS: usize = 256;
+const DEPTH: usize = 16;
 
 /// The convolution whose weight's gradient is wanted.
 #[derive(Clone, Copy, Debug)]
@@ -66,8 +102,44 @@ impl Op for WeightGradient {
         }
     }
 
-    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
-        Err(Error::no_kernel(self.name()))
+    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let (grad, x, out) = (inputs[0].contiguous()?, inputs[1].contiguous()?, &mut outputs[0]);
+        let (_, height, width, channels) = x.dims4()?;
+        let (_, out_height, out_width, n) = grad.dims4()?;
+        let Geometry { kernel: [kernel_height, kernel_width], stride, before: [top, left] } =
+            self.geometry;
+        let pixels = grad.len() / n;
+        let tile = if n > 32 { 64 } else { 32 };
+        let tiles = n.div_ceil(tile) * (out.len() / n).div_ceil(128);
+        let splits = (BLOCKS / tiles).clamp(1, pixels.div_ceil(MIN_PIXELS));
+        let pixels_of_split = pixels.div_ceil(splits).next_multiple_of(DEPTH);
+        let splits = pixels.div_ceil(pixels_of_split);
+        let size = |length| to_u32(self.name(), length);
+        let dims = WeightGradientDims {
+            outputs: size(n)?,
+            inputs: size(channels)?,
+            // Blocks look up to one share beyond the last.
+            pixels: size(2 * pixels)? / 2,
+            pixels_of_split: size(pixels_of_split)?,
+            height: size(height)?,
+            width: size(width)?,
+            out_height: size(out_height)?,
+            out_width: size(out_width)?,
+            kernel_height: size(kernel_height)?,
+            kernel_width: size(kernel_width)?,
+            stride: size(stride)?,
+            top: size(top)?,
+            left: size(left)?,
+        };
+        let config = LaunchConfig { grid: [size(tiles)?, size(splits)?], block: 256, shared: 0 };
+        let launch =
+            if tile == 64 { kernel::weight_gradient_wide } else { kernel::weight_gradient_narrow };
+        if splits == 1 {
+            return launch(config, out, &grad, &x, dims);
+        }
+        let mut sums = Tensor::uninit([splits, out.len()], DType::F32, x.device())?;
+        launch(config, &mut sums, &grad, &x, dims)?;
+        sum_columns_on_device(self.name(), &sums, [splits, out.len()], 1.0, out)
     }
 
     fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {
@@ -97,7 +169,7 @@ fn fill<T: Float<Acc = C>, C: Real>(
 /// weight [O, I, KH, KW], in f32 (f64 of f64). A linear layer is a convolution with a kernel of one tap.
 ///
 /// # Errors
-/// `Shape` and `DType` when they do not fit, `NoKernel` on a GPU.
+/// `Shape` and `DType` when they do not fit.
 pub(super) fn weight_gradient(grad: &Tensor, x: &Tensor, geometry: Geometry) -> Result<Tensor> {
     apply(WeightGradient { geometry }, &tensors(&[grad, x]))
 }

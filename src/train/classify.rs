@@ -131,7 +131,7 @@ impl Task for ClassifyTask {
         let logits = self.net.forward_training(&batch.images)?;
         let total = cross_entropy(&logits, &targets, self.loss)?;
         let accuracy = right(&logits, &batch.labels)? / batch.labels.len() as f64;
-        Ok(Loss { total, parts: vec![("accuracy", accuracy)] })
+        Ok(Loss { total, parts: vec![("accuracy", Tensor::from_vec(vec![accuracy], [1])?)] })
     }
 
     fn validate(&self, batch: &Batch, _: &mut Random) -> Result<Measured> {

@@ -23,7 +23,7 @@ use crate::ops::loss::squared_error;
 use crate::ops::reduce::mean;
 use crate::pipeline::sampler::alphas_cumprod;
 use crate::tensor::tape::no_grad;
-use crate::tensor::{DType, Device, Tensor};
+use crate::tensor::{DType, Device, Shape, Tensor};
 use crate::text::tokenizer::ClipTokenizer;
 
 /// What the denoiser says.
@@ -171,6 +171,7 @@ struct Part<M> {
     model: M,
     config: Value,
     source: Option<Weights>,
+    device: Device,
 }
 
 impl<M: Module> Part<M> {
@@ -179,27 +180,29 @@ impl<M: Module> Part<M> {
         origin: &Path,
         config: Value,
         seed: u64,
+        device: Device,
         load: impl FnOnce(&Config, &Params) -> Result<M>,
     ) -> Result<Self> {
         let new = move |name: &str, shape: &[usize]| initial(seed, name, shape);
-        let params = Params::initial(new, DType::F32, Device::Cpu).keeping(Keep::Trainable);
+        let params = Params::initial(new, DType::F32, device).keeping(Keep::Trainable);
         let model = load(&Config::from_value(origin, config.clone())?, &params)?;
-        Ok(Self { model, config, source: None })
+        Ok(Self { model, config, source: None, device })
     }
 
     /// That in a folder with `config.json` and weights.
     fn open(
         folder: &Path,
         keep: Keep,
+        device: Device,
         load: impl FnOnce(&Config, &Params) -> Result<M>,
     ) -> Result<Self> {
         let path = folder.join("config.json");
         let config = read_json(&path)?;
         let weights = || Weights::open(folder, None);
-        let params = Params::new(weights()?, DType::F32, Device::Cpu).keeping(keep);
+        let params = Params::new(weights()?, DType::F32, device).keeping(keep);
         let model = load(&Config::from_value(&path, config.clone())?, &params)?;
         params.finish()?;
-        Ok(Self { model, config, source: Some(weights()?) })
+        Ok(Self { model, config, source: Some(weights()?), device })
     }
 
     fn export(&self, folder: &Path, file: &str, dtype: Option<DType>) -> Result<()> {
@@ -240,11 +243,16 @@ pub struct DiffusionTask {
 }
 
 impl DiffusionTask {
-    /// A new denoiser and text encoder.
+    /// A new denoiser and text encoder, on `device`.
     ///
     /// # Errors
     /// A file cannot be read or understood, or the parts do not fit together.
-    pub fn new(parts: &NewModel, settings: DiffusionSettings, seed: u64) -> Result<Self> {
+    pub fn new(
+        parts: &NewModel,
+        settings: DiffusionSettings,
+        seed: u64,
+        device: Device,
+    ) -> Result<Self> {
         let tokenizer = ClipTokenizer::open(parts.tokenizer)?;
         let default = Path::new("the default configuration");
         let config = |file: Option<&Path>, other: Value| match file {
@@ -252,15 +260,15 @@ impl DiffusionTask {
             None => Ok((default.to_path_buf(), other)),
         };
         let (origin, text_config) = config(parts.text_encoder, default_text_encoder(&tokenizer))?;
-        let text_encoder = Part::new(&origin, text_config, seed, load_text_encoder)?;
+        let text_encoder = Part::new(&origin, text_config, seed, device, load_text_encoder)?;
         let (origin, unet_config) = config(parts.unet, default_unet())?;
-        let unet = Part::new(&origin, unet_config, seed, load_unet)?;
+        let unet = Part::new(&origin, unet_config, seed, device, load_unet)?;
         let scheduler = default_scheduler(settings.prediction_type);
-        let vae = Part::open(parts.vae, Keep::Frozen, load_vae)?;
+        let vae = Part::open(parts.vae, Keep::Frozen, device, load_vae)?;
         Self::assembled(unet, text_encoder, vae, parts.tokenizer, scheduler, settings, true)
     }
 
-    /// The model in a diffusers folder; its own kind of prediction holds.
+    /// The model in a diffusers folder, on `device`; its own kind of prediction holds.
     ///
     /// # Errors
     /// As [`Self::new`].
@@ -268,11 +276,13 @@ impl DiffusionTask {
         folder: &Path,
         settings: DiffusionSettings,
         train_text_encoder: bool,
+        device: Device,
     ) -> Result<Self> {
         let keep = if train_text_encoder { Keep::Trainable } else { Keep::Frozen };
-        let text_encoder = Part::open(&folder.join("text_encoder"), keep, load_text_encoder)?;
-        let unet = Part::open(&folder.join("unet"), Keep::Trainable, load_unet)?;
-        let vae = Part::open(&folder.join("vae"), Keep::Frozen, load_vae)?;
+        let text_encoder =
+            Part::open(&folder.join("text_encoder"), keep, device, load_text_encoder)?;
+        let unet = Part::open(&folder.join("unet"), Keep::Trainable, device, load_unet)?;
+        let vae = Part::open(&folder.join("vae"), Keep::Frozen, device, load_vae)?;
         let scheduler = read_json(&folder.join("scheduler/scheduler_config.json"))?;
         let tokenizer = folder.join("tokenizer");
         Self::assembled(
@@ -355,7 +365,7 @@ impl DiffusionTask {
             let expected = format!("a multiple of {factor}, the pixels along a latent");
             return Err(Error::argument("resolution", format!("{w}x{h}"), expected));
         }
-        let posterior = no_grad(|| vae.encode(images))?;
+        let posterior = no_grad(|| vae.encode(&images.to_device(self.vae.device)?))?;
         let noise = random.normal(*posterior.mean.shape())?.to_vec::<f32>()?;
         let mean = posterior.mean.to_vec::<f32>()?;
         let scale = vae.config().scaling_factor;
@@ -395,7 +405,10 @@ impl DiffusionTask {
                 target[i] = signal * noise[i] - sigma * clean[i];
             }
         }
-        let (noisy, target) = (Tensor::from_vec(noisy, shape)?, Tensor::from_vec(target, shape)?);
+        let sent = |values: Vec<f32>, shape: Shape| {
+            Tensor::from_vec(values, shape)?.to_device(self.unet.device)
+        };
+        let (noisy, target) = (sent(noisy, shape.into())?, sent(target, shape.into())?);
         // 3. the prediction
         let prompts = batch.captions.iter().zip(&empty);
         let prompts: Vec<&str> =
@@ -408,7 +421,7 @@ impl DiffusionTask {
         let losses = squared_error(&predicted, &target)?; // [B]
         let Some(gamma) = self.settings.snr_gamma else { return Ok(losses) };
         let weights = timesteps.iter().map(|&t| self.weight(t, gamma) as f32).collect();
-        mul(&losses, &Tensor::from_vec(weights, [count])?)
+        mul(&losses, &sent(weights, [count].into())?)
     }
 
     /// Min-SNR weight of a timestep.

@@ -19,7 +19,8 @@ mod schedule;
 mod settings;
 pub mod vae;
 
-pub use optimizer::{Optimizer, in_order, norm};
+pub use crate::ops::adamw::length as norm;
+pub use optimizer::{Optimizer, in_order};
 pub use run::{Event, Loss, Measured, Outcome, Progress, Run, Task};
 pub use schedule::Schedule;
 pub use settings::Settings;

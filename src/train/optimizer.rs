@@ -4,9 +4,7 @@ use super::settings::Settings;
 use crate::error::{Error, Result};
 use crate::nn::Parameter;
 use crate::ops::adamw::{Step, adamw};
-use crate::ops::elementwise::mul;
-use crate::ops::reduce::sum;
-use crate::tensor::{DType, Device, Tensor};
+use crate::tensor::{DType, Tensor};
 
 /// What is kept beside a weight.
 struct Slot {
@@ -127,8 +125,8 @@ impl Optimizer {
         mut read: impl FnMut(&str, &[usize]) -> Result<Tensor>,
     ) -> Result<()> {
         for (slot, (name, parameter)) in self.slots.iter_mut().zip(parameters) {
-            let shape = parameter.shape();
-            let mut read = |kind: &str| read(&format!("{kind}.{name}"), &shape);
+            let (shape, device) = (parameter.shape(), elements(name, parameter)?.device());
+            let mut read = |kind: &str| read(&format!("{kind}.{name}"), &shape)?.to_device(device);
             parameter.set(&read("weight")?)?;
             slot.moments = [read("first_moment")?, read("second_moment")?];
             if let Some(ema) = &mut slot.ema {
@@ -153,20 +151,6 @@ fn elements(name: &str, parameter: &Parameter) -> Result<Tensor> {
         DType::F32 => Ok(tensor),
         found => Err(Error::DType { op: "optimizer", expected: "f32", found }),
     }
-}
-
-/// Root of the sum of squares over all gradients.
-///
-/// # Errors
-/// Those of the device.
-pub fn norm(gradients: &[Tensor]) -> Result<f64> {
-    let mut total = 0.0;
-    for gradient in gradients {
-        let all: Vec<usize> = (0..gradient.rank()).collect();
-        let square = sum(&mul(gradient, gradient)?, &all)?.to_device(Device::Cpu)?;
-        total += f64::from(square.to_vec::<f32>()?[0]);
-    }
-    Ok(total.sqrt())
 }
 
 /// Gradients of the parameters in their order; zeros where the loss does not depend on one.

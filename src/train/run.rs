@@ -5,12 +5,13 @@ use std::time::Instant;
 
 use super::checkpoint::{self, Checkpoint, Resume, State};
 use super::metrics::Metrics;
-use super::optimizer::{Optimizer, in_order, norm};
+use super::optimizer::{Optimizer, in_order};
 use super::random::{Purpose, Random};
 use super::settings::Settings;
 use crate::data::{Batch, Dataset};
 use crate::error::{Error, Result};
 use crate::nn::Parameter;
+use crate::ops::adamw::length;
 use crate::ops::elementwise::{add, scale};
 use crate::ops::gradient::backward;
 use crate::pipeline::Cancel;
@@ -24,8 +25,8 @@ const VALIDATION_BATCH: usize = 16;
 pub struct Loss {
     /// What is minimised: one number.
     pub total: Tensor,
-    /// What it is made of, by name, to be shown.
-    pub parts: Measured,
+    /// What it is made of, by name, to be shown: one number each.
+    pub parts: Vec<(&'static str, Tensor)>,
 }
 
 /// Quantities by name.
@@ -146,7 +147,7 @@ impl Run<'_> {
             // 1. loss and gradient
             let mut random = Random::new(seed, Purpose::Step, step);
             let (loss, gradients) = self.gradients(&parameters, &mut loader, &mut random)?;
-            let gradient_norm = norm(&gradients)?;
+            let gradient_norm = length(&gradients)?;
             let total = loss.0;
             if !total.is_finite() || !gradient_norm.is_finite() {
                 return Err(Error::NotFinite(format!(
@@ -234,11 +235,13 @@ impl Run<'_> {
             let ended = || Error::value("train", "the data set has ended");
             let batch = batches.next().ok_or_else(ended)??;
             let loss = self.task.loss(&batch, random)?;
-            total += share * number_of(&loss.total)?;
-            let mean = |(name, value)| (name, share * value);
-            let loss_parts: Vec<_> = loss.parts.into_iter().map(mean).collect();
+            let value = loss.total.detach();
             let root = if count == 1 { loss.total } else { scale(&loss.total, share as f32)? };
             let gradients = in_order(parameters, backward(root)?)?;
+            // Numbers are asked for last: a device has all of its work by then.
+            total += share * number_of(&value)?;
+            let mean = |(name, value)| Ok((name, share * number_of(&value)?));
+            let loss_parts: Vec<_> = loss.parts.into_iter().map(mean).collect::<Result<_>>()?;
             if number == 0 {
                 (parts, sums) = (loss_parts, gradients);
                 continue;

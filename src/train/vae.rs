@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::initial::initial;
 use super::random::Random;
-use super::run::{Loss, Measured, Task, number_of};
+use super::run::{Loss, Measured, Task};
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::io::config::Config;
@@ -71,31 +71,32 @@ pub struct VaeTask {
     source: Option<Weights>,
     reconstruction: Reconstruction,
     kl_weight: f64,
+    device: Device,
 }
 
 impl VaeTask {
-    /// A new model of this configuration.
+    /// A new model of this configuration, on `device`.
     ///
     /// # Errors
     /// The configuration cannot be understood; `origin` says in errors where it came from.
-    pub fn new(origin: &Path, config: Value, seed: u64) -> Result<Self> {
+    pub fn new(origin: &Path, config: Value, seed: u64, device: Device) -> Result<Self> {
         let new = move |name: &str, shape: &[usize]| initial(seed, name, shape);
-        let params = Params::initial(new, DType::F32, Device::Cpu).keeping(Keep::Trainable);
+        let params = Params::initial(new, DType::F32, device).keeping(Keep::Trainable);
         Self::load(origin, config, &params, None)
     }
 
-    /// The model in a folder with `config.json` and weights.
+    /// The model in a folder with `config.json` and weights, on `device`.
     ///
     /// # Errors
     /// It cannot be read.
-    pub fn open(folder: &Path) -> Result<Self> {
+    pub fn open(folder: &Path, device: Device) -> Result<Self> {
         let path = folder.join("config.json");
         let text = crate::io::read_bounded(&path, 1 << 20)?;
         let config = serde_json::from_slice(&text).map_err(|e| {
             Error::file(&path, "content", "JSON", e.to_string(), "Is this the right file?")
         })?;
         let weights = || Weights::open(folder, None);
-        let params = Params::new(weights()?, DType::F32, Device::Cpu).keeping(Keep::Trainable);
+        let params = Params::new(weights()?, DType::F32, device).keeping(Keep::Trainable);
         let task = Self::load(&path, config, &params, Some(weights()?))?;
         params.finish()?;
         Ok(task)
@@ -110,7 +111,7 @@ impl VaeTask {
         let vae =
             Vae::load(VaeConfig::read(&Config::from_value(origin, config.clone())?)?, params)?;
         let (reconstruction, kl_weight) = (Reconstruction::default(), 1e-3);
-        Ok(Self { vae, config, source, reconstruction, kl_weight })
+        Ok(Self { vae, config, source, reconstruction, kl_weight, device: params.device() })
     }
 
     /// The same with another loss; `kl_weight` is that of the divergence a pixel and channel.
@@ -146,9 +147,9 @@ impl Task for VaeTask {
 
     fn loss(&self, batch: &Batch, random: &mut Random) -> Result<Loss> {
         self.check(batch)?;
-        let images = &batch.images;
+        let images = &batch.images.to_device(self.device)?;
         let posterior = self.encode(images)?;
-        let noise = random.normal(*posterior.mean.shape())?;
+        let noise = random.normal(*posterior.mean.shape())?.to_device(self.device)?;
         let latents = sample_gaussian(&posterior.mean, &posterior.logvar, &noise)?;
         let decoded = self.vae.decode(&latents)?;
         let distance = match self.reconstruction {
@@ -160,10 +161,8 @@ impl Task for VaeTask {
         let pixels = images.len() / images.dim(0);
         let weight = self.kl_weight / pixels as f64;
         let total = add(&distance, &scale(&divergence, weight as f32)?)?;
-        let parts = vec![
-            ("reconstruction", number_of(&distance)?),
-            ("divergence", number_of(&divergence)?),
-        ];
+        let parts =
+            vec![("reconstruction", distance.detach()), ("divergence", divergence.detach())];
         Ok(Loss { total, parts })
     }
 
@@ -171,9 +170,10 @@ impl Task for VaeTask {
     /// square.
     fn validate(&self, batch: &Batch, _: &mut Random) -> Result<Measured> {
         self.check(batch)?;
-        let latents = self.encode(&batch.images)?.mean;
+        let images = batch.images.to_device(self.device)?;
+        let latents = self.encode(&images)?.mean;
         let decoded = clamp(&self.vae.decode(&latents)?, -1.0, 1.0)?;
-        let errors = squared_error(&decoded, &batch.images)?.to_vec::<f32>()?;
+        let errors = squared_error(&decoded, &images)?.to_vec::<f32>()?;
         // Levels are 2 apart at most; a difference below 8 bits' resolution is none.
         let psnr = |error: &f32| 10.0 * (4.0 / f64::from(*error).max(1e-6)).log10();
         let zeros = Tensor::zeros(*latents.shape(), latents.dtype(), latents.device())?;

@@ -1,5 +1,6 @@
-//! Gradient of attention: on the CPU in f32 by blocks of queries (`cpu/attention_gradient.rs`), else by its definition,
-//! image by image, so that the weights of one image at a time are in memory.
+//! Gradient of attention: on the CPU in f32 by blocks of queries (`cpu/attention_gradient.rs`), else by its definition, on
+//! the CPU image by image, so that the weights of one image at a time are in memory; on a GPU all images at once, where
+//! they see as many keys.
 
 use super::AttentionConfig;
 use crate::cpu::attention_gradient::{self as blocks, Heads, MAX_CHANNELS};
@@ -85,23 +86,30 @@ fn by_definition(
     config: AttentionConfig,
 ) -> Result<[Tensor; 3]> {
     let mut parts: [Vec<Tensor>; 3] = Default::default();
-    for (b, &length) in lengths.iter().enumerate() {
+    let together = match q.device() {
+        Device::Cuda(_) if lengths.windows(2).all(|pair| pair[0] == pair[1]) => lengths.len(),
+        _ => 1,
+    };
+    for (i, lengths) in lengths.chunks(together.max(1)).enumerate() {
+        let images = lengths.len();
         let heads = |t: &Tensor| {
-            t.narrow(0, b, 1)?.permute(&[0, 2, 1, 3])?.reshape([t.dim(2), t.dim(1), t.dim(3)])
+            let t = t.narrow(0, i * together, images)?.permute(&[0, 2, 1, 3])?; // [B, H, T, D]
+            t.reshape([images * t.dim(1), t.dim(2), t.dim(3)])
         };
         let inputs = [&heads(q)?, &heads(k)?, &heads(v)?];
-        let of_image = image(inputs, length, &heads(grad)?, config)?;
-        for (parts, part) in parts.iter_mut().zip(of_image) {
+        let of_images = of_images(inputs, lengths[0], &heads(grad)?, config)?;
+        for (parts, part) in parts.iter_mut().zip(of_images) {
             let (h, t, d) = part.dims3()?;
-            parts.push(part.reshape([1, h, t, d])?.permute(&[0, 2, 1, 3])?); // [1, T, H, D]
+            let part = part.reshape([images, h / images, t, d])?;
+            parts.push(part.permute(&[0, 2, 1, 3])?); // [B, T, H, D]
         }
     }
     let [q, k, v] = parts.map(|parts| concat(&parts.iter().collect::<Vec<_>>(), 0));
     Ok([q?, k?, v?])
 }
 
-/// Those of one image, [H, T or S, D] all.
-fn image(
+/// Those of images that see as many keys, [B H, T or S, D] all.
+fn of_images(
     [q, k, v]: [&Tensor; 3],
     length: usize,
     grad: &Tensor,
@@ -109,17 +117,17 @@ fn image(
 ) -> Result<[Tensor; 3]> {
     let swapped = |t: &Tensor| t.transpose(1, 2);
     // 1. the weights, computed again
-    let mut scores = scale(&matmul(q, &swapped(k)?)?, config.scale)?; // [H, T, S]
+    let mut scores = scale(&matmul(q, &swapped(k)?)?, config.scale)?; // [B H, T, S]
     if config.causal || length < k.dim(1) {
         scores = add(&scores, &mask(&scores, length, config.causal)?)?;
     }
     let weights = softmax(&scores)?;
     // 2. back through the sum of values, the softmax and the products
-    let of_v = matmul(&swapped(&weights)?, grad)?; // [H, S, D]
-    let of_weights = matmul(grad, &swapped(v)?)?; // [H, T, S]
+    let of_v = matmul(&swapped(&weights)?, grad)?; // [B H, S, D]
+    let of_weights = matmul(grad, &swapped(v)?)?; // [B H, T, S]
     let of_scores = scale(&softmax_gradient(&weights, &of_weights)?, config.scale)?;
-    let of_q = matmul(&of_scores, k)?; // [H, T, D]
-    let of_k = matmul(&swapped(&of_scores)?, q)?; // [H, S, D]
+    let of_q = matmul(&of_scores, k)?; // [B H, T, D]
+    let of_k = matmul(&swapped(&of_scores)?, q)?; // [B H, S, D]
     Ok([of_q, of_k, of_v])
 }
 

@@ -2,16 +2,15 @@
 //!
 //! By the image it is a convolution of the result's gradient, its pixels `stride` apart, with the kernel turned by half
 //! and its channels swapped. By the kernel it is the product of the result's gradient with the patches under the kernel
-//! (`ops/weight_gradient.rs`); on a GPU, for each tap, with the pixels that the tap saw.
+//! (`ops/weight_gradient.rs`).
 
 use super::{Conv2dConfig, conv2d};
 use crate::error::{Error, Result};
 use crate::ops::epilogue::Epilogue;
 use crate::ops::layout::concat;
-use crate::ops::matmul::matmul;
 use crate::ops::weight::{Layout, Weight};
 use crate::ops::weight_gradient::{Geometry, weight_gradient};
-use crate::tensor::{Device, Tensor};
+use crate::tensor::Tensor;
 
 /// Gradient by the image [B, H, W, I], given that of the product [B, OH, OW, O]; `weight` [O, I, KH, KW].
 pub(super) fn by_image(
@@ -46,31 +45,8 @@ pub(super) fn by_weight(
     config: Conv2dConfig,
     [kh, kw]: [usize; 2],
 ) -> Result<Tensor> {
-    let Conv2dConfig { stride, padding: [top, bottom, left, right] } = config;
-    if grad.device() == Device::Cpu {
-        return weight_gradient(
-            grad,
-            x,
-            Geometry { kernel: [kh, kw], stride, before: [top, left] },
-        );
-    }
-    let (batch, oh, ow, outputs) = grad.dims4()?;
-    let inputs = x.dim(3);
-    let pixels = batch * oh * ow;
-    // Rows and columns behind the last tap are there so that all taps see whole strides.
-    let x = pad(&pad(x, 1, top, bottom + stride - 1)?, 2, left, right + stride - 1)?;
-    let grad = grad.reshape([pixels, outputs])?.transpose(0, 1)?.contiguous()?; // [O, M]
-    let mut taps = Vec::new();
-    for ky in 0..kh {
-        for kx in 0..kw {
-            let seen = every(&every(&x, 1, ky, oh, stride)?, 2, kx, ow, stride)?; // [B, OH, OW, I]
-            taps.push(matmul(&grad, &seen.reshape([pixels, inputs])?)?); // [O, I]
-        }
-    }
-    let columns =
-        taps.iter().map(|tap| tap.reshape([outputs, inputs, 1])).collect::<Result<Vec<_>>>()?;
-    let all = concat(&columns.iter().collect::<Vec<_>>(), 2)?; // [O, I, KH KW]
-    all.reshape([outputs, inputs, kh, kw])
+    let Conv2dConfig { stride, padding: [top, _, left, _] } = config;
+    weight_gradient(grad, x, Geometry { kernel: [kh, kw], stride, before: [top, left] })
 }
 
 /// Dimension `dim` with `stride - 1` zeros between neighbours.
@@ -86,26 +62,6 @@ fn spread(x: &Tensor, dim: usize, stride: usize) -> Result<Tensor> {
     dims.remove(dim + 1);
     dims[dim] = length * stride;
     apart.reshape(&dims)?.narrow(dim, 0, (length - 1) * stride + 1)
-}
-
-/// Dimension `dim` with zeros before and behind.
-fn pad(x: &Tensor, dim: usize, before: usize, behind: usize) -> Result<Tensor> {
-    let zeros = |length| Tensor::zeros(x.shape().with(dim, length), x.dtype(), x.device());
-    concat(&[&zeros(before)?, x, &zeros(behind)?], dim)
-}
-
-/// `count` positions of dimension `dim`, `stride` apart, from `start` on.
-fn every(x: &Tensor, dim: usize, start: usize, count: usize, stride: usize) -> Result<Tensor> {
-    let x = x.narrow(dim, start, count * stride)?;
-    if stride == 1 {
-        return Ok(x);
-    }
-    let mut dims = x.dims().to_vec();
-    dims[dim] = count;
-    dims.insert(dim + 1, stride);
-    let first = x.reshape(&dims)?.narrow(dim + 1, 0, 1)?; // [.., count, 1, ..]
-    dims.remove(dim + 1);
-    first.reshape(&dims)
 }
 
 /// Dimension `dim` the other way round.

@@ -99,7 +99,7 @@ impl Plan {
     pub fn new(sizes: Sizes, batch: usize) -> Self {
         let Sizes { m, n, k, rows_of_image } = sizes;
         let tiles = |rows: usize, tile| rows.div_ceil(tile) * n.div_ceil(tile);
-        if batch * tiles(m, 128) >= LARGE_BLOCKS {
+        if n > 64 && batch * tiles(m, 128) >= LARGE_BLOCKS {
             return Self { tile: 128, splits: 1 };
         }
         let _ = (k, rows_of_image, SMALL_BLOCKS);

@@ -10,7 +10,7 @@
 //!
 //! (Ioffe & Szegedy 2015, section 3, for other sets of elements.)
 
-use super::parameter;
+use super::{GroupNormDims, LayerNormDims, Slabs, THREADS, parameter};
 use crate::cpu::math::Math;
 use crate::cpu::parallel::for_each_chunk;
 use crate::cpu::simd::{narrow, simd, sum, widen};
@@ -18,8 +18,54 @@ use crate::dispatch_float;
 use crate::error::{Error, Result};
 use crate::ops::activation::{Identity, Map, Silu};
 use crate::ops::gradient::Call;
+use crate::ops::kernels::{LaunchConfig, kernels, to_u32};
+use crate::ops::reduce::sum_columns_on_device;
 use crate::ops::{Grads, Inputs, Meta, Op};
-use crate::tensor::{DType, Float, Real, Tensor};
+use crate::tensor::{DType, Device, Float, Real, Tensor};
+
+kernels! {
+    /// One block a slab of an image; shared memory holds two f32 for each channel that a thread has.
+    fn group_norm_gradient_sums(
+        sums: Out<f32>,
+        x: In,
+        grad: In,
+        statistics: In<f32>,
+        gamma: In<f32>,
+        beta: In<f32>,
+        dims: GroupNormDims,
+    );
+    /// The same blocks; shared memory holds two f32 for each group.
+    fn group_norm_gradient(
+        dx: Out,
+        x: In,
+        grad: In,
+        statistics: In<f32>,
+        gamma: In<f32>,
+        beta: In<f32>,
+        sums: In<f32>,
+        dims: GroupNormDims,
+    );
+    /// A warp a row.
+    fn layer_norm_gradient(
+        dx: Out,
+        statistics: Out<f32>,
+        x: In,
+        gamma: In<f32>,
+        grad: In,
+        dims: LayerNormDims,
+    );
+    /// A block 32 columns of a chunk of rows.
+    fn layer_norm_gradient_sums(
+        sums: Out<f32>,
+        x: In,
+        grad: In,
+        statistics: In<f32>,
+        dims: LayerNormDims,
+    );
+}
+
+/// Rows that a block of a GPU sums for the parameters of layer normalisation.
+const ROWS_OF_CHUNK: usize = 256;
 
 /// Gradient of [`group_norm`](super::group_norm); inputs `x`, `gamma`, `beta`, `statistics` [B, G, 2] as the forward form
 /// saves them, `grad`; outputs `dx`, `dgamma`, `dbeta`.
@@ -68,8 +114,51 @@ impl Op for GroupNormGradient {
         })
     }
 
-    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
-        Err(Error::no_kernel(self.name()))
+    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let [x, gamma, beta, statistics, grad] = [0, 1, 2, 3, 4].map(|i| inputs[i].contiguous());
+        let (x, gamma, beta, statistics, grad) = (x?, gamma?, beta?, statistics?, grad?);
+        let [dx, dgamma, dbeta] = outputs else {
+            return Err(Error::shape(self.name(), "three outputs are to be filled"));
+        };
+        let (batch, channels, groups) = (x.dim(0), gamma.len(), statistics.dim(1));
+        let Slabs { dims, rows, .. } = Slabs::new(&x, channels, groups)?;
+        let dims = GroupNormDims { silu: self.silu.into(), ..dims };
+        let slabs = dims.slabs as usize;
+        // 1. sums by slab and channel, then by image and channel, of g and of g x'
+        let sums = |n: usize| Tensor::uninit([2 * batch, n, channels], DType::F32, x.device());
+        let mut by_slab = sums(slabs)?;
+        let config = Slabs::config(slabs, batch, 2 * rows * channels);
+        kernel::group_norm_gradient_sums(
+            config,
+            &mut by_slab,
+            &x,
+            &grad,
+            &statistics,
+            &gamma,
+            &beta,
+            dims,
+        )?;
+        let mut by_image = sums(1)?;
+        sum_columns_on_device(self.name(), &by_slab, [slabs, channels], 1.0, &mut by_image)?;
+        // 2. the gradient by x
+        let config = Slabs::config(slabs, batch, 2 * groups);
+        kernel::group_norm_gradient(
+            config,
+            dx,
+            &x,
+            &grad,
+            &statistics,
+            &gamma,
+            &beta,
+            &by_image,
+            dims,
+        )?;
+        // 3. those of the parameters
+        for (first, to) in [(0, dbeta), (batch, dgamma)] {
+            let sums = by_image.narrow(0, first, batch)?;
+            sum_columns_on_device(self.name(), &sums, [batch, channels], 1.0, to)?;
+        }
+        Ok(())
     }
 
     fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {
@@ -282,8 +371,38 @@ impl Op for LayerNormGradient {
         })
     }
 
-    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
-        Err(Error::no_kernel(self.name()))
+    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let [x, gamma, grad] = [0, 1, 2].map(|i| inputs[i].contiguous());
+        let (x, gamma, grad) = (x?, gamma?, grad?);
+        let [dx, dgamma, dbeta] = outputs else {
+            return Err(Error::shape(self.name(), "three outputs are to be filled"));
+        };
+        let columns = gamma.len();
+        let rows = x.len() / columns;
+        let dims = LayerNormDims {
+            rows: to_u32(self.name(), rows)?,
+            columns: to_u32(self.name(), columns)?,
+            eps: self.eps,
+        };
+        // Four rows a block, as forward.
+        let config = LaunchConfig { grid: [dims.rows.div_ceil(4), 1], block: 4 * 32, shared: 0 };
+        let mut statistics = Tensor::uninit([rows, 3], DType::F32, x.device())?;
+        kernel::layer_norm_gradient(config, dx, &mut statistics, &x, &gamma, &grad, dims)?;
+        // A launch has at most 65535 chunks.
+        let chunks = rows.div_ceil(ROWS_OF_CHUNK);
+        if chunks > 65_535 {
+            let message = format!("on CUDA: at most 2^24 rows, found {rows}");
+            return Err(Error::shape(self.name(), message));
+        }
+        let mut sums = Tensor::uninit([2, chunks, columns], DType::F32, x.device())?;
+        let grid = [dims.columns.div_ceil(32), chunks as u32];
+        let config = LaunchConfig { grid, block: THREADS as u32, shared: 0 };
+        kernel::layer_norm_gradient_sums(config, &mut sums, &x, &grad, &statistics, dims)?;
+        for (which, to) in [(0, dbeta), (1, dgamma)] {
+            let sums = sums.narrow(0, which, 1)?;
+            sum_columns_on_device(self.name(), &sums, [chunks, columns], 1.0, to)?;
+        }
+        Ok(())
     }
 
     fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {
@@ -350,8 +469,11 @@ simd! {
     }
 }
 
-/// Shape and dtype of the statistics that a gradient reads: [B, G, 2], mean and 1 / deviation. They are doubles: a
-/// mean far from zero keeps its digits.
-pub(super) fn statistics(batch: usize, groups: usize) -> Meta {
-    Meta { shape: [batch, groups, 2].into(), dtype: DType::F64 }
+/// Shape and dtype of the statistics that a gradient reads. On the CPU [B, G, 2], mean and 1 / deviation, in doubles: a
+/// mean far from zero keeps its digits. On a GPU [B, G, 3], the mean in two parts.
+pub(super) fn statistics(device: Device, batch: usize, groups: usize) -> Meta {
+    match device {
+        Device::Cpu => Meta { shape: [batch, groups, 2].into(), dtype: DType::F64 },
+        Device::Cuda(_) => Meta { shape: [batch, groups, 3].into(), dtype: DType::F32 },
+    }
 }
