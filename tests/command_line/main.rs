@@ -2,6 +2,7 @@
 
 mod adversity;
 mod data;
+mod train;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
