@@ -192,14 +192,14 @@ fn a_profile_names_the_kernels_of_a_picture() {
 /// Runs `nadir generate` with these variables and arguments in `folder`.
 fn nadir(folder: &Path, variables: &[(&str, &str)], args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nadir"));
-    command.args(["generate", "a river", "--steps=1"]).args(args).current_dir(folder);
+    command.args(["generate", "a river"]).args(args).current_dir(folder);
     command.envs(variables.iter().copied()).output().unwrap()
 }
 
 /// Asserts that this ends with exit code 2, a line that has `says`, and no file.
 fn refuses(variables: &[(&str, &str)], args: &[&str], says: &str) {
     let folder = tempfile::tempdir().unwrap();
-    let output = nadir(folder.path(), variables, args);
+    let output = nadir(folder.path(), variables, &[&["--steps=1"], args].concat());
     let message = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{variables:?} {args:?}: {message}");
     assert!(message.contains(says), "{variables:?} {args:?}: {message}");
@@ -256,4 +256,32 @@ fn a_launch_that_fails_is_an_error_of_the_request() {
             refuses(&[("VGPU_FAIL_LAUNCH", n)], &["--device=cuda"], "cuda:0: lost");
         }
     }
+}
+
+/// From the third step on, which replays what the second captured, everything comes from the pool: a longer picture asks
+/// the device for memory no more often.
+#[test]
+#[ignore = "minutes: cargo xtask test --all"]
+fn a_longer_picture_allocates_no_more() {
+    if !is_virtual() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let refused = |steps: &str, n: usize| {
+        let n = n.to_string();
+        let variables = [("NADIR_POOL", "on"), ("VGPU_CHECKS", "off"), ("VGPU_FAIL_ALLOC", &n)];
+        let args = ["--device=cuda", "-s=1", "-W=16", "-H=16", steps];
+        let output = nadir(folder.path(), &variables, &args);
+        String::from_utf8_lossy(&output.stderr).contains("refused (VGPU_FAIL_ALLOC)")
+    };
+    let (mut allocations, mut beyond) = (1, 2000);
+    while beyond - allocations > 1 {
+        let middle = allocations + (beyond - allocations) / 2;
+        match refused("--steps=3", middle) {
+            true => allocations = middle,
+            false => beyond = middle,
+        }
+    }
+    println!("{allocations} allocations");
+    assert!(allocations > 1 && !refused("--steps=8", beyond));
 }
