@@ -167,21 +167,26 @@ impl Params {
         if let Some(initial) = &self.loading.initial {
             return initial(&path, shape);
         }
+        let origin = self.loading.source.origin(&path);
         let mut log = self.loading.log.lock().unwrap_or_else(PoisonError::into_inner);
         let fault = match self.loading.source.info(&path) {
             None => {
-                let origin = self.loading.source.origin(&path);
                 log.missing.push(format!("{path} {shape:?} (looked in {origin})"));
                 true
             }
             Some(info) if !info.dtype.is_float() => {
-                log.misshapen
-                    .push(format!("{path}: expected a floating-point dtype, found {}", info.dtype));
+                log.misshapen.push(format!(
+                    "{path}: expected a floating-point dtype, found {} (in {origin})",
+                    info.dtype
+                ));
                 true
             }
             // Projections are stored as 1x1 convolutions or as matrices, depending on the writer's version.
             Some(info) if !same_but_for_ones(&info.shape, shape) => {
-                log.misshapen.push(format!("{path}: expected {shape:?}, found {:?}", info.shape));
+                log.misshapen.push(format!(
+                    "{path}: expected {shape:?}, found {:?} (in {origin})",
+                    info.shape
+                ));
                 true
             }
             Some(_) => false,
@@ -348,7 +353,7 @@ mod tests {
         params.pp("c").pp(7).vector("bias", 3).unwrap();
         let message = params.finish().unwrap_err().to_string();
         assert!(message.contains("c.7.bias [3] (looked in two.safetensors)"), "{message}");
-        assert!(message.contains("b: expected [5], found [4]"), "{message}");
+        assert!(message.contains("b: expected [5], found [4] (in two.safetensors)"), "{message}");
         assert!(!message.contains("not in the model"), "{message}");
     }
 
