@@ -18,6 +18,9 @@ const OLDEST: u32 = ARCHITECTURES[0];
 /// Lines are kept for profilers.
 const FLAGS: &[&str] = &["-std=c++17", "-O3", "-lineinfo", "-Werror", "all-warnings"];
 
+/// Small, since all architectures are there. ptxas reports on every kernel.
+const FATBIN_FLAGS: &[&str] = &["--fatbin", "-I.", "--compress-mode=size", "-Xptxas=-v"];
+
 /// What a family is compiled into.
 pub struct Compiled {
     /// Machine code for every architecture.
@@ -121,7 +124,8 @@ impl Toolkit {
             for arch in &self.architectures {
                 command.arg(format!("-gencode=arch=compute_{arch},code=sm_{arch}"));
             }
-            run(command.args(["--fatbin", "-I."]).arg(unit))
+            command.args(FATBIN_FLAGS).arg(unit);
+            check_registers(&run(&mut command)?).map_err(|e| format!("{source}: {e}"))
         })
     }
 
@@ -141,7 +145,8 @@ impl Toolkit {
         make: impl FnOnce(&Path) -> Result<T, String>,
     ) -> Result<PathBuf, String> {
         let mut hasher = DefaultHasher::new();
-        (&self.release, &self.nvcc, &self.architectures, FLAGS, inputs).hash(&mut hasher);
+        (&self.release, &self.nvcc, &self.architectures, FLAGS, FATBIN_FLAGS, inputs)
+            .hash(&mut hasher);
         let name = format!("{stem}-{:016x}", hasher.finish());
         let path = self.cache.join(format!("{name}.{extension}"));
         if !path.exists() {
@@ -163,15 +168,43 @@ fn ptx_architecture() -> String {
     format!("-arch=compute_{OLDEST}")
 }
 
-/// The texts that a family's object depends on: its own and all shared headers.
+/// The texts that a family's object depends on: its own, and those of the headers in `kernels` that it includes.
 fn sources(source: &str) -> Result<Vec<String>, String> {
-    let mut paths = vec![PathBuf::from(source)];
-    let beside = fs::read_dir("kernels").into_iter().flatten().flatten().map(|entry| entry.path());
-    paths.extend(beside.filter(|path| path.extension().is_some_and(|e| e == "cuh")));
-    paths.sort();
-    let read =
-        |path: &PathBuf| fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()));
-    paths.iter().map(read).collect()
+    let (mut names, mut texts) = (vec![source.to_owned()], Vec::new());
+    while let Some(name) = names.get(texts.len()) {
+        let text = fs::read_to_string(name).map_err(|e| format!("{name}: {e}"))?;
+        for line in text.lines() {
+            let included =
+                line.trim().strip_prefix("#include \"").and_then(|l| l.strip_suffix('"'));
+            let Some(header) = included.map(|header| format!("kernels/{header}")) else { continue };
+            if !names.contains(&header) {
+                names.push(header);
+            }
+        }
+        texts.push(text);
+    }
+    Ok(texts)
+}
+
+/// Holds every kernel to registers: what ptxas says of one that keeps something in local memory.
+fn check_registers(report: &str) -> Result<(), String> {
+    let mut of = "";
+    let mut wrong = Vec::new();
+    for line in report.lines() {
+        if let Some((_, name)) = line.split_once("Compiling entry function ") {
+            of = name;
+        }
+        let counts = line.contains("bytes stack frame").then(|| line.split(',').map(str::trim));
+        if counts.is_some_and(|mut counts| counts.any(|count| !count.starts_with("0 bytes"))) {
+            wrong.push(format!("{of}: {}", line.trim()));
+        }
+    }
+    match wrong.is_empty() {
+        true => Ok(()),
+        false => {
+            Err(format!("kernels spill registers or index local arrays:\n{}", wrong.join("\n")))
+        }
+    }
 }
 
 /// The compiler that `cargo xtask cuda` installed. It names it in a file, which is created here when it is
@@ -188,14 +221,14 @@ fn installed(target: &Path) -> Option<PathBuf> {
     (!path.trim().is_empty()).then(|| folder.join(path.trim()))
 }
 
-/// Runs a command and returns what it printed, or the reason why it failed.
+/// Runs a command and returns what it printed, here and there, or the reason why it failed.
 fn run(command: &mut Command) -> Result<String, String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.output().map_err(|e| format!("{program}: {e}"))?;
     let printed = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-    if output.status.success() {
-        return Ok(printed(&output.stdout));
+    let said = [printed(&output.stdout), printed(&output.stderr)].join("\n");
+    match output.status.success() {
+        true => Ok(said),
+        false => Err(format!("{program} failed: {}", said.trim())),
     }
-    let said = [printed(&output.stderr), printed(&output.stdout)].join("\n");
-    Err(format!("{program} failed: {}", said.trim()))
 }

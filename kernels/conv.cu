@@ -60,7 +60,7 @@ struct Patches {
 #pragma unroll
             for (unsigned i = 0; i < EACH; i++) {
                 const bool in = inside(i, ky, kx);
-                gemm::copy_chunk(to + i * gemm::ROWS_APART * gemm::CHUNKS, in ? at(i, ky, kx, channel) : x, in);
+                copy_async(to + i * gemm::ROWS_APART * gemm::CHUNKS, in ? at(i, ky, kx, channel) : x, in);
             }
         } else {
             // A chunk may cover several taps.
@@ -108,7 +108,7 @@ template <typename T>
 __device__ void conv2d_large(
     T* y, const T* x, const T* w, Pointers<float, 1> partial, Pointers<const float, 1> bias,
     Pointers<const float, 1> add, Pointers<const T, 1> residual, const ConvDims& d) {
-    convolve<gemm::Large>(y, x, w, partial, bias, add, residual, d);
+    convolve<typename gemm::Tiles<T>::Large>(y, x, w, partial, bias, add, residual, d);
 }
 FOR_EACH_FLOAT(
     conv2d_large,
@@ -120,7 +120,7 @@ template <typename T>
 __device__ void conv2d_small(
     T* y, const T* x, const T* w, Pointers<float, 1> partial, Pointers<const float, 1> bias,
     Pointers<const float, 1> add, Pointers<const T, 1> residual, const ConvDims& d) {
-    convolve<gemm::Small>(y, x, w, partial, bias, add, residual, d);
+    convolve<typename gemm::Tiles<T>::Small>(y, x, w, partial, bias, add, residual, d);
 }
 FOR_EACH_FLOAT(
     conv2d_small,

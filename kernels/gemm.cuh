@@ -6,32 +6,43 @@
 // in conv.cu. Sums are in f32, over k in one order whatever m, n, the tile and the batch are, so a row of y does not
 // depend on its neighbours. 16-bit elements go through the tensor cores, f32 through ordinary multiply-adds.
 //
-// A block has a tile of y. Tiles of A and B arrive in stages by cp.async, the next ones on their way while one is
-// multiplied. A row of a tile is 64 bytes of k, four 16-byte chunks; chunk c of row r lies at c ^ (r / 2 % 4), so that
-// eight neighbouring rows touch all banks once.
+// A block has a tile of y. Tiles of A and B arrive in three stages by cp.async, two on their way while one is multiplied.
+// A row of a tile is 128 bytes of k, eight 16-byte chunks; chunk c of row r lies at c ^ (r % 8), so that eight
+// neighbouring rows touch all banks once.
 
 #pragma once
 
-#include "common.cuh"
+#include "mma.cuh"
 
 namespace gemm {
 
 constexpr unsigned THREADS = 128;
-constexpr unsigned CHUNKS = 4;  // of a row of a tile
+constexpr unsigned CHUNKS = 8;  // of a row of a tile
+constexpr unsigned STAGES = 3;
 
 // Elements of a row of a tile.
 template <typename T>
 constexpr unsigned DEPTH = CHUNKS * LANES<T>;
 
-// M x N outputs of a block, in parts of WARP_M x WARP_N for each of four warps.
-template <unsigned M_, unsigned N_, unsigned WARP_M_, unsigned WARP_N_, unsigned STAGES_>
+// M x N outputs of a block, WARP_M x WARP_N of them for each of its four warps.
+template <unsigned M_, unsigned N_, unsigned WARP_M_, unsigned WARP_N_>
 struct Tile {
-    static constexpr unsigned M = M_, N = N_, WARP_M = WARP_M_, WARP_N = WARP_N_, STAGES = STAGES_;
+    static constexpr unsigned M = M_, N = N_, WARP_M = WARP_M_, WARP_N = WARP_N_;
     static constexpr unsigned STAGE = (M + N) * CHUNKS;  // 16-byte chunks
     static_assert(M / WARP_M * (N / WARP_N) * WARP == THREADS, "four warps");
 };
-using Large = Tile<128, 128, 64, 64, 3>;
-using Small = Tile<64, 64, 32, 32, 4>;
+// 128 sums a thread are what the tensor cores need to be fed from shared memory; with multiply-adds a thread has to hold
+// what it multiplies as well.
+template <typename T>
+struct Tiles {
+    using Large = Tile<128, 128, 64, 64>;
+    using Small = Tile<64, 64, 32, 32>;
+};
+template <>
+struct Tiles<float> {
+    using Large = Tile<128, 64, 64, 32>;
+    using Small = Tile<64, 64, 32, 32>;
+};
 
 // --- the end ---
 
@@ -101,12 +112,20 @@ struct Epilogue {
         }
     }
 
-    // Ends the sums of N columns from `column` on, a multiple of N.
-    __device__ void operator()(unsigned row, unsigned column, float (&sums)[N]) const {
+    // The bias of N columns from `column` on.
+    __device__ void bias_of(unsigned column, float (&to)[N]) const {
+#pragma unroll
+        for (int i = 0; i < N; i++) to[i] = 0.0f;
+        if (bias && column < n) add_from(to, bias + column, column);
+    }
+
+    // Ends the sums of N columns from `column` on, a multiple of N, with what `bias_of` gave for them.
+    __device__ void operator()(unsigned row, unsigned column, float (&sums)[N], const float (&offset)[N]) const {
         if (row >= m || column >= n) return;
         const size_t at = size_t(row) * n + column;
         if (partial) return write(partial + at, sums, column);
-        if (bias) add_from(sums, bias + column, column);
+#pragma unroll
+        for (int i = 0; i < N; i++) sums[i] += offset[i];
         if (add) add_from(sums, add + size_t(row / rows_of_image) * n + column, column);
         activate(sums, activation);
 #pragma unroll
@@ -120,28 +139,35 @@ struct Epilogue {
 template <unsigned ROWS, unsigned COLUMNS, unsigned STRIDE, typename T>
 __device__ void finish(const float* sums, unsigned row, unsigned column, const Epilogue<T>& end) {
     constexpr unsigned N = LANES<T>;
+    static_assert(WARP % (COLUMNS / N) == 0, "a lane stays in its columns");
+    const unsigned lane = threadIdx.x % WARP, c = lane % (COLUMNS / N) * N;
+    float bias[N];
+    end.bias_of(column + c, bias);
 #pragma unroll 1
-    for (unsigned i = threadIdx.x % WARP; i < ROWS * COLUMNS / N; i += WARP) {
-        const unsigned r = i / (COLUMNS / N), c = i % (COLUMNS / N) * N;
+    for (unsigned i = lane; i < ROWS * COLUMNS / N; i += WARP) {
+        const unsigned r = i / (COLUMNS / N);
+        const float* const from = sums + r * STRIDE + c;
         float x[N];
-        load(x, sums + r * STRIDE + c, true);
-        end(row + r, column + c, x);
+        if constexpr (N == 8) {
+            // Half of each eight lanes begin with their second half, so that together they touch all banks.
+            const bool swapped = i & 4;
+            const float4 one = *reinterpret_cast<const float4*>(from + (swapped ? 4 : 0));
+            const float4 other = *reinterpret_cast<const float4*>(from + (swapped ? 0 : 4));
+            const float4 low = swapped ? other : one, high = swapped ? one : other;
+            x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
+            x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
+        } else {
+            load(x, from, true);
+        }
+        end(row + r, column + c, x, bias);
     }
 }
 
 // --- loading ---
 
-__device__ inline unsigned place(unsigned row, unsigned chunk) { return row * CHUNKS + (chunk ^ (row / 2 % CHUNKS)); }
+__device__ inline unsigned place(unsigned row, unsigned chunk) { return row * CHUNKS + (chunk ^ (row % CHUNKS)); }
 
-__device__ inline unsigned shared_address(const void* p) { return unsigned(__cvta_generic_to_shared(p)); }
-
-// 16 bytes into shared memory, zeros unless `inside`.
-__device__ inline void copy_chunk(uint4* to, const void* from, bool inside) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(inside ? 16 : 0)
-                 : "memory");
-}
-
-// A thread loads one chunk of every 32nd row of a tile.
+// A thread loads one chunk of every 16th row of a tile.
 constexpr unsigned ROWS_APART = THREADS / CHUNKS;
 
 // Rows [first, first + ROWS) of x [rows, k], from column `begin` on; zeros beyond both.
@@ -166,7 +192,7 @@ struct Rows {
 #pragma unroll
             for (unsigned i = 0; i < ROWS; i += ROWS_APART) {
                 const bool inside = row + i < rows && at < k;
-                copy_chunk(to + i * CHUNKS, inside ? x + size_t(i) * k : x, inside);
+                copy_async(to + i * CHUNKS, inside ? x + size_t(i) * k : x, inside);
             }
         } else {
 #pragma unroll 1
@@ -185,12 +211,12 @@ struct Rows {
 
 // --- multiplying ---
 
-// One warp's part of a tile by the tensor cores: products m16n8k16, two of them along a tile's depth. What is multiplied
+// One warp's part of a tile by the tensor cores: products m16n8k16, four of them along a tile's depth. What is multiplied
 // next is read from shared memory while the tensor cores are busy.
 template <typename T, class Shape>
 struct Multiplier {
     static constexpr unsigned FRAGMENTS_M = Shape::WARP_M / 16, FRAGMENTS_N = Shape::WARP_N / 8;
-    static constexpr unsigned SLICES = 2;
+    static constexpr unsigned SLICES = CHUNKS / 2;
     static constexpr bool AHEAD = true;  // a slice is held in registers from `read` on
     static constexpr unsigned STRIDE = Shape::WARP_N + 8;  // of the strip of sums: rows of eight touch all banks
     static constexpr unsigned STRIP = 16 * STRIDE;
@@ -205,38 +231,17 @@ struct Multiplier {
         warp_n = warp % (Shape::N / Shape::WARP_N) * Shape::WARP_N;
     }
 
-    static __device__ void load_matrices(unsigned (&to)[4], const uint4* from) {
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                     : "r"(shared_address(from))
-                     : "memory");
-    }
-
-    static __device__ void multiply(float (&c)[4], const unsigned (&a)[4], const unsigned* b, f16) {
-        asm volatile(
-            "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-    }
-
-    static __device__ void multiply(float (&c)[4], const unsigned (&a)[4], const unsigned* b, bf16) {
-        asm volatile(
-            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-    }
-
     // Reads a slice of the tiles.
     __device__ void read(const uint4* a, const uint4* b, unsigned slice) {
         const unsigned lane = threadIdx.x % WARP, chunk = slice * 2;
 #pragma unroll
         for (unsigned i = 0; i < FRAGMENTS_M; i++) {
-            load_matrices(of_a[slice][i], a + place(warp_m + i * 16 + lane % 16, chunk + lane / 16));
+            load_matrices(of_a[slice % 2][i], a + place(warp_m + i * 16 + lane % 16, chunk + lane / 16));
         }
 #pragma unroll
         for (unsigned j = 0; j < FRAGMENTS_N / 2; j++) {
             const unsigned row = warp_n + j * 16 + lane / 16 * 8 + lane % 8;
-            load_matrices(of_b[slice][j], b + place(row, chunk + lane / 8 % 2));
+            load_matrices(of_b[slice % 2][j], b + place(row, chunk + lane / 8 % 2));
         }
     }
 
@@ -244,8 +249,13 @@ struct Multiplier {
 #pragma unroll
         for (unsigned i = 0; i < FRAGMENTS_M; i++) {
 #pragma unroll
-            for (unsigned j = 0; j < FRAGMENTS_N; j++) multiply(sum[i][j], of_a[slice][i], of_b[slice][j / 2] + j % 2 * 2, T{});
+            for (unsigned j = 0; j < FRAGMENTS_N; j++) ::multiply(sum[i][j], of_a[slice % 2][i], of_b[slice % 2][j / 2] + j % 2 * 2, T{});
         }
+    }
+
+    // In one access, which the compiler would take apart here and there.
+    static __device__ void store_pair(float* to, float first, float second) {
+        asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(shared_address(to)), "f"(first), "f"(second) : "memory");
     }
 
     // Ends the sums, a strip of 16 rows at a time.
@@ -260,8 +270,8 @@ struct Multiplier {
 #pragma unroll
                 for (unsigned j = 0; j < FRAGMENTS_N; j++) {
                     float* const to = strip + lane / 4 * STRIDE + j * 8 + lane % 4 * 2;
-                    *reinterpret_cast<float2*>(to) = {sum[i][j][0], sum[i][j][1]};
-                    *reinterpret_cast<float2*>(to + 8 * STRIDE) = {sum[i][j][2], sum[i][j][3]};
+                    store_pair(to, sum[i][j][0], sum[i][j][1]);
+                    store_pair(to + 8 * STRIDE, sum[i][j][2], sum[i][j][3]);
                 }
             }
             __syncwarp();
@@ -329,25 +339,25 @@ struct Multiplier<float, Shape> {
 // The tile of y at (m0, n0): `steps` tiles of A and B, from where the loaders stand.
 template <class Shape, typename T, class A>
 __device__ void product(A a, Rows<T, Shape::N> b, unsigned steps, unsigned m0, unsigned n0, const Epilogue<T>& end) {
-    __shared__ uint4 memory[Shape::STAGES * Shape::STAGE];
-    static_assert(THREADS / WARP * Multiplier<T, Shape>::STRIP * sizeof(float) <= sizeof(memory), "strips fit");
+    extern __shared__ uint4 memory[];
+    static_assert(THREADS / WARP * Multiplier<T, Shape>::STRIP <= STAGES * Shape::STAGE * 4, "strips fit");
     unsigned fetched = 0, free = 0;
     const auto fetch = [&] {
         if (fetched < steps) {
             uint4* const stage = memory + free * Shape::STAGE;
             a.fill(stage);
             b.fill(stage + Shape::M * CHUNKS);
-            free = free + 1 == Shape::STAGES ? 0 : free + 1;
+            free = free + 1 == STAGES ? 0 : free + 1;
             fetched++;
         }
-        asm volatile("cp.async.commit_group;" ::: "memory");  // an empty one at the end keeps the count
+        commit_copies();  // none at the end, which keeps the count
     };
     const auto arrive = [&] {
-        asm volatile("cp.async.wait_group %0;" ::"n"(Shape::STAGES - 2) : "memory");
+        wait_for_copies<STAGES - 2>();
         __syncthreads();
     };
 #pragma unroll 1
-    for (unsigned i = 0; i < Shape::STAGES - 1; i++) fetch();
+    for (unsigned i = 0; i < STAGES - 1; i++) fetch();
 
     Multiplier<T, Shape> multiplier;
     constexpr unsigned SLICES = Multiplier<T, Shape>::SLICES;
@@ -356,7 +366,7 @@ __device__ void product(A a, Rows<T, Shape::N> b, unsigned steps, unsigned m0, u
     const auto read = [&](unsigned slice) { multiplier.read(stage, stage + Shape::M * CHUNKS, slice); };
     const auto next = [&] {
         stage += Shape::STAGE;
-        if (stage == memory + Shape::STAGES * Shape::STAGE) stage = memory;
+        if (stage == memory + STAGES * Shape::STAGE) stage = memory;
         arrive();
         read(0);
     };
@@ -376,7 +386,7 @@ __device__ void product(A a, Rows<T, Shape::N> b, unsigned steps, unsigned m0, u
         }
         if (!AHEAD) next();
     }
-    asm volatile("cp.async.wait_all;" ::: "memory");
+    wait_for_copies<0>();
     __syncthreads();
     float* const strip = reinterpret_cast<float*>(memory) + threadIdx.x / WARP * Multiplier<T, Shape>::STRIP;
     multiplier.finish(strip, m0, n0, end.aligned());

@@ -39,7 +39,7 @@ template <typename T>
 __device__ void matmul_large(
     T* y, const T* a, const T* b, Pointers<float, 1> partial, Pointers<const float, 1> bias,
     Pointers<const float, 1> add, Pointers<const T, 1> residual, const MatmulDims& d) {
-    multiply<gemm::Large>(y, a, b, partial, bias, add, residual, d);
+    multiply<typename gemm::Tiles<T>::Large>(y, a, b, partial, bias, add, residual, d);
 }
 FOR_EACH_FLOAT(
     matmul_large,
@@ -51,7 +51,7 @@ template <typename T>
 __device__ void matmul_small(
     T* y, const T* a, const T* b, Pointers<float, 1> partial, Pointers<const float, 1> bias,
     Pointers<const float, 1> add, Pointers<const T, 1> residual, const MatmulDims& d) {
-    multiply<gemm::Small>(y, a, b, partial, bias, add, residual, d);
+    multiply<typename gemm::Tiles<T>::Small>(y, a, b, partial, bias, add, residual, d);
 }
 FOR_EACH_FLOAT(
     matmul_small,
@@ -74,7 +74,9 @@ __device__ void add_splits(
     for (unsigned split = 0; split < d.splits; split++) {
         end.add_from(sums, partial + (size_t(split) * d.m + row) * d.n + column, column);
     }
-    end(row, column, sums);
+    float offset[N];
+    end.bias_of(column, offset);
+    end(row, column, sums, offset);
 }
 FOR_EACH_FLOAT(
     add_splits,

@@ -113,7 +113,13 @@ impl Op for Linear {
         if x.dtype() != w.dtype() {
             return Err(Error::no_kernel("linear with 16-bit weights of f32"));
         }
-        cuda::multiply_rows(self.name(), (&x, w), 1, &self.epilogue.with(inputs), &mut outputs[0])
+        cuda::multiply_rows(
+            self.name(),
+            (&x, w),
+            None,
+            &self.epilogue.with(inputs),
+            &mut outputs[0],
+        )
     }
 
     fn saves(&self) -> Saves {
@@ -231,7 +237,13 @@ impl Op for MatMul {
         let a = inputs[0].contiguous()?;
         let b = inputs[1].transpose(inputs[1].rank() - 2, inputs[1].rank() - 1)?.contiguous()?; // [.., N, K]
         let batch = b.dims()[..b.rank() - 2].iter().product();
-        cuda::multiply_rows(self.name(), (&a, &b), batch, &Epilogue::default(), &mut outputs[0])
+        cuda::multiply_rows(
+            self.name(),
+            (&a, &b),
+            Some(batch),
+            &Epilogue::default(),
+            &mut outputs[0],
+        )
     }
 
     fn saves(&self) -> Saves {

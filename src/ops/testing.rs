@@ -209,6 +209,51 @@ impl FromIterator<f64> for Sum {
     }
 }
 
+/// Sums of products as `op`, which is linear in each input, gives them in f64 on the CPU. What it reads has `shapes`.
+pub fn sums_in_f64(
+    shapes: &[Shape],
+    values_of: &[Vec<f64>],
+    op: impl Fn(&[&Tensor]) -> Result<Tensor>,
+) -> Vec<Sum> {
+    let run = |map: fn(f64) -> f64| {
+        let tensor = |(shape, values): (&Shape, &Vec<f64>)| {
+            Tensor::from_vec(values.iter().copied().map(map).collect(), *shape).unwrap()
+        };
+        let inputs: Vec<Tensor> = shapes.iter().zip(values_of).map(tensor).collect();
+        values(&op(&inputs.iter().collect::<Vec<_>>()).unwrap())
+    };
+    let magnitudes = run(f64::abs);
+    let sum = |(exact, magnitude)| Sum { exact, magnitude };
+    run(|x| x).into_iter().zip(magnitudes).map(sum).collect()
+}
+
+/// What a virtual device counts of the launches of `work`, each as its JSON; None on a real device, or without one.
+/// The test of this name runs once more for it, in a process of its own.
+pub fn counted(test: &str, work: impl FnOnce()) -> Option<Vec<serde_json::Value>> {
+    const COUNTERS: &str = "VGPU_COUNTERS";
+    if !cuda::is_there_for_tests() {
+        return None;
+    }
+    if std::env::var_os(COUNTERS).is_some() {
+        work();
+        cuda::Stream::current(Device::Cuda(0)).unwrap().synchronize().unwrap();
+        return None;
+    }
+    if !cuda::devices().unwrap()[0].name.starts_with("vgpu") {
+        return None;
+    }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test])
+        .env(COUNTERS, file.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && said.contains("1 passed"), "{test}: {said}");
+    let text = std::fs::read_to_string(file.path()).unwrap();
+    Some(text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+}
+
 /// Half the distance between 1 and the next value.
 pub fn unit_roundoff(dtype: DType) -> f64 {
     match dtype {

@@ -267,11 +267,13 @@ impl Gpu {
         })
     }
 
-    /// The kernel of this name, loading its family when it is the first.
+    /// The kernel of this name, loading its family when it is the first. `shared` is the dynamic shared memory that it is
+    /// launched with, always the same where it is more than every kernel may have.
     pub(super) fn function(
         &self,
         family: &'static str,
         kernel: &'static str,
+        shared: u32,
     ) -> Result<sys::CUfunction> {
         let mut functions = lock(&self.functions);
         if let Some(function) = functions.get(kernel) {
@@ -283,6 +285,16 @@ impl Gpu {
             // SAFETY: the module is loaded, and never unloaded.
             unsafe { result::module::get_function(module, name) }
         })?;
+        if shared > 48 << 10 {
+            let attribute =
+                sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            self.call(kernel, || {
+                // SAFETY: the function was got from a module that is never unloaded.
+                unsafe {
+                    result::function::set_function_attribute(function, attribute, shared as i32)
+                }
+            })?;
+        }
         functions.insert(kernel, Handle(function));
         Ok(function)
     }

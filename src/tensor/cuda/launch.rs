@@ -122,7 +122,7 @@ impl Args {
         let Some(gpu) = self.gpu else {
             return Err(Error::Cuda(format!("{kernel}: none of its arguments is on a device")));
         };
-        let function = gpu.function(family, kernel)?;
+        let function = gpu.function(family, kernel, config.shared)?;
         let base: *mut Slot = self.bytes.as_mut_ptr();
         let mut pointers: [*mut c_void; 16] = [std::ptr::null_mut(); 16];
         for (pointer, &offset) in pointers.iter_mut().zip(&self.offsets[..self.count]) {
