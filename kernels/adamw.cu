@@ -39,10 +39,14 @@ extern "C" __global__ void squares(float* y, Pointers<const float, 16> x, Square
     __shared__ float parts[WARP];
     const float* from = nullptr;
     unsigned long long len = 0;
-    // Constant indices: others would take the arguments through local memory.
+    // Constant indices: others would take the arguments through local memory. The empty statement hides what is read from
+    // the compiler, which would make one such index of all.
 #pragma unroll
     for (unsigned i = 0; i < 16; i++) {
-        if (i == blockIdx.y) from = x.at[i], len = d.lens[i];
+        const float* at = x.at[i];
+        unsigned long long count = d.lens[i];
+        asm volatile("" : "+l"(at), "+l"(count));
+        if (i == blockIdx.y) from = at, len = count;
     }
     float sum = 0.0f;
     for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < len; i += size_t(gridDim.x) * blockDim.x) {
