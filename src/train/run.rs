@@ -256,7 +256,7 @@ impl Run<'_> {
         Ok(((total, parts), sums))
     }
 
-    /// Writes a checkpoint; looks at what is held out, and exports the model, with the weights' averages.
+    /// Looks at what is held out and exports the model, with the weights' averages; then writes a checkpoint.
     fn save(
         &self,
         optimizer: &Optimizer,
@@ -266,15 +266,6 @@ impl Run<'_> {
         report: &mut dyn FnMut(Event),
     ) -> Result<()> {
         let (step, settings) = (optimizer.step(), self.settings);
-        let state = State::new(self.task.name(), step, pictures, settings);
-        let mut tensors = optimizer.state(parameters)?;
-        for (name, buffer) in self.task.buffers() {
-            tensors.extend(buffer.tensor().map(|tensor| (format!("buffer.{name}"), tensor)));
-        }
-        let limit = settings.checkpoints_total_limit;
-        let path = checkpoint::write(self.folder, &state, &tensors, limit)?;
-        drop(tensors);
-        report(Event::Saved(path));
         optimizer.with_averages(parameters, || {
             let measured = match self.held_out {
                 Some(held_out) => no_grad(|| self.validate(held_out))?,
@@ -286,7 +277,16 @@ impl Run<'_> {
                 report(Event::Validated(step, measured));
             }
             Ok(())
-        })
+        })?;
+        // Last, so that whoever goes on from it lacks nothing of what came before.
+        let state = State::new(self.task.name(), step, pictures, settings);
+        let mut tensors = optimizer.state(parameters)?;
+        for (name, buffer) in self.task.buffers() {
+            tensors.extend(buffer.tensor().map(|tensor| (format!("buffer.{name}"), tensor)));
+        }
+        let limit = settings.checkpoints_total_limit;
+        report(Event::Saved(checkpoint::write(self.folder, &state, &tensors, limit)?));
+        Ok(())
     }
 
     /// Means over the held-out pictures.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::{Desk, STEPS, read, text};
 
 /// A tenth of a campaign's size, but for `cargo xtask test --all`.
-fn size(all: usize) -> usize {
+pub fn size(all: usize) -> usize {
     if std::env::var_os("NADIR_TEST_ALL").is_some() { all } else { all / 10 }
 }
 

@@ -2,6 +2,7 @@
 
 mod adversity;
 mod data;
+mod interrupted_training;
 mod train;
 
 use std::fs;
