@@ -160,7 +160,8 @@ fn models_are_told_apart_by_all_their_files() {
     for (file, change) in [
         ("scheduler/scheduler_config.json", &spaced as &dyn Fn(Vec<u8>) -> Vec<u8>),
         ("text_encoder/config.json", &spaced),
-        ("tokenizer/tokenizer.json", &spaced),
+        ("tokenizer/vocab.json", &spaced),
+        ("tokenizer/merges.txt", &spaced),
         ("tokenizer/tokenizer_config.json", &spaced),
         ("unet/config.json", &spaced),
         ("text_encoder/model.safetensors", &weight),

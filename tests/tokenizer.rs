@@ -32,14 +32,14 @@ fn golden() -> Golden {
     serde_json::from_str(include_str!("golden/tokenizer.json")).unwrap()
 }
 
-fn shipped() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/eurosat-64/tokenizer")
+fn clip() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clip-tokenizer")
 }
 
 /// A folder as older versions wrote it: vocab.json, merges.txt, and `files`.
 fn old_folder(files: &Map<String, Value>) -> TempDir {
     let json: Value =
-        serde_json::from_slice(&fs::read(shipped().join("tokenizer.json")).unwrap()).unwrap();
+        serde_json::from_slice(&fs::read(clip().join("tokenizer.json")).unwrap()).unwrap();
     let merges = json["model"]["merges"].as_array().unwrap().iter().map(|m| match m.as_array() {
         Some(pair) => format!("{} {}\n", pair[0].as_str().unwrap(), pair[1].as_str().unwrap()),
         None => format!("{}\n", m.as_str().unwrap()),
@@ -56,7 +56,7 @@ fn old_folder(files: &Map<String, Value>) -> TempDir {
 
 #[test]
 fn captions_have_the_ids_of_transformers() {
-    let tokenizer = ClipTokenizer::open(shipped()).unwrap();
+    let tokenizer = ClipTokenizer::open(clip()).unwrap();
     let captions = golden().captions;
     assert_eq!(captions.len(), 200);
     for Entry { text, ids, .. } in captions {
@@ -82,7 +82,7 @@ fn awkward_texts_have_the_ids_of_transformers_in_every_kind_of_folder() {
 
 #[test]
 fn one_file_and_two_files_agree() {
-    let one = ClipTokenizer::open(shipped()).unwrap();
+    let one = ClipTokenizer::open(clip()).unwrap();
     let folder = old_folder(&Map::new());
     let two = ClipTokenizer::open(folder.path()).unwrap();
     assert_eq!((one.start(), one.end(), one.pad(), one.vocabulary()), (49406, 49407, 49407, 49408));
@@ -94,7 +94,7 @@ fn one_file_and_two_files_agree() {
 
 #[test]
 fn weights_stand_beside_their_tokens() {
-    let tokenizer = ClipTokenizer::open(shipped()).unwrap();
+    let tokenizer = ClipTokenizer::open(clip()).unwrap();
     let encode =
         |prompt: &str, syntax, long| weighting::encode(&tokenizer, prompt, syntax, long).unwrap();
 
@@ -117,7 +117,7 @@ fn weights_stand_beside_their_tokens() {
 
 #[test]
 fn long_prompts_are_cut_or_chunked() {
-    let tokenizer = ClipTokenizer::open(shipped()).unwrap();
+    let tokenizer = ClipTokenizer::open(clip()).unwrap();
     let prompt = ["river"; 160].join(" ");
     let river = tokenizer.text_ids("river").unwrap();
     assert_eq!(river.len(), 1);
@@ -145,7 +145,7 @@ fn long_prompts_are_cut_or_chunked() {
 
 #[test]
 fn what_is_no_prompt_or_no_tokenizer_is_an_error() {
-    let tokenizer = ClipTokenizer::open(shipped()).unwrap();
+    let tokenizer = ClipTokenizer::open(clip()).unwrap();
     for prompt in ["a\0b", &"a ".repeat(40_000)] {
         assert!(tokenizer.encode(prompt).unwrap_err().to_string().starts_with("prompt: "));
         let error = weighting::encode(&tokenizer, prompt, Syntax::Webui, LongPrompt::Chunk);

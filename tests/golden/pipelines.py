@@ -79,7 +79,7 @@ CASES = [
     case("inpaint_euler_a", SD1, "EulerAncestralDiscreteScheduler", SD, "StableDiffusionInpaintPipeline", strength=1.0, seed=2),
     case("inpaint9_dpmpp", INPAINT, "DPMSolverMultistepScheduler", SD, "StableDiffusionInpaintPipeline", strength=1.0),
     case("inpaint9_unipc", INPAINT, "UniPCMultistepScheduler", SD, "StableDiffusionInpaintPipeline", strength=0.7, seed=6),
-    # The model that ships: trained weights, CLIP's own vocabulary.
+    # The model that ships: trained weights.
     case("eurosat", "weights/eurosat-64", prompt="a satellite image of a river", guidance_scale=3.0, num_inference_steps=20, height=64, width=64),
 ]  # fmt: skip
 

@@ -1,6 +1,6 @@
 """Golden token ids of transformers' CLIPTokenizer.
 
-Reads caption files (JSON lines with a list `captions`) and the shipped model's vocabulary. Writes `tokenizer.json`:
+Reads caption files (JSON lines with a list `captions`) and CLIP's vocabulary. Writes `tokenizer.json`:
 200 captions with their ids, and awkward texts with theirs under several folders' configurations.
 
     python tests/golden/tokenizer.py CAPTIONS.jsonl...
@@ -15,7 +15,7 @@ import tempfile
 from common import HERE
 from transformers import CLIPTokenizer
 
-VOCABULARY = HERE.parent.parent / "weights/eurosat-64/tokenizer/tokenizer.json"
+VOCABULARY = HERE.parent.parent / "tests/clip-tokenizer/tokenizer.json"
 CAPTIONS = 200
 START, END = "<|startoftext|>", "<|endoftext|>"
 
