@@ -267,7 +267,7 @@ mod tests {
                 if counts(&targets, settings) {
                     let what = format!("cross_entropy of {shape:?} {settings:?}");
                     check_gradient(&what, &[random(shape, 2)], |x| {
-                        cross_entropy(x[0], &targets, settings)
+                        cross_entropy(x[0], &targets.to_device(x[0].device())?, settings)
                     });
                 }
             }

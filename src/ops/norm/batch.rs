@@ -302,9 +302,9 @@ mod tests {
                         Ok(batch_norm(t[0], t[1], t[2], 1e-5)?.0)
                     });
                 }
-                let [mean, variance] = [&mean, &variance].map(|t| t.to_dtype(DType::F64).unwrap());
                 check_gradient("batch_norm_with", &inputs, |t| {
-                    batch_norm_with(t[0], t[1], t[2], &mean, &variance, 1e-5)
+                    let beside = |m: &Tensor| m.to_dtype(t[0].dtype())?.to_device(t[0].device());
+                    batch_norm_with(t[0], t[1], t[2], &beside(&mean)?, &beside(&variance)?, 1e-5)
                 });
             }
         }
