@@ -63,27 +63,27 @@ impl Op for Attention {
 
     fn infer(&self, inputs: &Inputs) -> Result<Vec<Meta>> {
         let (q, k, v) = (&inputs[0], &inputs[1], &inputs[2]);
-        require_float("attention", q)?;
-        require_dtype("attention", q.dtype(), k)?;
-        require_dtype("attention", q.dtype(), v)?;
+        require_float(self.name(), q)?;
+        require_dtype(self.name(), q.dtype(), k)?;
+        require_dtype(self.name(), q.dtype(), v)?;
         let &[batch, _, heads, channels] = q.dims() else {
-            return Err(Error::expected_shape("attention", "q", "[B, T, H, D]", q.shape()));
+            return Err(Error::expected_shape(self.name(), "q", "[B, T, H, D]", q.shape()));
         };
         let fits =
             matches!(*k.dims(), [b, s, h, d] if (b, h, d) == (batch, heads, channels) && s > 0);
         if !fits {
             let expected = format!("[{batch}, S > 0, {heads}, {channels}]");
-            return Err(Error::expected_shape("attention", "k", &expected, k.shape()));
+            return Err(Error::expected_shape(self.name(), "k", &expected, k.shape()));
         }
         if v.shape() != k.shape() {
-            return Err(Error::expected_shape("attention", "v", &k.shape().to_string(), v.shape()));
+            return Err(Error::expected_shape(self.name(), "v", &k.shape().to_string(), v.shape()));
         }
         if let Some(lengths) = inputs.get(LENGTHS) {
-            require_dtype("attention", DType::U32, lengths)?;
+            require_dtype(self.name(), DType::U32, lengths)?;
             if lengths.dims() != [batch] {
                 let expected = format!("[{batch}]");
                 let found = lengths.shape();
-                return Err(Error::expected_shape("attention", "lengths", &expected, found));
+                return Err(Error::expected_shape(self.name(), "lengths", &expected, found));
             }
         }
         let lse = Meta {
@@ -450,18 +450,24 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_an_error() {
         let config = config(4, false);
+        let shape = |result: Result<Tensor>| {
+            assert!(matches!(result, Err(Error::Shape { op: "attention", .. })), "{result:?}");
+        };
+        let dtype = |result: Result<Tensor>| {
+            assert!(matches!(result, Err(Error::DType { op: "attention", .. })), "{result:?}");
+        };
         let q = random([2, 5, 3, 4], 1);
-        assert!(attention(&q, &random([1, 5, 3, 4], 1), &q, config).is_err());
-        assert!(attention(&q, &random([2, 5, 2, 4], 1), &q, config).is_err());
-        assert!(attention(&q, &q, &random([2, 6, 3, 4], 1), config).is_err());
-        assert!(attention(&q, &random([2, 0, 3, 4], 1), &random([2, 0, 3, 4], 1), config).is_err());
-        assert!(attention(&q, &q, &q.to_dtype(DType::F16).unwrap(), config).is_err());
+        shape(attention(&q, &random([1, 5, 3, 4], 1), &q, config));
+        shape(attention(&q, &random([2, 5, 2, 4], 1), &q, config));
+        shape(attention(&q, &q, &random([2, 6, 3, 4], 1), config));
+        shape(attention(&q, &random([2, 0, 3, 4], 1), &random([2, 0, 3, 4], 1), config));
+        dtype(attention(&q, &q, &q.to_dtype(DType::F16).unwrap(), config));
         let flat = random([2, 5, 12], 1);
-        assert!(attention(&flat, &flat, &flat, config).is_err());
+        assert!(matches!(attention(&flat, &flat, &flat, config), Err(Error::Shape { .. })));
         assert!(attention(&random([2, 0, 3, 4], 1), &q, &q, config).unwrap().is_empty());
         let ragged = |lengths: &Tensor| attention_ragged(&q, &q, &q, lengths, config);
-        assert!(ragged(&Tensor::from_slice(&[5u32], [1]).unwrap()).is_err());
-        assert!(ragged(&Tensor::from_slice(&[5i64, 5], [2]).unwrap()).is_err());
+        shape(ragged(&Tensor::from_slice(&[5u32], [1]).unwrap()));
+        dtype(ragged(&Tensor::from_slice(&[5i64, 5], [2]).unwrap()));
         assert!(ragged(&Tensor::from_slice(&[5u32, 5], [2]).unwrap()).is_ok());
     }
 }

@@ -706,6 +706,8 @@ mod tests {
             let error = linear_combination(&[(0.5, &x); 9]).unwrap_err().to_string();
             assert!(error.contains("at most 8 tensors, not 9"), "{error}");
         }
+        let unlike = linear_combination(&[(1.0, &x), (1.0, &random([32], 21))]);
+        assert!(matches!(unlike, Err(Error::Shape { op: "linear_combination", .. })), "{unlike:?}");
         let batch = random([7, 45], 20);
         check_batch("linear_combination", &batch, |x| linear_combination(&[(0.3, x), (1.7, x)]));
         check_nan("linear_combination", &batch, 44, |x| {

@@ -333,7 +333,9 @@ mod tests {
                 let [ids, table] = [&ids, &table].map(|t| t.to_device(device).unwrap());
                 let message = embedding(&ids, &table).unwrap_err().to_string();
                 assert!(
-                    message.contains(&format!("id {id} ")) && message.contains("11"),
+                    message.starts_with("embedding: ")
+                        && message.contains(&format!("id {id} "))
+                        && message.contains("11"),
                     "{message}"
                 );
             }

@@ -566,17 +566,18 @@ mod tests {
         let packed = frozen(&random([5, 3], 1), DType::F32);
         let x = random([2, 3], 2);
         let wrong = random([2, 3], 3);
-        assert!(linear(&random([2, 4], 2), &packed, Epilogue::default()).is_err());
-        assert!(linear(&random_in(DType::BF16, [2, 3], 2), &packed, Epilogue::default()).is_err());
-        assert!(linear(&x, &packed, Epilogue::bias(Some(&wrong))).is_err());
-        assert!(
-            linear(&x, &packed, Epilogue { residual: Some(&wrong), ..Default::default() }).is_err()
-        );
-        assert!(
-            linear(&x, &packed, Epilogue { add_channel: Some(&wrong), ..Default::default() })
-                .is_err()
-        );
-        assert!(matmul(&x, &wrong).is_err());
-        assert!(matmul(&random([3], 1), &wrong).is_err());
+        let shape = |name: &str, result: Result<Tensor>| match result {
+            Err(Error::Shape { op, .. }) => assert_eq!(op, name),
+            other => panic!("{name}: {other:?}"),
+        };
+        let linear = |x: &Tensor, epilogue| linear(x, &packed, epilogue);
+        shape("linear", linear(&random([2, 4], 2), Epilogue::default()));
+        let other = linear(&random_in(DType::BF16, [2, 3], 2), Epilogue::default());
+        assert!(matches!(other, Err(Error::DType { op: "linear", .. })), "{other:?}");
+        shape("linear", linear(&x, Epilogue::bias(Some(&wrong))));
+        shape("linear", linear(&x, Epilogue { residual: Some(&wrong), ..Default::default() }));
+        shape("linear", linear(&x, Epilogue { add_channel: Some(&wrong), ..Default::default() }));
+        shape("matmul", matmul(&x, &wrong));
+        shape("matmul", matmul(&random([3], 1), &wrong));
     }
 }

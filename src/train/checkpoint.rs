@@ -79,7 +79,7 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens what [`write`] wrote.
+    /// Opens what [`write()`] wrote.
     ///
     /// # Errors
     /// A file is missing or damaged, or of a newer format.
