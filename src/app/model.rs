@@ -89,7 +89,7 @@ mod tests {
     fn the_default_ships_and_suggests() {
         let model = Model::find(None).unwrap();
         assert_eq!(model.name, DEFAULT);
-        let suggestions = Suggestions { steps: 20, guidance_scale: 3.0 };
+        let suggestions = Suggestions { steps: 20, guidance_scale: 4.0 };
         assert_eq!(Suggestions::open(&model.folder).unwrap(), suggestions);
         assert_eq!(Model::find(Some(DEFAULT)).unwrap().folder, model.folder);
     }

@@ -91,7 +91,7 @@ fn a_prompt_gives_a_picture() {
     let parameters = &info.info().uncompressed_latin1_text;
     let parameters = parameters.iter().find(|chunk| chunk.keyword == "parameters").unwrap();
     assert!(parameters.text.starts_with("a satellite image of a river\n"), "{}", parameters.text);
-    for field in ["Steps: 2", "Seed: 7", "Size: 64x64", "CFG scale: 3"] {
+    for field in ["Steps: 2", "Seed: 7", "Size: 64x64", "CFG scale: 4"] {
         assert!(parameters.text.contains(field), "{field} in {}", parameters.text);
     }
 }
@@ -340,10 +340,14 @@ fn damaged_models_are_named() {
         ("model_index.json", Some(b"{".to_vec()), "model_index.json"),
         (
             "unet/config.json",
-            Some(config("unet/config.json").replace("96", "\"x\"").into()),
+            Some(config("unet/config.json").replace("    128,", "    \"x\",").into()),
             "block_out_channels",
         ),
-        ("unet/config.json", Some(config("unet/config.json").replace("96", "64").into()), "64"),
+        (
+            "unet/config.json",
+            Some(config("unet/config.json").replace("    128,", "    64,").into()),
+            "64",
+        ),
         (
             "scheduler/scheduler_config.json",
             Some(
@@ -353,7 +357,7 @@ fn damaged_models_are_named() {
             ),
             "MagicScheduler",
         ),
-        ("tokenizer/tokenizer.json", Some(b"[]".to_vec()), "tokenizer"),
+        ("tokenizer/vocab.json", Some(b"[]".to_vec()), "tokenizer"),
         ("nadir.json", Some(b"{\"num_inference_steps\": \"many\"}".to_vec()), "nadir.json"),
     ];
     for (file, content, message) in cases {
