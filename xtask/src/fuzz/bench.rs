@@ -27,13 +27,14 @@ pub const KINDS: [Kind; 5] =
 /// The model that ships: its folders, and the files in them that are damaged.
 const MODEL: &str = "weights/eurosat-64";
 const PARTS: [&str; 6] = ["", "scheduler", "text_encoder", "tokenizer", "unet", "vae"];
-const CONFIGURATIONS: [&str; 8] = [
+const CONFIGURATIONS: [&str; 9] = [
     "model_index.json",
     "nadir.json",
     "scheduler/scheduler_config.json",
     "text_encoder/config.json",
-    "tokenizer/tokenizer.json",
+    "tokenizer/merges.txt",
     "tokenizer/tokenizer_config.json",
+    "tokenizer/vocab.json",
     "unet/config.json",
     "vae/config.json",
 ];
