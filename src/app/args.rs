@@ -8,6 +8,7 @@ use clap::builder::styling::{AnsiColor, Style, Styles};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use nadir::Error;
+use nadir::nn::lora::Adapter;
 use nadir::pipeline::Settings;
 use nadir::tensor::DType;
 
@@ -63,6 +64,7 @@ Examples:
   nadir generate \"a river\" --init-image chip.png --mask-image mask.png
   nadir generate \"an airport, two runways\" -m stable-diffusion-v1-5/stable-diffusion-v1-5 --variant fp16
   nadir generate \"a harbour\" -m models/my-sd -W 768 --scheduler dpm++2m_karras --steps 25
+  nadir generate \"a harbour\" -m models/my-sd --lora harbours.safetensors:0.8 --lora winter.safetensors
 
 Paths of the pictures go to standard output, one a line; all else goes to standard error.
 Exit codes: 0 done, 1 failed, 2 a request that cannot be served as it is, 130 interrupted
@@ -86,6 +88,13 @@ pub struct Generate {
     /// Weight files of this variant: `fp16` for `model.fp16.safetensors`
     #[arg(long, value_name = "NAME", help_heading = "Model")]
     pub variant: Option<String>,
+
+    /// Add this low-rank adapter to the model's weights, WEIGHT times [default: 1]; may be repeated
+    ///
+    /// A safetensors file of diffusers, peft or kohya, for UNet and text encoder, or the folder that one of the first two
+    /// has saved it in.
+    #[arg(long, value_name = "FILE[:WEIGHT]", help_heading = "Model", value_parser = typed::<Adapter>)]
+    pub lora: Vec<Adapter>,
 
     /// Number of pictures, with the seeds SEED, SEED+1, ...; each equals the one made alone
     #[arg(short = 'b', long, value_name = "N", default_value_t = 1, help_heading = "Picture")]
@@ -195,6 +204,10 @@ pub struct Replay {
     /// The mask, where it has moved since [default: what the picture names]
     #[arg(long, value_name = "FILE", help_heading = "Image to image", alias = "mask")]
     pub mask_image: Option<PathBuf>,
+
+    /// The adapter, where it has moved since; of several all, in their order [default: what the picture names]
+    #[arg(long, value_name = "FILE", help_heading = "Model")]
+    pub lora: Vec<PathBuf>,
 
     #[command(flatten)]
     pub execution: Execution,

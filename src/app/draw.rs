@@ -15,7 +15,7 @@ use super::interrupt;
 use super::limits;
 use super::model::Model;
 use super::progress::Progress;
-use super::recipe::{Recipe, Source};
+use super::recipe::{Lora, Recipe, Source};
 
 /// One command's work.
 pub struct Drawing {
@@ -51,14 +51,24 @@ pub fn draw(drawing: Drawing) -> anyhow::Result<()> {
         dtype: recipe.dtype,
         device,
         variant: recipe.variant.clone(),
+        adapters: recipe.lora.iter().map(Lora::adapter).collect(),
         ..LoadOptions::default()
     };
+    let mut same = true;
+    for (lora, adapter) in recipe.lora.iter_mut().zip(&options.adapters) {
+        let (found, what) = (adapter.checksum()?, lora.path.display());
+        same &= replace_checksum(&mut lora.hash, found, what, &progress);
+    }
     limits::check_memory(&model, &options, &recipe, batch, grid)?;
     progress.busy(&format!("loading {}", model.name));
     let clock = Instant::now();
     let pipeline = TextToImage::load(&model.folder, &options)?;
     pipeline.notes().iter().for_each(|note| progress.warn(note));
     let (hash, what) = (pipeline.fingerprint().to_owned(), format!("the model {}", model.name));
+    if !same {
+        // That the two together have changed was said.
+        recipe.model_hash.clear();
+    }
     replace_checksum(&mut recipe.model_hash, hash, what, &progress);
     recipe.settings = pipeline.resolve(&recipe.settings)?;
     progress.say(&format!(
@@ -232,12 +242,20 @@ fn read_init(recipe: &mut Recipe, progress: &Progress) -> Result<Option<InitImag
 }
 
 /// Puts the checksum that was found in place of the known one, if any, and warns where they differ.
-fn replace_checksum(known: &mut String, found: String, what: impl Display, progress: &Progress) {
-    if !known.is_empty() && *known != found {
+/// Whether they agree.
+fn replace_checksum(
+    known: &mut String,
+    found: String,
+    what: impl Display,
+    progress: &Progress,
+) -> bool {
+    let same = known.is_empty() || *known == found;
+    if !same {
         progress
             .warn(&format!("{what} has changed since the picture was made: expect another one"));
     }
     *known = found;
+    same
 }
 
 fn checksum(image: &RgbImage) -> String {

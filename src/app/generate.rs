@@ -11,7 +11,7 @@ use super::args::{self, Seed};
 use super::destination::Destination;
 use super::draw::{self, Drawing};
 use super::model::Model;
-use super::recipe::{Recipe, Source};
+use super::recipe::{Lora, Recipe, Source};
 
 pub fn run(args: args::Generate) -> anyhow::Result<()> {
     let destination = Destination::resolve(args.output.as_deref())?;
@@ -28,6 +28,7 @@ pub fn run(args: args::Generate) -> anyhow::Result<()> {
         num_images: args.num_images,
         init_image: args.init_image.map(source),
         mask_image: args.mask_image.map(source),
+        lora: args.lora.into_iter().map(Lora::from).collect(),
         ..Recipe::new(model.name.clone(), Settings { prompt, ..args.settings }, seed)
     };
     let (execution, grid) = (args.execution, args.grid);

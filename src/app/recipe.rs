@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use nadir::io::png::{self, Parameters};
+use nadir::nn::lora::Adapter;
 use nadir::pipeline::{Cancel, InitImage, Request, Settings};
 use nadir::tensor::DType;
 use nadir::{Error, Result};
@@ -25,6 +26,9 @@ pub struct Recipe {
     pub model_hash: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variant: Option<String>,
+    /// Adapters, in the order in which they are added.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lora: Vec<Lora>,
     #[serde(with = "nadir::io::as_text")]
     pub dtype: DType,
     /// Where it ran: the last bits of a result depend on it. Empty before that is decided.
@@ -55,6 +59,34 @@ pub struct Source {
     pub hash: String,
 }
 
+/// An adapter of the model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lora {
+    pub path: PathBuf,
+    pub weight: f32,
+    /// Of its file.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub hash: String,
+}
+
+impl From<Adapter> for Lora {
+    fn from(Adapter { path, weight }: Adapter) -> Self {
+        Self { path, weight, hash: String::new() }
+    }
+}
+
+impl Lora {
+    pub fn adapter(&self) -> Adapter {
+        Adapter { path: self.path.clone(), weight: self.weight }
+    }
+
+    /// What other programs call it: the file's name without extension.
+    fn name(&self) -> String {
+        self.path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+    }
+}
+
 impl Recipe {
     /// A recipe of this version.
     pub fn new(model: String, settings: Settings, seed: u64) -> Self {
@@ -63,6 +95,7 @@ impl Recipe {
             model,
             model_hash: String::new(),
             variant: None,
+            lora: Vec::new(),
             dtype: DType::F32,
             device: String::new(),
             settings,
@@ -90,13 +123,17 @@ impl Recipe {
             let expected = format!("at most 2^64 - {}, for {0} pictures", self.num_images);
             return Err(Error::argument("seed", self.seed, expected));
         }
-        for (field, source) in [("init_image", &self.init_image), ("mask_image", &self.mask_image)]
-        {
-            let path = source.as_ref().map(|source| &source.path);
-            if let Some(path) = path.filter(|path| path.to_str().is_none()) {
+        let sources = [("init_image", &self.init_image), ("mask_image", &self.mask_image)];
+        let sources =
+            sources.into_iter().filter_map(|(f, source)| Some((f, &source.as_ref()?.path)));
+        for (field, path) in sources.chain(self.lora.iter().map(|lora| ("lora", &lora.path))) {
+            if path.to_str().is_none() {
                 let expected = "a path in UTF-8, which the picture can keep";
                 return Err(Error::argument(field, path.display(), expected));
             }
+        }
+        if let Some(lora) = self.lora.iter().find(|lora| !lora.weight.is_finite()) {
+            return Err(Error::argument("lora", lora.weight, "a finite weight"));
         }
         if self.init_image.is_none()
             && (self.mask_image.is_some() || self.settings.strength.is_some())
@@ -122,10 +159,15 @@ impl Recipe {
         })
     }
 
+    /// Adapters as the web UI has them behind the prompt: ` <lora:harbours:0.8>`.
+    fn lora_tags(&self) -> String {
+        self.lora.iter().map(|lora| format!(" <lora:{}:{}>", lora.name(), lora.weight)).collect()
+    }
+
     /// In the web UI's form.
     fn parameters(&self, sampler: &str) -> Parameters {
         let parameters = Parameters {
-            prompt: self.settings.prompt.clone(),
+            prompt: self.settings.prompt.clone() + &self.lora_tags(),
             negative_prompt: self.settings.negative_prompt.clone(),
             settings: Vec::new(),
         };
@@ -140,6 +182,11 @@ impl Recipe {
             .with("Model hash", &self.model_hash)
             .with("Model", &self.model)
             .with_clip_skip(settings.clip_skip);
+        if !self.lora.is_empty() {
+            let hash = |lora: &Lora| format!("{}: {}", lora.name(), lora.hash);
+            let hashes: Vec<_> = self.lora.iter().map(hash).collect();
+            parameters = parameters.with("Lora hashes", hashes.join(", "));
+        }
         if let Some(strength) = settings.strength {
             parameters = parameters.with("Denoising strength", strength);
         }
@@ -205,6 +252,10 @@ mod tests {
             device: "cpu".into(),
             num_images: 2,
             init_image: Some(Source { path: "chip.png".into(), hash: "89ab".into() }),
+            lora: vec![
+                Lora { path: "a/b.c.safetensors".into(), weight: 0.8, hash: "cdef".into() },
+                Lora { path: "x".into(), weight: -1.0, hash: "0123".into() },
+            ],
             ..Recipe::new("org/name".into(), settings, u64::MAX - 1)
         }
     }
@@ -221,13 +272,14 @@ mod tests {
         let texts = png::read_texts(&path).unwrap();
         let parameters = texts.iter().find(|(keyword, _)| keyword == png::PARAMETERS).unwrap();
         let parameters = Parameters::parse(&parameters.1);
-        assert_eq!(parameters.prompt, recipe().settings.prompt);
+        assert_eq!(parameters.prompt, recipe().settings.prompt + " <lora:b.c:0.8> <lora:x:-1>");
         let expected = [
             ("Sampler", "Euler a"),
             ("Seed", "18446744073709551614"),
             ("Size", "72x64"),
             ("Clip skip", "2"),
             ("Denoising strength", "0.6"),
+            ("Lora hashes", "b.c: cdef, x: 0123"),
         ];
         for (name, value) in expected {
             assert_eq!(parameters.get(name), Some(value), "{name}");
@@ -268,5 +320,6 @@ mod tests {
         fails(|r| r.dtype = DType::I64, "dtype");
         fails(|r| r.settings.steps = Some(0), "steps");
         fails(|r| r.init_image = None, "init_image");
+        fails(|r| r.lora[1].weight = f32::NAN, "lora");
     }
 }

@@ -2,6 +2,8 @@
 
 use std::io::Write;
 
+use nadir::Error;
+
 use super::args;
 use super::destination::Destination;
 use super::draw::{self, Drawing};
@@ -24,6 +26,12 @@ pub fn run(args: args::Replay) -> anyhow::Result<()> {
             source.path = path;
         }
     }
+    if !args.lora.is_empty() && args.lora.len() != recipe.lora.len() {
+        let (found, expected) = (args.lora.len(), recipe.lora.len());
+        let expected = format!("the picture was made with {expected}: name each, in their order");
+        return Err(Error::argument("lora", format!("{found} of them"), expected).into());
+    }
+    recipe.lora.iter_mut().zip(args.lora).for_each(|(lora, path)| lora.path = path);
     recipe.check()?;
     if args.dry_run {
         let json = serde_json::to_string_pretty(&recipe)?;

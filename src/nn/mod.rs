@@ -3,6 +3,7 @@
 mod attention;
 mod batch_norm;
 mod layers;
+pub mod lora;
 mod parameter;
 mod params;
 mod resnet;

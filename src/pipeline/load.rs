@@ -9,6 +9,7 @@ use crate::io::folder::PipelineFolder;
 use crate::models::clip::{ClipText, ClipTextConfig};
 use crate::models::unet::{Unet, UnetConfig};
 use crate::models::vae::{Vae, VaeConfig};
+use crate::nn::lora::{Adapter, Adapters};
 use crate::nn::{Keep, Params};
 use crate::pipeline::sampler::SamplerConfig;
 use crate::pipeline::text_to_image::TextToImage;
@@ -26,12 +27,14 @@ pub struct LoadOptions {
     pub variant: Option<String>,
     /// What layers keep of their weights: no more than they compute with, or what can be read, changed and trained.
     pub keep: Keep,
+    /// What is added to the weights of UNet and text encoder.
+    pub adapters: Vec<Adapter>,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
         let (dtype, device, keep) = (DType::F32, Device::Cpu, Keep::Frozen);
-        Self { dtype, device, variant: None, keep }
+        Self { dtype, device, variant: None, keep, adapters: Vec::new() }
     }
 }
 
@@ -81,11 +84,16 @@ impl TextToImage {
         let suggestions = Suggestions::open(folder.root())?;
         let mut notes = Vec::new();
         let mut fingerprint = Fingerprint::of_settings(&folder)?;
+        let adapters = open_adapters(&folder, &options.adapters)?;
+        for adapter in &options.adapters {
+            fingerprint.add(adapter.checksum()?.as_bytes());
+            fingerprint.add(&adapter.weight.to_le_bytes());
+        }
         let tokenizer = ClipTokenizer::open(folder.folder("tokenizer")?)?;
         let text_encoder = load(
             &folder,
             "text_encoder",
-            options,
+            (options, &adapters),
             options.dtype,
             &mut (&mut notes, &mut fingerprint),
             |config, params| ClipText::load(ClipTextConfig::read(config)?, params),
@@ -93,7 +101,7 @@ impl TextToImage {
         let unet = load(
             &folder,
             "unet",
-            options,
+            (options, &adapters),
             options.dtype,
             &mut (&mut notes, &mut fingerprint),
             |config, params| Unet::load(UnetConfig::read(config)?, params),
@@ -103,7 +111,7 @@ impl TextToImage {
         let vae = load(
             &folder,
             "vae",
-            options,
+            (options, &adapters),
             dtype,
             &mut (&mut notes, &mut fingerprint),
             |_, params| Vae::load(config.clone(), params),
@@ -197,11 +205,20 @@ fn check_classes(folder: &PipelineFolder) -> Result<()> {
     Ok(())
 }
 
+/// Opens the adapters, and holds them against the weights that are to be loaded.
+fn open_adapters(folder: &PipelineFolder, adapters: &[Adapter]) -> Result<Adapters> {
+    if adapters.is_empty() {
+        return Ok(Adapters::default());
+    }
+    let [unet, text_encoder] = [folder.weights("unet")?, folder.weights("text_encoder")?];
+    Adapters::open(adapters, &[("unet", &unet), ("text_encoder", &text_encoder)])
+}
+
 /// Loads one component; what its files hold beyond it becomes a note.
 fn load<T>(
     folder: &PipelineFolder,
     name: &str,
-    options: &LoadOptions,
+    (options, adapters): (&LoadOptions, &Adapters),
     dtype: DType,
     (notes, fingerprint): &mut (&mut Vec<String>, &mut Fingerprint),
     build: impl FnOnce(&Config, &Params) -> Result<T>,
@@ -210,9 +227,11 @@ fn load<T>(
     notes.extend(weights.note().map(|note| format!("{name}: {note}")));
     let file = weights.names().first().map(|first| weights.origin(first)).unwrap_or_default();
     let checksums = weights.checksums();
+    let weights = adapters.merged(name, weights);
     let params = Params::new(weights, dtype, options.device).keeping(options.keep);
     let model = build(&config, &params)?;
     let unused = params.finish()?;
+    adapters.check_unused(name, &unused)?;
     fingerprint.add(&checksums.combined().to_le_bytes());
     if let Some(first) = unused.first() {
         notes.push(format!(

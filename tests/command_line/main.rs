@@ -3,6 +3,7 @@
 mod adversity;
 mod data;
 mod interrupted_training;
+mod lora;
 mod train;
 
 use std::fs;

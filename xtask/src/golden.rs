@@ -9,10 +9,11 @@ use anyhow::{Context, Result, bail};
 use crate::process::{cargo, root, run as run_program, target_dir, works};
 
 /// What the references are: changing a version here means new tensors.
-const PACKAGES: [&str; 7] = [
+const PACKAGES: [&str; 8] = [
     "torch==2.15.*",
     "torchvision==0.29.*",
     "diffusers==0.42.*",
+    "peft==0.21.*",
     "transformers==5.23.*",
     "pyarrow",
     "pillow",
@@ -117,7 +118,7 @@ fn environment() -> Result<PathBuf> {
     let python = folder.join("bin/python");
     if !works(
         &python.to_string_lossy(),
-        &["-c", "import torch, torchvision, diffusers, transformers, pyarrow"],
+        &["-c", "import torch, torchvision, diffusers, peft, transformers, pyarrow"],
     ) {
         eprintln!("installing PyTorch, diffusers and transformers under {}", folder.display());
         run_program(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
