@@ -5,16 +5,20 @@ use std::fs;
 use std::path::Path;
 
 use nadir::io::safetensors::save;
-use nadir::tensor::{DType, Device, Tensor};
+use nadir::tensor::Tensor;
 
 use super::{Desk, STEPS, text};
 
-/// An adapter of rank 1 for a layer of the model that ships, each element of its product `value`.
-fn write(path: &Path, layer: &str, value: f64) {
-    let full = |shape: [usize; 2], value| Tensor::full(shape, value, DType::F32, Device::Cpu);
+/// An adapter of rank 1 for a layer of the model that ships: some matrix, `value` times.
+fn write(path: &Path, layer: &str, value: f32) {
+    // Not all alike: the mean of a layer's inputs is 0.
+    let matrix = |shape: [usize; 2], value: f32| {
+        let elements = (0..64).map(|i| value * (i % 7 - 3) as f32).collect();
+        Tensor::from_vec(elements, shape).unwrap()
+    };
     let tensors = [
-        (format!("unet.{layer}.lora_A.weight"), full([1, 64], 1.0).unwrap()),
-        (format!("unet.{layer}.lora_B.weight"), full([64, 1], value).unwrap()),
+        (format!("unet.{layer}.lora_A.weight"), matrix([1, 64], 1.0)),
+        (format!("unet.{layer}.lora_B.weight"), matrix([64, 1], value)),
     ];
     save(path, &tensors, &BTreeMap::new()).unwrap();
 }
@@ -24,8 +28,8 @@ const LAYER: &str = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_v"
 #[test]
 fn adapters_change_the_picture_which_tells_of_them() {
     let desk = Desk::new();
-    write(&desk.path("a.safetensors"), LAYER, 0.2);
-    write(&desk.path("b.safetensors"), LAYER, -0.1);
+    write(&desk.path("a.safetensors"), LAYER, 0.02);
+    write(&desk.path("b.safetensors"), LAYER, -0.01);
     let draw = |adapters: &[&str], name: &str| {
         let given = adapters.iter().flat_map(|adapter| ["--lora", adapter]);
         let args = ["generate", "a river", "-s1", STEPS, "-o", name].into_iter().chain(given);
@@ -35,7 +39,7 @@ fn adapters_change_the_picture_which_tells_of_them() {
     let adapted = draw(&["a.safetensors:0.5"], "adapted.png");
     assert_ne!(adapted, plain);
     assert_eq!(draw(&["a.safetensors:0"], "nothing.png"), plain);
-    // 0.5 * 0.2 - 0.1 = 0, but for the rounding of the weights.
+    // 0.5 * 0.02 - 0.01 = 0, but for the rounding of the weights.
     let both = draw(&["a.safetensors:0.5", "b.safetensors"], "both.png");
     let distance = |picture: &image::RgbImage| {
         let pairs = picture.as_raw().iter().zip(plain.as_raw());
@@ -69,7 +73,7 @@ fn adapters_change_the_picture_which_tells_of_them() {
 #[test]
 fn an_adapter_that_does_not_fit_is_refused() {
     let desk = Desk::new();
-    write(&desk.path("a.safetensors"), LAYER, 0.2);
+    write(&desk.path("a.safetensors"), LAYER, 0.02);
     write(&desk.path("x.safetensors"), "mid_block.nothing", 0.02);
     fs::write(desk.path("cut.safetensors"), [9; 5]).unwrap();
     for (adapter, messages) in [
