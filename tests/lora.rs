@@ -6,6 +6,7 @@ mod golden;
 use std::path::{Path, PathBuf};
 
 use nadir::Result;
+use nadir::data::{DataSettings, Dataset};
 use nadir::io::TensorSource;
 use nadir::io::config::Config;
 use nadir::io::folder::Weights;
@@ -13,8 +14,14 @@ use nadir::io::safetensors::{SafeTensors, save};
 use nadir::models::clip::{ClipText, ClipTextConfig};
 use nadir::models::unet::{Unet, UnetConfig};
 use nadir::nn::Params;
-use nadir::nn::lora::{Adapter, Adapters};
+use nadir::nn::lora::{Adapter, Adapters, Targets};
+use nadir::ops::gradient::backward;
+use nadir::pipeline::Cancel;
 use nadir::tensor::{DType, Device, Tensor};
+use nadir::train::checkpoint::Resume;
+use nadir::train::diffusion::{DiffusionSettings, DiffusionTask, LoraSettings, Prediction};
+use nadir::train::random::{Purpose, Random};
+use nadir::train::{Event, Optimizer, Outcome, Run, Settings, Task, in_order};
 
 fn file(name: &str) -> PathBuf {
     golden::path("lora").join(name)
@@ -231,4 +238,208 @@ fn an_adapter_is_a_file_and_maybe_a_weight() {
     let odd = folder.path().join("odd:2");
     std::fs::write(&odd, "").unwrap();
     assert_eq!(parse(odd.to_str().unwrap()).unwrap(), (odd, 1.0));
+}
+
+/// A model of golden components, as diffusers lays it out.
+fn model(folder: &Path) -> PathBuf {
+    let folder = folder.join("model");
+    for (part, from) in [
+        ("unet", "models/unet_sd15"),
+        ("text_encoder", "models/clip_l"),
+        ("vae", "models/vae"),
+        ("tokenizer", "pipelines/tokenizer"),
+        ("scheduler", "pipelines/pndm/scheduler"),
+    ] {
+        std::fs::create_dir_all(folder.join(part)).unwrap();
+        for entry in std::fs::read_dir(golden::path(from)).unwrap() {
+            let file = entry.unwrap().path();
+            std::fs::copy(&file, folder.join(part).join(file.file_name().unwrap())).unwrap();
+        }
+    }
+    folder
+}
+
+/// Pictures of 32x32 with captions.
+fn pictures(folder: &Path) -> Dataset {
+    let folder = folder.join("pictures");
+    std::fs::create_dir_all(&folder).unwrap();
+    let mut index = String::new();
+    for i in 0..5u8 {
+        let pixel = |x: u32, y: u32| image::Rgb([(x * 8) as u8, (y * 8) as u8, i * 50]);
+        let picture = image::RgbImage::from_fn(32, 32, pixel);
+        nadir::io::png::write(&folder.join(format!("{i}.png")), &picture, &[]).unwrap();
+        index += &format!("{{\"file_name\": \"{i}.png\", \"text\": \"picture {i}\"}}\n");
+    }
+    std::fs::write(folder.join("metadata.jsonl"), index).unwrap();
+    Dataset::open(folder, DataSettings::default()).unwrap()
+}
+
+/// Adapters of every layer of UNet and text encoder.
+fn task(model: &Path, lora: &LoraSettings) -> Result<DiffusionTask> {
+    let settings = DiffusionSettings {
+        prediction_type: Prediction::Epsilon,
+        snr_gamma: None,
+        noise_offset: 0.0,
+        proportion_empty_prompts: 0.0,
+    };
+    DiffusionTask::open(model, settings, true, Device::Cpu)?.adapting(lora, 7)
+}
+
+fn of_every_layer() -> LoraSettings {
+    LoraSettings { lora_rank: Some(2), lora_alpha: Some(3.0), lora_targets: Targets::Conv }
+}
+
+/// Trains until `steps`, or until told to stop behind `stop`.
+fn train(task: &dyn Task, data: &Dataset, folder: &Path, steps: u64, stop: Option<u64>) {
+    std::fs::create_dir_all(folder).unwrap();
+    let settings = Settings {
+        train_batch_size: 2,
+        max_train_steps: steps,
+        learning_rate: 1e-2,
+        checkpointing_steps: 2,
+        use_ema: true,
+        seed: 5,
+        ..Settings::default()
+    };
+    let cancel = Cancel::default();
+    let run = Run {
+        task,
+        settings: &settings,
+        data,
+        held_out: None,
+        folder,
+        resume: Some(&Resume::Latest),
+        cancel: &cancel,
+    };
+    let outcome = run.run(&mut |event| match event {
+        Event::Step(progress) if Some(progress.step) == stop => {
+            cancel.cancel();
+        }
+        Event::Failed(message) => panic!("{message}"),
+        _ => {}
+    });
+    assert_eq!(outcome.unwrap(), stop.map_or(Outcome::Done, Outcome::Stopped));
+}
+
+#[test]
+fn adapters_that_were_trained_are_resumed_exported_and_loaded() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let (model, data) = (model(folder), pictures(folder));
+    let [whole, parts] = ["whole", "parts"].map(|name| folder.join(name));
+    let new = || task(&model, &of_every_layer()).unwrap();
+    train(&new(), &data, &whole, 5, None);
+    for stop in [Some(1), Some(3), None] {
+        train(&new(), &data, &parts, 5, stop);
+    }
+    let file = "pytorch_lora_weights.safetensors";
+    for name in [file, "checkpoint-5/state.safetensors"] {
+        let [a, b] = [&whole, &parts].map(|folder| std::fs::read(folder.join(name)).unwrap());
+        assert!(a == b, "{name} differs");
+    }
+    // Nothing of the model's is kept, nor written.
+    let state = SafeTensors::open(whole.join("checkpoint-5/state.safetensors")).unwrap();
+    assert!(state.names().iter().all(|name| name.contains(".lora_")));
+    assert!(!whole.join("unet").exists() && !whole.join("model_index.json").exists());
+
+    // The file is of the form that diffusers and peft have loaded: see golden/lora.py.
+    let (ours, known) = (read(&whole.join(file)), golden::path("lora").join("nadir.safetensors"));
+    if std::env::var_os("NADIR_WRITE_GOLDEN").is_some() {
+        std::fs::copy(whole.join(file), &known).unwrap();
+    }
+    let describe = |tensors: &[(String, Tensor)]| -> Vec<String> {
+        tensors.iter().map(|(name, x)| format!("{name} {} {:?}", x.dtype(), x.dims())).collect()
+    };
+    assert_eq!(describe(&ours), describe(&read(&known)));
+}
+
+/// The loss of a model that is saved with an adapter merged into it.
+fn merged_loss(folder: &Path, adapter: Adapter, loss: &dyn Fn(&DiffusionTask) -> f64) -> f64 {
+    let merged = folder.with_file_name("merged");
+    let _ = std::fs::remove_dir_all(&merged);
+    let plain = LoraSettings::default();
+    let copy = model(&merged);
+    let adapters = open(&[adapter]).unwrap();
+    for (part, name, file) in [
+        ("unet", "unet_sd15", "diffusion_pytorch_model.safetensors"),
+        ("text_encoder", "clip_l", "model.safetensors"),
+    ] {
+        let source = adapters.merged(part, weights(name));
+        let tensors: Vec<_> = source
+            .names()
+            .into_iter()
+            .map(|name| (name.clone(), source.read(&name).unwrap()))
+            .collect();
+        save(&copy.join(part).join(file), &tensors, &Default::default()).unwrap();
+    }
+    loss(&task(&copy, &plain).unwrap())
+}
+
+#[test]
+fn a_trained_adapter_does_what_it_did_in_training() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let (model, data) = (model(folder), pictures(folder));
+    let batch = data.pass(5, 1).unwrap().next().unwrap().unwrap();
+    let loss = |task: &DiffusionTask| {
+        let mut random = Random::new(1, Purpose::Validation, 0);
+        task.validate(&batch, &mut random).unwrap()[0].1
+    };
+    for lora_targets in [Targets::Attention, Targets::Linear, Targets::Conv] {
+        let settings = LoraSettings { lora_targets, ..of_every_layer() };
+        let trained = task(&model, &settings).unwrap();
+        let plain = loss(&trained);
+        let mut optimizer = Optimizer::new(&trained.parameters(), false).unwrap();
+        for step in 0..3 {
+            let parameters = trained.parameters();
+            let mut random = Random::new(1, Purpose::Step, step);
+            let total = trained.loss(&batch, &mut random).unwrap().total;
+            let gradients = in_order(&parameters, backward(total).unwrap()).unwrap();
+            for ((name, _), gradient) in parameters.iter().zip(&gradients) {
+                let values = gradient.to_vec::<f32>().unwrap();
+                assert!(values.iter().all(|x| x.is_finite()), "{name}");
+                // A begins to matter when B is no longer 0.
+                let zero = values.iter().all(|x| *x == 0.0);
+                assert_eq!(zero, step == 0 && name.contains("lora_A"), "{name}, step {step}");
+            }
+            let settings = Settings { adam_weight_decay: 0.0, ..Settings::default() };
+            optimizer.update(&parameters, &gradients, &settings, (1e-2, 1.0)).unwrap();
+        }
+        let here = folder.join(format!("{lora_targets:?}"));
+        std::fs::create_dir_all(&here).unwrap();
+        trained.export(&here, &Vec::new()).unwrap();
+        let last = loss(&trained);
+        let merged = merged_loss(&model, Adapter { path: here, weight: 1.0 }, &loss);
+        // The loss is a sum of squares, and the weights differ by the rounding of alpha / rank.
+        assert!((merged - last).abs() <= 1e-5 * last, "{lora_targets:?}: {last} and {merged}");
+        assert!((plain - last).abs() > 1e-3 * last, "{lora_targets:?}: {plain} and {last}");
+    }
+}
+
+#[test]
+fn adapters_that_cannot_be_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model(folder.path());
+    for (settings, named) in [
+        (LoraSettings { lora_rank: Some(0), ..of_every_layer() }, "lora_rank"),
+        (LoraSettings { lora_rank: Some(1 << 40), ..of_every_layer() }, "lora_rank"),
+        (LoraSettings { lora_alpha: Some(f64::NAN), ..of_every_layer() }, "lora_alpha"),
+        (LoraSettings { lora_alpha: Some(0.0), ..of_every_layer() }, "lora_alpha"),
+    ] {
+        let error = task(&model, &settings).err().expect(named).to_string();
+        assert!(error.contains(named), "{error}");
+    }
+}
+
+/// See [`adapters_that_were_trained_are_resumed_exported_and_loaded`], and golden/lora.py.
+#[test]
+fn what_nadir_exports_does_the_same_in_diffusers() {
+    let golden = golden::open("lora").unwrap();
+    let [unet, text] = outputs(&golden, &[adapter("nadir.safetensors", 1.0)], DType::F32).unwrap();
+    for (part, ours) in [("unet", unet), ("text", text)] {
+        for loader in ["nadir", "nadir_by_peft"] {
+            let theirs = golden::get(&golden, &format!("{loader}.{part}"));
+            golden::assert_close(&format!("{loader}, {part}"), &ours, &theirs, 1e-5);
+        }
+    }
 }

@@ -13,7 +13,7 @@ use nadir::models::resnet::ResNetConfig;
 use nadir::tensor::{DType, Device};
 use nadir::train::checkpoint::Resume;
 use nadir::train::classify::ClassifyTask;
-use nadir::train::diffusion::{DiffusionSettings, DiffusionTask, NewModel};
+use nadir::train::diffusion::{DiffusionSettings, DiffusionTask, LoraSettings, NewModel};
 use nadir::train::vae::{self, Reconstruction, VaeTask};
 use nadir::train::{Event, Outcome, Progress, Run, Settings, Task};
 
@@ -118,8 +118,12 @@ Examples:
       --caption-template \"a satellite image of {class}\" --train-batch-size 64 --max-train-steps 20000 \\
       --learning-rate 3e-4 --lr-warmup-steps 200 --use-ema --snr-gamma 5 --random-flip --random-rotate
   nadir train diffusion --train-data rsicd.parquet -o run/model --init-from models/my-sd --learning-rate 1e-6
+  nadir train diffusion --train-data harbours/ -o run/harbours --init-from models/my-sd --lora-rank 8 \\
+      --learning-rate 1e-4 --max-train-steps 1000
 
-The folder gets a model that generate draws with (nadir generate -m run/model ...), checkpoint-STEP/ and metrics.csv.")]
+The folder gets a model that generate draws with (nadir generate -m run/model ...), checkpoint-STEP/ and metrics.csv. With
+--lora-rank it gets pytorch_lora_weights.safetensors in place of a model (nadir generate -m models/my-sd --lora
+run/harbours ...).")]
 struct TrainDiffusion {
     #[command(flatten)]
     common: Common,
@@ -153,6 +157,9 @@ struct TrainDiffusion {
     /// Numbers that the model is exported in: f32, bf16 or f16 [default: f32]
     #[arg(long, value_name = "TYPE", value_parser = super::args::typed::<DType>)]
     export_dtype: Option<DType>,
+
+    #[command(flatten)]
+    lora: LoraSettings,
 
     #[command(flatten)]
     diffusion: DiffusionSettings,
@@ -239,7 +246,7 @@ fn train_diffusion(args: TrainDiffusion) -> anyhow::Result<()> {
                 DiffusionTask::open(folder, settings, args.train_text_encoder, device)
             }
         };
-        Ok(task?.exporting(args.export_dtype))
+        Ok(task?.adapting(&args.lora, seed)?.exporting(args.export_dtype))
     })
 }
 

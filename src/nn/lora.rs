@@ -2,6 +2,7 @@
 
 mod file;
 mod names;
+mod trained;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,6 +17,8 @@ use crate::ops::matmul::matmul;
 use crate::tensor::{DType, Tensor};
 use file::{AdapterFile, Pair};
 use names::{Layer, flat};
+
+pub use trained::{LowRank, Targets, export};
 
 /// An adapter that a model is to be loaded with: `FILE` or `FILE:WEIGHT`.
 #[derive(Clone, Debug, PartialEq)]

@@ -3,7 +3,7 @@
 use std::sync::{PoisonError, RwLock};
 
 use crate::error::{Error, Result};
-use crate::ops::weight::Weight;
+use crate::ops::weight::{Layout, Weight};
 use crate::tensor::{DType, Shape, Tensor};
 
 /// A weight of a layer.
@@ -99,6 +99,19 @@ impl Parameter {
             return Err(Error::Device { op: OP, a: before.device(), b: tensor.device() });
         }
         self.replace(if before.requires_grad() { tensor.variable() } else { tensor.detach() })
+    }
+
+    /// What it is laid out for, if it is multiplied by.
+    pub(super) fn layout(&self) -> Option<Layout> {
+        self.with(|value| match value {
+            Value::LaidOut(weight) => Some(weight.layout()),
+            Value::Plain(_) | Value::Frozen(_) => None,
+        })
+    }
+
+    /// Holds what was computed from others, as it is: gradients go on to those.
+    pub(super) fn hold(&self, tensor: Tensor) -> Result<()> {
+        self.replace(tensor)
     }
 
     fn elements(&self) -> Result<Tensor> {

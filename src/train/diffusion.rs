@@ -5,18 +5,20 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::initial::initial;
+use super::initial::{initial, low_rank};
 use super::random::Random;
 use super::run::{Loss, Measured, Task};
 use super::vae::NoFile;
 use crate::data::Batch;
 use crate::error::{Error, Result};
+use crate::io::TensorSource;
 use crate::io::atomic;
 use crate::io::config::Config;
 use crate::io::folder::Weights;
 use crate::models::clip::{ClipText, ClipTextConfig};
 use crate::models::unet::{Unet, UnetConfig};
 use crate::models::vae::{Vae, VaeConfig};
+use crate::nn::lora::{self, LowRank, Targets};
 use crate::nn::{Keep, Module, Parameter, Params, parameters, save};
 use crate::ops::elementwise::mul;
 use crate::ops::loss::squared_error;
@@ -91,6 +93,24 @@ impl DiffusionSettings {
             _ => Ok(()),
         }
     }
+}
+
+/// Low-rank adapters (Hu et al. 2021) that are trained instead of the model's weights.
+#[derive(Clone, Debug, Default, PartialEq, clap::Args)]
+#[command(next_help_heading = "Low-rank adapters")]
+pub struct LoraSettings {
+    /// Train adapters of this rank, and leave the model as it is
+    #[arg(long, value_name = "N", alias = "rank", requires = "init_from")]
+    #[arg(allow_negative_numbers = true)]
+    pub lora_rank: Option<usize>,
+
+    /// Adapters are multiplied by A / rank [default: the rank]
+    #[arg(long, value_name = "A", requires = "lora_rank", allow_negative_numbers = true)]
+    pub lora_alpha: Option<f64>,
+
+    /// Layers that get one: attention (its projections), linear (all linear layers), conv (convolutions too)
+    #[arg(long, value_name = "LAYERS", requires = "lora_rank", default_value = "attention")]
+    pub lora_targets: Targets,
 }
 
 /// The parts of a new model.
@@ -205,6 +225,11 @@ impl<M: Module> Part<M> {
         Ok(Self { model, config, source: Some(weights()?), device })
     }
 
+    /// The weights that it was loaded from.
+    fn stored(&self) -> Option<&dyn TensorSource> {
+        self.source.as_ref().map(|source| source as &dyn TensorSource)
+    }
+
     fn export(&self, folder: &Path, file: &str, dtype: Option<DType>) -> Result<()> {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         write_json(&folder.join("config.json"), &self.config)?;
@@ -226,6 +251,12 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
     atomic::write(path, |out| writeln!(out, "{text}"))
 }
 
+/// What is trained in place of the weights of a denoiser and its text encoder.
+struct Adapters {
+    unet: LowRank,
+    text_encoder: Option<LowRank>,
+}
+
 /// A denoiser and its text encoder that are trained.
 pub struct DiffusionTask {
     unet: Part<Unet>,
@@ -239,6 +270,7 @@ pub struct DiffusionTask {
     alphas_cumprod: Vec<f32>,
     settings: DiffusionSettings,
     train_text_encoder: bool,
+    adapters: Option<Adapters>,
     dtype: Option<DType>,
 }
 
@@ -321,6 +353,7 @@ impl DiffusionTask {
             prediction,
             settings,
             train_text_encoder,
+            adapters: None,
             dtype: None,
         };
         let misfit = |what: &str, expected: usize, found: usize| {
@@ -340,6 +373,29 @@ impl DiffusionTask {
             return misfit("tokens", text.vocab_size, task.tokenizer.vocabulary());
         }
         Ok(task)
+    }
+
+    /// The same, where `settings` say so with adapters that are trained instead of the weights.
+    ///
+    /// # Errors
+    /// `Argument` for a rank or a scale that cannot be.
+    pub fn adapting(mut self, settings: &LoraSettings, seed: u64) -> Result<Self> {
+        let Some(rank) = settings.lora_rank else { return Ok(self) };
+        let alpha = settings.lora_alpha.unwrap_or(rank as f64);
+        if !(alpha > 0.0 && alpha.is_finite()) {
+            return Err(Error::argument("lora_alpha", alpha, "a number above 0"));
+        }
+        let new = |part: &str, module: &dyn Module| {
+            LowRank::new(module, settings.lora_targets, rank, alpha, |name, shape| {
+                low_rank(seed, &format!("{part}.{name}"), shape)
+            })
+        };
+        let text_encoder = self.train_text_encoder.then_some(&self.text_encoder.model);
+        self.adapters = Some(Adapters {
+            unet: new("unet", &self.unet.model)?,
+            text_encoder: text_encoder.map(|module| new("text_encoder", module)).transpose()?,
+        });
+        Ok(self)
     }
 
     /// The same, exported in `dtype` rather than f32.
@@ -376,6 +432,10 @@ impl DiffusionTask {
     /// The loss of each picture `[B]`.
     fn losses(&self, batch: &Batch, random: &mut Random) -> Result<Tensor> {
         let count = batch.captions.len();
+        if let Some(Adapters { unet, text_encoder }) = &self.adapters {
+            unet.apply(&self.unet.model)?;
+            text_encoder.iter().try_for_each(|all| all.apply(&self.text_encoder.model))?;
+        }
         // 1. latents, and what is drawn for them
         let clean = self.latents(&batch.images, random)?;
         let (channels, factor) =
@@ -456,6 +516,11 @@ impl Task for DiffusionTask {
         let of = |part, all: Vec<(String, _)>| {
             all.into_iter().map(move |(name, parameter)| (format!("{part}.{name}"), parameter))
         };
+        if let Some(Adapters { unet, text_encoder }) = &self.adapters {
+            let text_encoder = text_encoder.iter().flat_map(LowRank::parameters).collect();
+            let all = of("unet", unet.parameters().collect());
+            return all.chain(of("text_encoder", text_encoder)).collect();
+        }
         let mut all: Vec<_> = of("unet", parameters(&self.unet.model)).collect();
         if self.train_text_encoder {
             all.extend(of("text_encoder", parameters(&self.text_encoder.model)));
@@ -473,8 +538,19 @@ impl Task for DiffusionTask {
         Ok(vec![("held_out_loss", losses.iter().map(|x| f64::from(*x)).sum())])
     }
 
-    /// A folder as `StableDiffusionPipeline.save_pretrained` writes it.
+    /// A folder as `StableDiffusionPipeline.save_pretrained` writes it; of adapters the file alone that its
+    /// `load_lora_weights` reads.
     fn export(&self, folder: &Path, _: &Measured) -> Result<()> {
+        if let Some(Adapters { unet, text_encoder }) = &self.adapters {
+            let dtype = self.dtype.unwrap_or(DType::F32);
+            let mut tensors = unet.tensors("unet.", self.unet.stored(), dtype)?;
+            if let Some(adapters) = text_encoder {
+                // As transformers had it before its fifth version, which all readers understand.
+                let prefix = "text_encoder.text_model.";
+                tensors.extend(adapters.tensors(prefix, self.text_encoder.stored(), dtype)?);
+            }
+            return lora::export(folder, &tensors);
+        }
         let diffusers = "diffusion_pytorch_model.safetensors";
         self.unet.export(&folder.join("unet"), diffusers, self.dtype)?;
         let text_encoder = folder.join("text_encoder");

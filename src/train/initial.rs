@@ -15,10 +15,7 @@ use crate::tensor::{DType, Device, Tensor};
 /// # Errors
 /// `OutOfMemory`.
 pub fn initial(seed: u64, name: &str, shape: &[usize]) -> Result<Tensor> {
-    // With fixed keys: the same in every process of a build.
-    let mut hasher = DefaultHasher::new();
-    name.hash(&mut hasher);
-    let mut random = Random::new(seed, Purpose::Weights, hasher.finish());
+    let mut random = of_name(seed, name);
     if let &[n] = shape {
         let value = if name.ends_with("weight") { 1.0 } else { 0.0 };
         return Tensor::full([n], value, DType::F32, Device::Cpu);
@@ -29,4 +26,20 @@ pub fn initial(seed: u64, name: &str, shape: &[usize]) -> Result<Tensor> {
     }
     let inputs: usize = shape[1..].iter().product();
     random.uniform(shape, 1.0 / (inputs as f64).sqrt())
+}
+
+/// The matrix A `name` [r, ...] of a new adapter, normal with a deviation of 1 / r, as diffusers' scripts begin.
+///
+/// # Errors
+/// `OutOfMemory`.
+pub fn low_rank(seed: u64, name: &str, shape: &[usize]) -> Result<Tensor> {
+    let normal = of_name(seed, name).normal(shape)?;
+    crate::ops::elementwise::scale(&normal, 1.0 / shape[0] as f32)
+}
+
+fn of_name(seed: u64, name: &str) -> Random {
+    // With fixed keys: the same in every process of a build.
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    Random::new(seed, Purpose::Weights, hasher.finish())
 }

@@ -9,13 +9,15 @@ Writes `lora/`: adapters with small random matrices for `models/unet_sd15` and `
 import json
 import re
 import shutil
+import warnings
 
 import torch
 from common import HERE, MODELS, PIPELINES, nhwc, save_tensors
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_kohya
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model, set_peft_model_state_dict
 from peft.utils import get_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -79,6 +81,10 @@ def write_diffusers(path, unet_layers, text_layers, seed, **config):
         layers["text_encoder_lora_layers"] = half(get_peft_model_state_dict(pipe.text_encoder))
         layers["text_encoder_lora_adapter_metadata"] = settings(pipe.text_encoder)
     StableDiffusionPipeline.save_lora_weights(path.parent, weight_name=path.name, **layers)
+    # One entry: the order of several changes from run to run.
+    with safe_open(path, "pt") as file:
+        metadata = {"lora_adapter_metadata": file.metadata()["lora_adapter_metadata"]}
+    save_file(load_file(path), path, metadata=metadata)
 
 
 def write_kohya(path, source):
@@ -144,8 +150,12 @@ class Inputs:
 
 
 def main():
-    shutil.rmtree(OUT, ignore_errors=True)
+    # What nadir wrote stays: NADIR_WRITE_GOLDEN=1 cargo nextest run --test lora adapters_that_were_trained
+    ours = OUT / "nadir.safetensors"
+    written = ours.read_bytes()
+    shutil.rmtree(OUT)
     OUT.mkdir()
+    ours.write_bytes(written)
     inputs = Inputs()
     tensors = {
         "sample": nhwc(inputs.sample), "timesteps": inputs.timesteps, "text": inputs.text, "ids": inputs.ids,
@@ -183,6 +193,26 @@ def main():
     pipe.load_lora_weights(OUT / "attention.safetensors", adapter_name="b")
     pipe.set_adapters(["a", "b"], [0.8, 0.5])
     keep("stacked", pipe)
+    # Trained by nadir, loaded by diffusers and, each part's keys alone, by peft.
+    pipe = pipeline()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipe.load_lora_weights(ours, adapter_name="a")
+    loaded = {key for key, _ in [*pipe.unet.named_parameters(), *pipe.text_encoder.named_parameters()] if "lora_" in key}
+    tensors_of_ours = load_file(ours)
+    assert len(loaded) == len(tensors_of_ours), f"{len(loaded)} of {len(tensors_of_ours)} matrices were taken"
+    keep("nadir", pipe)
+    pipe = pipeline()
+    for part, prefix in [("unet", "unet."), ("text_encoder", "text_encoder.text_model.")]:
+        state = {key.removeprefix(prefix): value for key, value in tensors_of_ours.items() if key.startswith(prefix)}
+        layers = sorted({key.rsplit(".lora_", 1)[0] for key in state})
+        ranks = {key.rsplit(".lora_", 1)[0]: value.shape[0] for key, value in state.items() if "lora_A" in key}
+        (rank,) = set(ranks.values())
+        network = getattr(pipe, part)
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers), network)
+        result = set_peft_model_state_dict(network, state)
+        assert not result.unexpected_keys and not [key for key in result.missing_keys if "lora_" in key], result
+    keep("nadir_by_peft", pipe)
     # Merged in bf16, as fuse_lora does it.
     pipe = pipeline(torch.bfloat16)
     pipe.load_lora_weights(OUT / "diffusers.safetensors", adapter_name="a")

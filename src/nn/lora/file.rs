@@ -13,7 +13,8 @@ use crate::io::{TensorSource, open_file, read_bounded};
 use crate::tensor::DType;
 
 /// What diffusers and peft call the file in a folder.
-const NAMES: [&str; 2] = ["pytorch_lora_weights.safetensors", "adapter_model.safetensors"];
+pub(super) const NAMES: [&str; 2] =
+    ["pytorch_lora_weights.safetensors", "adapter_model.safetensors"];
 
 /// Beside peft's file: what its matrices do not tell.
 const CONFIG: &str = "adapter_config.json";

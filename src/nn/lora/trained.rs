@@ -1,0 +1,195 @@
+//! Adapters that are trained: their matrices are, the weights that they are added to are not.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::str::FromStr;
+
+use crate::error::{Error, Result};
+use crate::io::TensorSource;
+use crate::io::safetensors::save;
+use crate::nn::{Module, Parameter, parameters};
+use crate::ops::elementwise::{linear_combination, scale};
+use crate::ops::matmul::matmul;
+use crate::ops::weight::Layout;
+use crate::tensor::{DType, Tensor};
+
+/// Which layers are adapted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Targets {
+    /// The four projections of every attention, as diffusers' scripts do.
+    #[default]
+    Attention,
+    /// Every linear layer.
+    Linear,
+    /// Every linear layer and every convolution.
+    Conv,
+}
+
+impl FromStr for Targets {
+    type Err = Error;
+
+    /// # Errors
+    /// `Argument` for another name.
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "attention" => Ok(Self::Attention),
+            "linear" => Ok(Self::Linear),
+            "conv" => Ok(Self::Conv),
+            _ => Err(Error::argument("lora_targets", text, "attention, linear or conv")),
+        }
+    }
+}
+
+impl Targets {
+    fn include(self, layer: &str, layout: Layout) -> bool {
+        let projections =
+            ["to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj"];
+        match self {
+            Self::Attention => projections
+                .iter()
+                .any(|name| layer.strip_suffix(name).is_some_and(|front| front.ends_with('.'))),
+            Self::Linear => layout == Layout::Matrix,
+            Self::Conv => true,
+        }
+    }
+}
+
+/// The adapters of a module's layers.
+pub struct LowRank {
+    layers: Vec<AdaptedLayer>,
+    /// alpha / rank
+    scale: f32,
+}
+
+/// W, which stays as it is, with its matrices.
+struct AdaptedLayer {
+    /// Without `.weight`.
+    name: String,
+    /// [outputs, inputs] or [outputs, inputs, height, width]
+    base: Tensor,
+    /// A [rank, inputs] or [rank, inputs, height, width]
+    down: Parameter,
+    /// B [outputs, rank]
+    up: Parameter,
+}
+
+impl LowRank {
+    /// Adapters for the layers of `module` among `targets`, which have no effect yet: B is 0, and `initial` gives A by name
+    /// and shape. From here on no gradient reaches the module's own weights.
+    ///
+    /// # Errors
+    /// `Value` for a module that was not loaded with plain weights; `Argument` for a rank of 0, or one that no layer has.
+    pub fn new(
+        module: &dyn Module,
+        targets: Targets,
+        rank: usize,
+        alpha: f64,
+        mut initial: impl FnMut(&str, &[usize]) -> Result<Tensor>,
+    ) -> Result<Self> {
+        let mut bases = Vec::new();
+        for (name, parameter) in parameters(module) {
+            if parameter.is_trainable() {
+                parameter.set_trainable(false)?;
+            }
+            let (Some(layout), Some(layer)) = (parameter.layout(), name.strip_suffix(".weight"))
+            else {
+                continue;
+            };
+            if targets.include(layer, layout) {
+                let base = parameter.tensor().ok_or_else(|| {
+                    let message = format!("{name} is frozen: load the model with plain weights");
+                    Error::value("lora", message)
+                })?;
+                bases.push((layer.to_owned(), base));
+            }
+        }
+        let widths = |base: &Tensor| [base.dim(0), base.shape().elements() / base.dim(0)];
+        let widest = bases.iter().flat_map(|(_, base)| widths(base)).max().unwrap_or(0);
+        if rank == 0 || rank > widest {
+            let expected = format!("1 to {widest}, the width of the widest layer that is adapted");
+            return Err(Error::argument("lora_rank", rank, expected));
+        }
+        let adapted = |(name, base): (String, Tensor)| {
+            let (device, dtype) = (base.device(), base.dtype());
+            let up = Tensor::zeros([base.dim(0), rank], dtype, device)?;
+            let shape = base.shape().with(0, rank);
+            let down = initial(&format!("{name}.lora_A.weight"), &shape)?;
+            let down = down.to_dtype(dtype)?.to_device(device)?;
+            let [down, up] = [down, up].map(|matrix| Parameter::plain(matrix.variable()));
+            Ok(AdaptedLayer { name, base, down, up })
+        };
+        let layers = bases.into_iter().map(adapted).collect::<Result<_>>()?;
+        Ok(Self { layers, scale: (alpha / rank as f64) as f32 })
+    }
+
+    /// What is trained, under diffusers' names.
+    pub fn parameters(&self) -> impl Iterator<Item = (String, &Parameter)> {
+        self.layers.iter().flat_map(|layer| {
+            let name = &layer.name;
+            [
+                (format!("{name}.lora_A.weight"), &layer.down),
+                (format!("{name}.lora_B.weight"), &layer.up),
+            ]
+        })
+    }
+
+    /// Puts W + alpha / rank * B A, as the matrices are now, into the layers of `module`, which it was made for. Gradients
+    /// of what is computed from them reach A and B.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn apply(&self, module: &dyn Module) -> Result<()> {
+        let all: BTreeMap<String, &Parameter> = parameters(module).into_iter().collect();
+        for AdaptedLayer { name, base, down, up } in &self.layers {
+            let name = format!("{name}.weight");
+            let parameter = all.get(&name);
+            let parameter =
+                parameter.ok_or_else(|| Error::Weights(format!("{name} is not of this model")))?;
+            let (down, up) = (down.value(), up.value());
+            let (rank, inputs) = (down.dim(0), base.shape().elements() / base.dim(0));
+            let product = matmul(&up, &down.reshape([rank, inputs])?)?; // [outputs, inputs * height * width]
+            let product = product.reshape(base.shape())?;
+            parameter.hold(linear_combination(&[(1.0, base), (self.scale, &product)])?)?;
+        }
+        Ok(())
+    }
+
+    /// The matrices as diffusers saves them, with `prefix` before each name and alpha / rank within B, so that the file
+    /// means the same to who thinks that alpha is the rank. `source` is what the module was loaded from: a projection may
+    /// be stored as a 1x1 convolution, and its matrices then are.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn tensors(
+        &self,
+        prefix: &str,
+        source: Option<&dyn TensorSource>,
+        dtype: DType,
+    ) -> Result<Vec<(String, Tensor)>> {
+        let mut tensors = Vec::new();
+        for AdaptedLayer { name, base, down, up } in &self.layers {
+            let stored = source.and_then(|source| source.info(&format!("{name}.weight")));
+            let is_convolution = stored.map_or(base.rank(), |info| info.shape.len()) == 4;
+            let mut down = down.value().detach();
+            let mut up = scale(&up.value().detach(), self.scale)?;
+            if is_convolution {
+                let &[rank, inputs] = &down.dims()[..2] else { unreachable!("it has two or four") };
+                let kernel = base.dims().get(2..4).map_or([1, 1], |kernel| [kernel[0], kernel[1]]);
+                down = down.reshape([rank, inputs, kernel[0], kernel[1]])?;
+                up = up.reshape([up.dim(0), rank, 1, 1])?;
+            }
+            tensors.push((format!("{prefix}{name}.lora_A.weight"), down.to_dtype(dtype)?));
+            tensors.push((format!("{prefix}{name}.lora_B.weight"), up.to_dtype(dtype)?));
+        }
+        Ok(tensors)
+    }
+}
+
+/// Writes adapters where and as diffusers' `load_lora_weights` looks for them.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn export(folder: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
+    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    save(&folder.join(super::file::NAMES[0]), tensors, &metadata)
+}
