@@ -9,7 +9,9 @@ struct ConvDims {
     unsigned rows_of_image;
     unsigned activation;
     float scale;
-    unsigned height, width, channels;
+    unsigned add_stride;
+    unsigned height, width, channels;  // of the image under the kernel
+    unsigned doubled;                  // whether that image is x with every pixel four times
     unsigned out_width;
     unsigned kernel_height, kernel_width;
     unsigned stride;
@@ -23,7 +25,8 @@ struct Patches {
 
     const T* x;
     const ConvDims& d;
-    // Of each of this thread's rows: the patch's first pixel, counted over all images, and its coordinates.
+    // Of each of this thread's rows: the patch's first pixel, counted over all images (its image's, of doubled ones), and its
+    // coordinates.
     int pixel[EACH], y0[EACH], x0[EACH];
     unsigned ky, kx, channel;  // where this thread's chunk begins
     bool wide;
@@ -40,7 +43,8 @@ struct Patches {
             const unsigned image = row / d.rows_of_image, place = row % d.rows_of_image;
             y0[i] = int(place / d.out_width * d.stride) - int(d.top);
             x0[i] = int(place % d.out_width * d.stride) - int(d.left);
-            pixel[i] = int(image * d.height * d.width) + y0[i] * int(d.width) + x0[i];
+            pixel[i] = d.doubled ? int(image * (d.height / 2) * (d.width / 2))
+                                 : int(image * d.height * d.width) + y0[i] * int(d.width) + x0[i];
             if (row >= d.m) y0[i] = INT_MIN / 2;  // outside, whatever is added
         }
     }
@@ -54,9 +58,21 @@ struct Patches {
         return x + size_t(pixel[i] + int(ky * d.width + kx)) * d.channels + channel;
     }
 
+    // As `at`, of a doubled image.
+    __device__ const T* at_doubled(unsigned i, unsigned ky, unsigned kx, unsigned channel) const {
+        const unsigned y = (unsigned(y0[i]) + ky) / 2, x = (unsigned(x0[i]) + kx) / 2;
+        return this->x + size_t(unsigned(pixel[i]) + y * (d.width / 2) + x) * d.channels + channel;
+    }
+
     __device__ void fill(uint4* tile) {
         uint4* to = tile + gemm::place(threadIdx.x / gemm::CHUNKS, threadIdx.x % gemm::CHUNKS);
-        if (wide) {
+        if (wide && d.doubled) {
+#pragma unroll
+            for (unsigned i = 0; i < EACH; i++) {
+                const bool in = inside(i, ky, kx);
+                copy_async(to + i * gemm::ROWS_APART * gemm::CHUNKS, in ? at_doubled(i, ky, kx, channel) : x, in);
+            }
+        } else if (wide) {
 #pragma unroll
             for (unsigned i = 0; i < EACH; i++) {
                 const bool in = inside(i, ky, kx);
@@ -70,7 +86,9 @@ struct Patches {
 #pragma unroll
                 for (unsigned i = 0; i < EACH; i++) {
                     T* const part = reinterpret_cast<T*>(to + i * gemm::ROWS_APART * gemm::CHUNKS);
-                    part[e] = inside(i, line, column) ? *at(i, line, column, c) : from_float<T>(0.0f);
+                    const bool in = inside(i, line, column);
+                    const T* const from = d.doubled ? at_doubled(i, line, column, c) : at(i, line, column, c);
+                    part[e] = in ? *from : from_float<T>(0.0f);
                 }
                 advance(1, line, column, c);
             }
@@ -88,7 +106,7 @@ struct Patches {
     }
 };
 
-// x [B, H, W, C], w [O, KH, KW, C], y and residual [B, OH, OW, O]; partial [splits, M, O], null unless k is split.
+// x [B, H, W, C], or [B, H / 2, W / 2, C] to be doubled, w [O, KH, KW, C], y and residual [B, OH, OW, O]; partial [splits, M, O], null unless k is split.
 // grid (tiles, splits)
 template <class Shape, typename T>
 __device__ void convolve(
@@ -97,7 +115,7 @@ __device__ void convolve(
     const unsigned split = blockIdx.y;
     float* const sums = partial.at[0] ? partial.at[0] + size_t(split) * d.m * d.n : nullptr;
     const gemm::Epilogue<T> end = {y,   sums, bias.at[0],      add.at[0],    residual.at[0],
-                                   d.m, d.n,  d.rows_of_image, d.activation, d.scale};
+                                   d.m, d.n,  d.rows_of_image, d.activation, d.scale,        d.add_stride};
     const gemm::Share<Shape, T> share(d.n, d.k, split, d.splits);
     const Patches<T, Shape::M> patches(x, share.m0, share.begin, d);
     const gemm::Rows<T, Shape::N> weights(w, share.n0, d.n, share.begin, d.k);

@@ -2,6 +2,9 @@
 //
 //   y[m, n] = act(sum_k a[m, k] * b[n, k] + bias[n] + add[m / rows_of_image, n]) * scale + residual[m, n]
 //
+// or, gated (GEGLU), half as many columns: y[m, n] = (value + bias) * gelu(gate + bias), whose rows of b alternate, as many
+// of the value as fill 16 bytes of y, then those of its gate.
+//
 // Rows of both operands lie along k; where those of A come from is a loader's business: `Rows` here, patches of images
 // in conv.cu. Sums are in f32, over k in one order whatever m, n, the tile and the batch are, so a row of y does not
 // depend on its neighbours. 16-bit elements go through the tensor cores, f32 through ordinary multiply-adds.
@@ -46,7 +49,9 @@ struct Tiles<float> {
 
 // --- the end ---
 
-enum Activation : unsigned { IDENTITY, SILU, GELU, GELU_TANH, QUICK_GELU };
+enum Activation : unsigned { IDENTITY, SILU, GELU, GELU_TANH, QUICK_GELU, GEGLU };
+
+__device__ inline float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
 
 template <int N>
 __device__ void activate(float (&x)[N], unsigned activation) {
@@ -56,7 +61,7 @@ __device__ void activate(float (&x)[N], unsigned activation) {
     };
     switch (activation) {
         case SILU: return each([](float x) { return silu(x); });
-        case GELU: return each([](float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); });
+        case GELU: return each([](float x) { return gelu(x); });
         case GELU_TANH:
             return each([](float x) {
                 return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
@@ -78,12 +83,14 @@ struct Epilogue {
     unsigned m, n;
     unsigned rows_of_image, activation;
     float scale;
-    bool wide = false;  // set by `aligned`
+    unsigned add_stride;  // from one row of `add` to the next
+    bool wide = false;    // set by `aligned`
 
     // Whether all accesses can be of 16 bytes.
     __device__ Epilogue aligned() const {
         Epilogue end = *this;
-        end.wide = n % N == 0 && is_aligned(y) && is_aligned(bias) && is_aligned(add) && is_aligned(residual);
+        end.wide = n % N == 0 && add_stride % N == 0 && is_aligned(y) && is_aligned(bias) && is_aligned(add) &&
+                   is_aligned(residual);
         return end;
     }
 
@@ -126,7 +133,7 @@ struct Epilogue {
         if (partial) return write(partial + at, sums, column);
 #pragma unroll
         for (int i = 0; i < N; i++) sums[i] += offset[i];
-        if (add) add_from(sums, add + size_t(row / rows_of_image) * n + column, column);
+        if (add) add_from(sums, add + size_t(row / rows_of_image) * add_stride + column, column);
         activate(sums, activation);
 #pragma unroll
         for (int i = 0; i < N; i++) sums[i] *= scale;
@@ -135,11 +142,38 @@ struct Epilogue {
     }
 };
 
+// As `finish`, of values and their gates.
+template <unsigned ROWS, unsigned COLUMNS, unsigned STRIDE, typename T>
+__device__ void finish_gated(const float* sums, unsigned row, unsigned column, const Epilogue<T>& end) {
+    constexpr unsigned N = LANES<T>, PAIRS = COLUMNS / (2 * N);
+    static_assert(WARP % PAIRS == 0, "a lane stays in its columns");
+    const unsigned lane = threadIdx.x % WARP, c = lane % PAIRS * 2 * N;
+    const unsigned n = end.n / 2, to = (column + c) / 2;
+    if (to >= n) return;
+    float of_value[N] = {}, of_gate[N] = {};
+    if (end.bias) {
+        load(of_value, end.bias + to, false);
+        load(of_gate, end.bias + n + to, false);
+    }
+#pragma unroll 1
+    for (unsigned i = lane; i < ROWS * PAIRS; i += WARP) {
+        const unsigned r = i / PAIRS;
+        if (row + r >= end.m) return;
+        float value[N], gate[N];
+        load(value, sums + r * STRIDE + c, true);
+        load(gate, sums + r * STRIDE + c + N, true);
+#pragma unroll
+        for (unsigned e = 0; e < N; e++) value[e] = (value[e] + of_value[e]) * gelu(gate[e] + of_gate[e]);
+        store(end.y + size_t(row + r) * n + to, value, is_aligned(end.y));
+    }
+}
+
 // Ends a warp's ROWS x COLUMNS sums, which lie in shared memory STRIDE apart. Rolled: there is one copy of the end in a kernel.
 template <unsigned ROWS, unsigned COLUMNS, unsigned STRIDE, typename T>
 __device__ void finish(const float* sums, unsigned row, unsigned column, const Epilogue<T>& end) {
     constexpr unsigned N = LANES<T>;
     static_assert(WARP % (COLUMNS / N) == 0, "a lane stays in its columns");
+    if (end.activation == GEGLU) return finish_gated<ROWS, COLUMNS, STRIDE>(sums, row, column, end);
     const unsigned lane = threadIdx.x % WARP, c = lane % (COLUMNS / N) * N;
     float bias[N];
     end.bias_of(column + c, bias);

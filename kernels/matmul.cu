@@ -9,14 +9,14 @@ struct MatmulDims {
     unsigned rows_of_image;
     unsigned activation;
     float scale;
-    unsigned reserved;
+    unsigned add_stride;
 };
 
 template <typename T>
 __device__ gemm::Epilogue<T> epilogue(
     T* y, float* partial, Pointers<const float, 1> bias, Pointers<const float, 1> add, Pointers<const T, 1> residual,
     const MatmulDims& d) {
-    return {y, partial, bias.at[0], add.at[0], residual.at[0], d.m, d.n, d.rows_of_image, d.activation, d.scale};
+    return {y, partial, bias.at[0], add.at[0], residual.at[0], d.m, d.n, d.rows_of_image, d.activation, d.scale, d.add_stride};
 }
 
 // a [batch, M, K], b [batch, N, K], y and residual [batch, M, N]; partial [splits, M, N], null unless k is split.

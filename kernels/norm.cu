@@ -8,8 +8,11 @@
 // Group normalisation runs in two passes, since a group's channels (10 in Stable Diffusion's first
 // level) are too narrow a slice of a pixel to be read alone: every block of the first pass reads
 // whole pixels of one slab of an image and leaves three numbers per group; the
-// second merges the slabs and writes. Slabs, threads and the order of merging follow from the shape
-// of one image, so an image's result does not depend on its batch.
+// second merges the slabs and writes. Both passes are one launch where all its blocks run at once and may
+// wait for each other, else two. Slabs, threads and the order of merging follow from the shape
+// of one image, so an image's result depends neither on its batch nor on the launches.
+
+#include <cooperative_groups.h>
 
 #include "common.cuh"
 
@@ -18,6 +21,30 @@ struct GroupNormDims {
     unsigned slabs, slab_pixels;  // slab s holds pixels [s * slab_pixels, ...), the last may be short
     float eps;
     unsigned silu;
+    unsigned of_x;  // channels that lie in x; the others lie in a tensor of their own
+};
+
+// Images [batch, pixels, channels] whose first channels lie in one tensor, the others in another.
+template <typename T>
+struct Parts {
+    const T *x, *rest;
+    unsigned of_x, of_rest;
+
+    __device__ Parts(const T* x, const T* rest, const GroupNormDims& d)
+        : x(x), rest(rest), of_x(d.of_x), of_rest(d.channels - d.of_x) {}
+
+    // Elements from one pixel to the next, of the part that has channel c.
+    __device__ unsigned stride(unsigned c) const { return c < of_x ? of_x : of_rest; }
+
+    // A pixel's channels from c on.
+    __device__ const T* at(size_t pixel, unsigned c) const {
+        return c < of_x ? x + pixel * of_x + c : rest + pixel * of_rest + (c - of_x);
+    }
+
+    __device__ bool are_aligned() const { return is_aligned(x) && is_aligned(rest); }
+
+    // Whether runs of N channels lie in one part each.
+    __device__ static bool divide(int n, const GroupNormDims& d) { return d.channels % n == 0 && d.of_x % n == 0; }
 };
 
 struct LayerNormDims {
@@ -53,11 +80,11 @@ __device__ inline float group_sum(const float* values, unsigned g, unsigned rows
 
 // N consecutive channels a step. Shared: sums and squares, each [rows, channels]; centres [groups].
 template <int N, typename T>
-__device__ void slab_moments(float* stats, const T* x, float* shared, GroupNormDims d) {
-    const bool wide = is_aligned(x);
-    const unsigned begin = blockIdx.x * d.slab_pixels;
+__device__ void slab_moments(float* stats, const Parts<T>& x, unsigned slab, float* shared, const GroupNormDims& d) {
+    const bool wide = x.are_aligned();
+    const unsigned begin = slab * d.slab_pixels;
     const unsigned pixels = min(d.slab_pixels, d.pixels - begin);
-    const T* slab = x + (size_t(blockIdx.y) * d.pixels + begin) * d.channels;
+    const size_t first = size_t(blockIdx.y) * d.pixels + begin;
     const SlabThreads t(d.channels, N);
     const unsigned width = d.channels / d.groups;
     float* sums = shared;
@@ -67,9 +94,11 @@ __device__ void slab_moments(float* stats, const T* x, float* shared, GroupNormD
     // 1. each group's mean, as f32 rounds it
     for (unsigned v = t.first; t.row < t.rows && v < t.vectors; v += t.step) {
         float sum[N] = {};
+        const T* const run = x.at(first, v * N);
+        const unsigned stride = x.stride(v * N);
         for (unsigned p = t.row; p < pixels; p += t.rows) {
             float a[N];
-            load(a, slab + size_t(p) * d.channels + v * N, wide);
+            load(a, run + size_t(p) * stride, wide);
 #pragma unroll
             for (int i = 0; i < N; i++) sum[i] += a[i];
         }
@@ -88,9 +117,11 @@ __device__ void slab_moments(float* stats, const T* x, float* shared, GroupNormD
         float centre[N], sum[N] = {}, square[N] = {};
 #pragma unroll
         for (int i = 0; i < N; i++) centre[i] = centres[(v * N + i) / width];
+        const T* const run = x.at(first, v * N);
+        const unsigned stride = x.stride(v * N);
         for (unsigned p = t.row; p < pixels; p += t.rows) {
             float a[N];
-            load(a, slab + size_t(p) * d.channels + v * N, wide);
+            load(a, run + size_t(p) * stride, wide);
 #pragma unroll
             for (int i = 0; i < N; i++) {
                 const float delta = a[i] - centre[i];
@@ -109,7 +140,7 @@ __device__ void slab_moments(float* stats, const T* x, float* shared, GroupNormD
         const float sum = group_sum(sums, g, t.rows, d);
         const float square = group_sum(squares, g, t.rows, d);
         if (threadIdx.x % WARP == 0) {
-            float* out = stats + 3 * ((size_t(blockIdx.y) * d.slabs + blockIdx.x) * d.groups + g);
+            float* out = stats + 3 * ((size_t(blockIdx.y) * d.slabs + slab) * d.groups + g);
             out[0] = centres[g];
             out[1] = sum;
             out[2] = square;
@@ -117,15 +148,20 @@ __device__ void slab_moments(float* stats, const T* x, float* shared, GroupNormD
     }
 }
 
+template <typename T>
+__device__ void slab_moments(float* stats, const Parts<T>& x, unsigned slab, float* shared, const GroupNormDims& d) {
+    if (Parts<T>::divide(LANES<T>, d)) {
+        slab_moments<LANES<T>>(stats, x, slab, shared, d);
+    } else {
+        slab_moments<1>(stats, x, slab, shared, d);
+    }
+}
+
 // stats [batch, slabs, groups, 3]: centre, and sums of the deviations from it and of their squares; grid (slabs, batch)
 template <typename T>
 __device__ void group_norm_stats(float* stats, const T* x, GroupNormDims d) {
     extern __shared__ float shared[];
-    if (d.channels % LANES<T> == 0) {
-        slab_moments<LANES<T>>(stats, x, shared, d);
-    } else {
-        slab_moments<1>(stats, x, shared, d);
-    }
+    slab_moments(stats, Parts<T>(x, nullptr, d), blockIdx.x, shared, d);
 }
 FOR_EACH_FLOAT(group_norm_stats, (float* stats, const T* x, GroupNormDims d), (stats, x, d))
 
@@ -136,38 +172,40 @@ struct Affine {
     float *centre, *scale, *shift;
 };
 
+// `whole`, unless null, gets x as it is, its parts side by side.
 template <int N, typename T>
-__device__ void normalise(T* y, const T* x, Affine by, GroupNormDims d) {
-    const bool wide = is_aligned(x) && is_aligned(y);
+__device__ void normalise(T* y, T* whole, const Parts<T>& x, Affine by, const GroupNormDims& d) {
+    const bool wide = x.are_aligned() && is_aligned(y) && is_aligned(whole);
     const unsigned vectors = d.channels / N;
-    const size_t image = size_t(blockIdx.y) * d.pixels * d.channels;
+    const size_t image = size_t(blockIdx.y) * d.pixels;
     const size_t len = size_t(d.pixels) * vectors;
-    const size_t stride = size_t(gridDim.x) * blockDim.x;
-    const unsigned jump = stride % vectors;
+    const unsigned stride = gridDim.x * blockDim.x;
+    const unsigned jump = stride % vectors, jump_pixels = stride / vectors;
     size_t at = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    // The channel is carried along: a division per vector would cost more than the arithmetic.
-    unsigned v = at % vectors;
+    // Pixel and channel are carried along: a division per vector would cost more than the arithmetic.
+    unsigned v = at % vectors, pixel = at / vectors;
     for (; at < len; at += stride) {
+        const size_t to = image * d.channels + at * N;
         float a[N];
-        load(a, x + image + at * N, wide);
+        load(a, x.at(image + pixel, v * N), wide);
+        if (whole) store(whole + to, a, wide);
 #pragma unroll
         for (int i = 0; i < N; i++) {
             const unsigned c = v * N + i;
             a[i] = fmaf(a[i] - by.centre[c], by.scale[c], by.shift[c]);
             if (d.silu) a[i] = silu(a[i]);
         }
-        store(y + image + at * N, a, wide);
-        v += jump;
-        if (v >= vectors) v -= vectors;
+        store(y + to, a, wide);
+        v += jump, pixel += jump_pixels;
+        if (v >= vectors) v -= vectors, pixel++;
     }
 }
 
-// saved [batch, groups, 3]: centre, the mean about it, 1 / deviation; null unless a gradient reads them. grid (any, batch)
+// The second pass. saved [batch, groups, 3]: centre, the mean about it, 1 / deviation; null unless a gradient reads them.
 template <typename T>
-__device__ void group_norm(
-    T* y, Pointers<float, 1> saved, const T* x, const float* gamma, const float* beta, const float* stats,
-    GroupNormDims d) {
-    extern __shared__ float shared[];
+__device__ void merge_and_normalise(
+    T* y, T* whole, float* saved, const Parts<T>& x, const float* gamma, const float* beta, const float* stats,
+    float* shared, const GroupNormDims& d) {
     const Affine by = {shared, shared + d.channels, shared + 2 * d.channels};
 
     const unsigned lane = threadIdx.x % WARP;
@@ -189,8 +227,8 @@ __device__ void group_norm(
         const float mean = warp_sum(sum) / count;  // about the centre
         const float variance = fmaf(-mean, mean, warp_sum(square) / count);
         const float rstd = 1.0f / sqrtf(variance + d.eps);
-        if (saved.at[0] && blockIdx.x == 0 && lane == 0) {
-            float* const to = saved.at[0] + 3 * (size_t(blockIdx.y) * d.groups + g);
+        if (saved && blockIdx.x == 0 && lane == 0) {
+            float* const to = saved + 3 * (size_t(blockIdx.y) * d.groups + g);
             to[0] = centre, to[1] = mean, to[2] = rstd;
         }
         for (unsigned c = g * width + lane; c < (g + 1) * width; c += WARP) {
@@ -201,17 +239,48 @@ __device__ void group_norm(
     }
     __syncthreads();
 
-    if (d.channels % LANES<T> == 0) {
-        normalise<LANES<T>>(y, x, by, d);
+    if (Parts<T>::divide(LANES<T>, d)) {
+        normalise<LANES<T>>(y, whole, x, by, d);
     } else {
-        normalise<1>(y, x, by, d);
+        normalise<1>(y, whole, x, by, d);
     }
+}
+
+// grid (any, batch)
+template <typename T>
+__device__ void group_norm(
+    T* y, Pointers<float, 1> saved, const T* x, const float* gamma, const float* beta, const float* stats,
+    GroupNormDims d) {
+    extern __shared__ float shared[];
+    merge_and_normalise<T>(y, nullptr, saved.at[0], Parts<T>(x, nullptr, d), gamma, beta, stats, shared, d);
 }
 FOR_EACH_FLOAT(
     group_norm,
     (T* y, Pointers<float, 1> saved, const T* x, const float* gamma, const float* beta, const float* stats,
      GroupNormDims d),
     (y, saved, x, gamma, beta, stats, d))
+
+// Both passes, by blocks that all run at once. x [batch, pixels, of_x], `rest` [batch, pixels, the other channels], if there
+// are any; `whole` [batch, pixels, channels], unless null, gets both side by side. stats as above: room between the passes.
+// grid (any, batch)
+template <typename T>
+__device__ void group_norm_at_once(
+    T* y, Pointers<T, 1> whole, float* stats, const T* x, Pointers<const T, 1> rest, const float* gamma,
+    const float* beta, GroupNormDims d) {
+    extern __shared__ float shared[];
+    const Parts<T> parts(x, rest.at[0], d);
+    for (unsigned slab = blockIdx.x; slab < d.slabs; slab += gridDim.x) {
+        slab_moments(stats, parts, slab, shared, d);
+        __syncthreads();
+    }
+    cooperative_groups::this_grid().sync();
+    merge_and_normalise<T>(y, whole.at[0], nullptr, parts, gamma, beta, stats, shared, d);
+}
+FOR_EACH_FLOAT(
+    group_norm_at_once,
+    (T* y, Pointers<T, 1> whole, float* stats, const T* x, Pointers<const T, 1> rest, const float* gamma,
+     const float* beta, GroupNormDims d),
+    (y, whole, stats, x, rest, gamma, beta, d))
 
 // --- layer normalisation ---
 

@@ -13,8 +13,12 @@ use std::process::{Command, Output};
 
 use case::{Case, assert_drawn_alike, check_f32, generate, levels, psnr, seeds};
 use nadir::Result;
+use nadir::io::config::Config;
+use nadir::models::unet::{Unet, UnetConfig};
+use nadir::nn::Params;
 use nadir::pipeline::{Cancel, LoadOptions, Request, Settings, TextToImage};
 use nadir::tensor::{DType, Device, Tensor, cuda};
+use serde_json::json;
 
 /// The first GPU.
 fn gpu() -> Option<Device> {
@@ -284,4 +288,31 @@ fn a_longer_picture_allocates_no_more() {
     }
     println!("{allocations} allocations");
     assert!(allocations > 1 && !refused("--steps=8", beyond));
+}
+
+/// What a denoiser launches costs a card time between one kernel and the next, however small they are: with and without
+/// the prompt, Stable Diffusion 1.5's blocks are so many pieces of work. Their number follows from the blocks, not from
+/// their widths, but for long sums, which are split: see `docs/performance.md`.
+#[test]
+fn a_guidance_step_of_sd15_is_few_nodes() -> Result<()> {
+    const MOST: usize = 340;
+    let Some(gpu) = gpu() else { return Ok(()) };
+    let config = json!({
+        "block_out_channels": [16, 32, 64, 64], "norm_num_groups": 8, "attention_head_dim": 2, "cross_attention_dim": 24,
+    });
+    for dtype in [DType::F32, DType::F16] {
+        let config = UnetConfig::read(&Config::from_value(Path::new("unet"), config.clone())?)?;
+        let zeros = move |_: &str, shape: &[usize]| Tensor::zeros(shape, DType::F32, Device::Cpu);
+        let unet = Unet::load(config, &Params::initial(zeros, dtype, gpu))?;
+        let on = |shape: &[usize], dtype| Tensor::zeros(shape, dtype, gpu);
+        let context = unet.context(&on(&[2, 5, 24], dtype)?)?;
+        let timestep = unet.embed_timesteps(&[1.0, 1.0])?;
+        let latents = on(&[2, 16, 16, 4], DType::F32)?;
+        let forward = || unet.forward(&latents, &timestep, &context);
+        forward()?; // loads the kernels
+        let graph = cuda::Graph::capture(gpu, forward)?;
+        println!("{dtype}: {} nodes", graph.nodes());
+        assert!(graph.nodes() < MOST, "{dtype}: {} nodes", graph.nodes());
+    }
+    Ok(())
 }

@@ -11,7 +11,7 @@ use crate::nn::{
     Conv2d, GroupNorm, KeyValue, LayerNorm, Linear, MultiHeadAttention, Params, ResnetBlock, module,
 };
 use crate::ops::conv::Conv2dConfig;
-use crate::ops::elementwise::{geglu, silu};
+use crate::ops::elementwise::silu;
 use crate::ops::embedding::timestep_embedding;
 use crate::ops::layout::concat;
 use crate::ops::matmul::{Activation, Epilogue};
@@ -280,9 +280,10 @@ impl Unet {
         &self.config
     }
 
-    /// Timestep embeddings [N, 4 * width] of `timesteps` `[N]`, behind the SiLU that every block would apply.
+    /// What every residual block makes of `timesteps` `[N]`, side by side in order of execution: [N, sum of their widths],
+    /// f32 (f64 for an f64 model).
     ///
-    /// They depend on the schedule alone: computed once, not in every step.
+    /// It depends on the schedule alone: computed once, not in every step.
     ///
     /// # Errors
     /// None for a model that loaded, but those of the device.
@@ -294,7 +295,13 @@ impl Unet {
         let t = self
             .time1
             .forward_with(&t, Epilogue { act: Activation::Silu, ..Epilogue::default() })?;
-        silu(&self.time2.forward(&t)?)?.to_dtype(self.dtype) // [N, 4 * width]
+        let temb = silu(&self.time2.forward(&t)?)?.to_dtype(self.dtype)?; // [N, 4 * width]
+        let down = self.down.iter().flat_map(|block| &block.resnets);
+        let up = self.up.iter().flat_map(|block| &block.resnets);
+        let resnets = down.chain([&self.mid.resnet1, &self.mid.resnet2]).chain(up);
+        let times = resnets.filter_map(|resnet| resnet.time(&temb).transpose());
+        let times = times.collect::<Result<Vec<_>>>()?;
+        concat(&times.iter().collect::<Vec<_>>(), 1)?.to_dtype(self.precise)
     }
 
     /// Keys and values of `text` [B, T, D] in every cross attention.
@@ -309,31 +316,31 @@ impl Unet {
         Ok(Context(layers.map(|layer| layer.attn2.key_value(text)).collect::<Result<_>>()?))
     }
 
-    /// Denoises: `latents` [B, h, w, in_channels], `temb` [B or 1, 4 * width] from [`Self::embed_timesteps`],
+    /// Denoises: `latents` [B, h, w, in_channels], `times` of [`Self::embed_timesteps`], for each image or one for all,
     /// `context` of the same batch -> prediction [B, h, w, out_channels], f32 (f64 for an f64 model).
     ///
     /// # Errors
     /// Shapes that do not fit the model.
-    pub fn forward(&self, latents: &Tensor, temb: &Tensor, context: &Context) -> Result<Tensor> {
+    pub fn forward(&self, latents: &Tensor, times: &Tensor, context: &Context) -> Result<Tensor> {
         let (batch, _, _, channels) = latents.dims4()?;
         if channels != self.config.in_channels {
             let expected = format!("[B, h, w, {}]", self.config.in_channels);
             return Err(Error::expected_shape("unet", "latents", &expected, latents.shape()));
         }
-        let temb = &repeat_rows(temb, batch)?; // [B, 4 * width]
+        let times = &mut Times { rows: repeat_rows(times, batch)?, start: 0 };
         let mut context = context.0.iter();
         // 1. down
         let h = self.conv_in.forward(&latents.to_dtype(self.precise)?)?;
         let mut h = h.to_dtype(self.dtype)?; // [B, h, w, width]
         let mut skips = vec![h.clone()];
         for block in &self.down {
-            h = block.forward(h, temb, &mut context, &mut skips)?;
+            h = block.forward(h, times, &mut context, &mut skips)?;
         }
         // 2. middle
-        h = self.mid.forward(&h, temb, &mut context)?; // [B, h / 8, w / 8, 4 * width]
+        h = self.mid.forward(&h, times, &mut context)?; // [B, h / 8, w / 8, 4 * width]
         // 3. up
         for block in &self.up {
-            h = block.forward(h, temb, &mut context, &mut skips)?;
+            h = block.forward(h, times, &mut context, &mut skips)?;
         }
         // 4. out
         self.conv_out.forward(&self.norm_out.forward_silu(&h.to_dtype(self.precise)?)?) // [B, h, w, out_channels]
@@ -342,6 +349,22 @@ impl Unet {
 
 /// The keys and values that are still to be used.
 type Contexts<'a> = std::slice::Iter<'a, KeyValue>;
+
+/// What residual blocks make of the timesteps, of those that are still to come from `start` on.
+struct Times {
+    /// [B, sum of widths]
+    rows: Tensor,
+    start: usize,
+}
+
+impl Times {
+    /// The next block's [B, width], a view.
+    fn next(&mut self, resnet: &ResnetBlock) -> Result<Tensor> {
+        let width = resnet.outputs();
+        self.start += width;
+        self.rows.narrow(1, self.start - width, width)
+    }
+}
 
 /// Residual blocks and attention at one resolution, then a halving.
 struct DownBlock {
@@ -381,12 +404,12 @@ impl DownBlock {
     fn forward(
         &self,
         mut x: Tensor,
-        temb: &Tensor,
+        times: &mut Times,
         ctx: &mut Contexts,
         skips: &mut Vec<Tensor>,
     ) -> Result<Tensor> {
         for (i, resnet) in self.resnets.iter().enumerate() {
-            x = resnet.forward(&x, Some(temb))?; // [B, h, w, width]
+            x = resnet.forward(&x, Some(&times.next(resnet)?))?; // [B, h, w, width]
             if let Some(attention) = self.attentions.get(i) {
                 x = attention.forward(&x, ctx)?;
             }
@@ -424,10 +447,10 @@ impl MidBlock {
         })
     }
 
-    fn forward(&self, x: &Tensor, temb: &Tensor, ctx: &mut Contexts) -> Result<Tensor> {
-        let x = self.resnet1.forward(x, Some(temb))?;
+    fn forward(&self, x: &Tensor, times: &mut Times, ctx: &mut Contexts) -> Result<Tensor> {
+        let x = self.resnet1.forward(x, Some(&times.next(&self.resnet1)?))?;
         let x = self.attention.forward(&x, ctx)?;
-        self.resnet2.forward(&x, Some(temb))
+        self.resnet2.forward(&x, Some(&times.next(&self.resnet2)?))
     }
 }
 
@@ -476,21 +499,25 @@ impl UpBlock {
     fn forward(
         &self,
         mut x: Tensor,
-        temb: &Tensor,
+        times: &mut Times,
         ctx: &mut Contexts,
         skips: &mut Vec<Tensor>,
     ) -> Result<Tensor> {
         for (i, resnet) in self.resnets.iter().enumerate() {
             let Some(skip) = skips.pop() else { unreachable!("as in load") };
-            x = resnet.forward(&concat(&[&x, &skip], 3)?, Some(temb))?; // [B, h, w, C + skip] -> [B, h, w, width]
+            let time = times.next(resnet)?;
+            x = resnet.forward_with_skip(&x, &skip, Some(&time))?; // [B, h, w, C + skip] -> [B, h, w, width]
             if let Some(attention) = self.attentions.get(i) {
                 x = attention.forward(&x, ctx)?;
             }
         }
         if let (Some(conv), Some(next)) = (&self.upsample, skips.last()) {
             // An odd size was rounded up on the way down: the next skip connection says to what.
-            let doubled = resize_nearest(&x, (next.dim(1), next.dim(2)))?; // [B, 2h, 2w, width]
-            x = conv.forward(&doubled)?;
+            let size = (next.dim(1), next.dim(2));
+            x = match size == (2 * x.dim(1), 2 * x.dim(2)) {
+                true => conv.forward_doubled(&x)?, // [B, 2h, 2w, width]
+                false => conv.forward(&resize_nearest(&x, size)?)?,
+            };
         }
         Ok(x)
     }
@@ -595,7 +622,7 @@ impl TransformerLayer {
                 false,
             )?,
             norm3: LayerNorm::load(&p.pp("norm3"), width, EPS)?,
-            ff1: Linear::load(&p.pp("ff.net.0.proj"), width, 2 * inner, true)?,
+            ff1: Linear::load_geglu(&p.pp("ff.net.0.proj"), width, 2 * inner)?,
             ff2: Linear::load(&p.pp("ff.net.2"), inner, width, true)?,
         })
     }
@@ -604,7 +631,7 @@ impl TransformerLayer {
     fn forward(&self, x: &Tensor, text: &KeyValue) -> Result<Tensor> {
         let x = self.attn1.forward(&self.norm1.forward(x)?, x)?;
         let x = self.attn2.cross(&self.norm2.forward(&x)?, text, &x)?;
-        let h = geglu(&self.ff1.forward(&self.norm3.forward(&x)?)?)?; // [B, T, 8C] -> [B, T, 4C]
+        let h = self.ff1.forward_geglu(&self.norm3.forward(&x)?)?; // [B, T, C] -> [B, T, 4C]
         self.ff2.forward_with(&h, Epilogue { residual: Some(&x), ..Epilogue::default() })
     }
 }
@@ -616,7 +643,7 @@ fn repeat_rows(x: &Tensor, batch: usize) -> Result<Tensor> {
         (1, _) => concat(&vec![x; batch], 0),
         _ => Err(Error::expected_shape(
             "unet",
-            "temb",
+            "times",
             &format!("[{batch}, C] or [1, C]"),
             x.shape(),
         )),

@@ -10,7 +10,6 @@ use crate::io::config::Config;
 use crate::nn::{Conv2d, GroupNorm, MultiHeadAttention, Params, ResnetBlock, module};
 use crate::ops::conv::Conv2dConfig;
 use crate::ops::layout::concat;
-use crate::ops::resample::upsample_nearest;
 use crate::tensor::{DType, Device, Tensor};
 
 /// Epsilon of every norm in the autoencoder; diffusers fixes it.
@@ -423,7 +422,7 @@ impl Decoder {
             }
             if let Some(conv) = doubling {
                 proceed()?;
-                x = conv.forward(&upsample_nearest(&x, 2)?)?; // [B, 2h, 2w, width]
+                x = conv.forward_doubled(&x)?; // [B, 2h, 2w, width]
             }
         }
         self.conv_out.forward(&self.norm_out.forward_silu(&x)?)

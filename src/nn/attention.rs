@@ -13,6 +13,8 @@ pub struct MultiHeadAttention {
     k: Linear,
     v: Linear,
     out: Linear,
+    /// The first three as one, for self attention, where that is faster.
+    qkv: Option<Linear>,
     names: Names,
     heads: usize,
     config: AttentionConfig,
@@ -103,11 +105,15 @@ impl MultiHeadAttention {
         causal: bool,
     ) -> Result<Self> {
         let scale = ((channels / heads) as f32).sqrt().recip();
+        let q = Linear::load(&p.pp(names.q), channels, channels, names.bias)?;
+        let k = Linear::load(&p.pp(names.k), context, channels, names.bias)?;
+        let v = Linear::load(&p.pp(names.v), context, channels, names.bias)?;
         Ok(Self {
-            q: Linear::load(&p.pp(names.q), channels, channels, names.bias)?,
-            k: Linear::load(&p.pp(names.k), context, channels, names.bias)?,
-            v: Linear::load(&p.pp(names.v), context, channels, names.bias)?,
+            qkv: Linear::joined(&[&q, &k, &v])?,
             out: Linear::load(&p.pp(names.out), channels, channels, true)?,
+            q,
+            k,
+            v,
             names,
             heads,
             config: AttentionConfig { scale, causal },
@@ -116,7 +122,14 @@ impl MultiHeadAttention {
 
     /// Self attention over `x` [B, T, C], plus `residual` [B, T, C].
     pub fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        self.cross(x, &self.key_value(x)?, residual)
+        let Some(qkv) = &self.qkv else {
+            return self.cross(x, &self.key_value(x)?, residual);
+        };
+        let (b, t, c) = x.dims3()?;
+        let (heads, d) = (self.heads, c / self.heads);
+        let qkv = qkv.forward(x)?.reshape([b, t, 3 * heads, d])?; // [B, T, 3 heads, d]
+        let part = |i: usize| qkv.narrow(2, i * heads, heads); // [B, T, heads, d], a view
+        self.attend(&part(0)?, &KeyValue { k: part(1)?, v: part(2)? }, residual)
     }
 
     /// Projects `context` [B, S, D] to keys and values.
@@ -129,9 +142,13 @@ impl MultiHeadAttention {
 
     /// MultiHeadAttention of `x` [B, T, C] to keys and values [B, S, heads, d], plus `residual` [B, T, C].
     pub fn cross(&self, x: &Tensor, context: &KeyValue, residual: &Tensor) -> Result<Tensor> {
-        let q = self.split_heads(&self.q.forward(x)?)?; // [B, T, heads, d]
-        let y = attention(&q, &context.k, &context.v, self.config)?; // [B, T, heads, d]
-        let y = y.reshape(x.shape())?; // [B, T, C]
+        self.attend(&self.split_heads(&self.q.forward(x)?)?, context, residual)
+    }
+
+    /// `q` [B, T, heads, d], `residual` [B, T, C]
+    fn attend(&self, q: &Tensor, context: &KeyValue, residual: &Tensor) -> Result<Tensor> {
+        let y = attention(q, &context.k, &context.v, self.config)?; // [B, T, heads, d]
+        let y = y.reshape(residual.shape())?; // [B, T, C]
         self.out.forward_with(&y, Epilogue { residual: Some(residual), ..Epilogue::default() })
     }
 

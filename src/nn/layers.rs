@@ -2,8 +2,9 @@
 
 use crate::error::Result;
 use crate::nn::{Parameter, Params, module};
-use crate::ops::conv::{Conv2dConfig, conv2d};
-use crate::ops::matmul::{Epilogue, linear};
+use crate::ops::conv::{Conv2dConfig, conv2d, conv2d_doubled};
+use crate::ops::layout::concat;
+use crate::ops::matmul::{Epilogue, linear, linear_geglu};
 use crate::ops::weight::Layout;
 use crate::ops::{embedding, norm};
 use crate::tensor::Tensor;
@@ -22,7 +23,25 @@ impl Linear {
     /// # Errors
     /// As [`Params::raw`].
     pub fn load(p: &Params, inputs: usize, outputs: usize, bias: bool) -> Result<Self> {
-        let weight = p.weight("weight", &[outputs, inputs], Layout::Matrix)?;
+        Self::load_as(p, Layout::Matrix, inputs, outputs, bias)
+    }
+
+    /// As [`Self::load`], of a layer for [`Self::forward_geglu`].
+    ///
+    /// # Errors
+    /// As [`Params::raw`].
+    pub fn load_geglu(p: &Params, inputs: usize, outputs: usize) -> Result<Self> {
+        Self::load_as(p, Layout::Gated, inputs, outputs, true)
+    }
+
+    fn load_as(
+        p: &Params,
+        layout: Layout,
+        inputs: usize,
+        outputs: usize,
+        bias: bool,
+    ) -> Result<Self> {
+        let weight = p.weight("weight", &[outputs, inputs], layout)?;
         let bias = bias.then(|| p.vector("bias", outputs)).transpose()?;
         Ok(Self { weight, bias })
     }
@@ -36,6 +55,28 @@ impl Linear {
     pub fn forward_with(&self, x: &Tensor, epilogue: Epilogue) -> Result<Tensor> {
         let bias = self.bias.as_ref().map(Parameter::value);
         linear(x, &self.weight.weight(), Epilogue { bias: bias.as_ref(), ..epilogue })
+    }
+
+    /// `x` [.., inputs] -> [.., outputs / 2]: the first half of the outputs, gated by the second.
+    pub fn forward_geglu(&self, x: &Tensor) -> Result<Tensor> {
+        let bias = self.bias.as_ref().map(Parameter::value);
+        linear_geglu(x, &self.weight.weight(), bias.as_ref())
+    }
+
+    /// Layers of the same inputs as one, whose outputs stand side by side: one product instead of several. `None` where
+    /// that gains nothing, as [`Weight::joined`](crate::ops::weight::Weight::joined) says.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn joined(parts: &[&Self]) -> Result<Option<Self>> {
+        let weights: Vec<_> = parts.iter().map(|part| &part.weight).collect();
+        let Some(weight) = Parameter::joined(&weights)? else { return Ok(None) };
+        let biases: Option<Vec<_>> =
+            parts.iter().map(|part| Some(part.bias.as_ref()?.value())).collect();
+        let bias =
+            biases.map(|biases| concat(&biases.iter().collect::<Vec<_>>(), 0)).transpose()?;
+        let (weight, bias) = (Parameter::laid_out(weight), bias.map(Parameter::frozen));
+        Ok(Some(Self { weight, bias }))
     }
 }
 
@@ -110,6 +151,18 @@ impl Conv2d {
         let epilogue = Epilogue { bias: bias.as_ref(), ..epilogue };
         conv2d(x, &self.weight.weight(), self.config, epilogue)
     }
+
+    /// `x` [B, H, W, inputs] with every pixel four times, [B, 2H, 2W, inputs] -> [B, H', W', outputs]
+    pub fn forward_doubled(&self, x: &Tensor) -> Result<Tensor> {
+        let bias = self.bias.as_ref().map(Parameter::value);
+        let epilogue = Epilogue::bias(bias.as_ref());
+        conv2d_doubled(x, &self.weight.weight(), self.config, epilogue)
+    }
+
+    /// Channels of the output.
+    pub fn outputs(&self) -> usize {
+        self.weight.shape()[0]
+    }
 }
 
 /// Group normalisation of [B, H, W, C], optionally followed by SiLU.
@@ -144,6 +197,12 @@ impl GroupNorm {
     /// `x` [B, H, W, C]; SiLU of the normalised.
     pub fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
         self.normalize(x, true)
+    }
+
+    /// `x` [B, H, W, C1] and `rest` [B, H, W, C2], C1 + C2 = C: both side by side, and SiLU of that normalised.
+    pub fn forward_silu_of(&self, x: &Tensor, rest: &Tensor) -> Result<[Tensor; 2]> {
+        let (gamma, beta) = (self.gamma.value(), self.beta.value());
+        norm::concat_group_norm([x, rest], &gamma, &beta, self.groups, self.eps, true)
     }
 
     fn normalize(&self, x: &Tensor, silu: bool) -> Result<Tensor> {

@@ -35,6 +35,16 @@ impl Parameter {
         Self(RwLock::new(Value::LaidOut(weight)))
     }
 
+    /// [`Weight::joined`] of parameters that are multiplied by.
+    pub(super) fn joined(parts: &[&Self]) -> Result<Option<Weight>> {
+        let mut weights: Vec<Weight> = parts.iter().map(|part| part.weight()).collect();
+        let Some(all) = Weight::joined(&mut weights)? else { return Ok(None) };
+        for (part, weight) in parts.iter().zip(weights) {
+            *part.0.write().unwrap_or_else(PoisonError::into_inner) = Value::LaidOut(weight);
+        }
+        Ok(Some(all))
+    }
+
     fn with<R>(&self, f: impl FnOnce(&Value) -> R) -> R {
         f(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }

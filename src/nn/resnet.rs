@@ -51,15 +51,36 @@ impl ResnetBlock {
         })
     }
 
-    /// `x` [B, H, W, input], `temb` [B, temb] with its SiLU applied -> [B, H, W, output]
-    pub fn forward(&self, x: &Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
-        let time = match (&self.time, temb) {
-            (Some(linear), Some(temb)) => Some(linear.forward(temb)?), // [B, output]
-            _ => None,
-        };
+    /// What the block makes of timesteps: `temb` [N, temb] with its SiLU applied -> [N, output]. `None` where it takes none.
+    pub fn time(&self, temb: &Tensor) -> Result<Option<Tensor>> {
+        self.time.as_ref().map(|linear| linear.forward(temb)).transpose()
+    }
+
+    /// Channels of its output.
+    pub fn outputs(&self) -> usize {
+        self.conv1.outputs()
+    }
+
+    /// `x` [B, H, W, input], `time` [B, output] from [`Self::time`] -> [B, H, W, output]
+    pub fn forward(&self, x: &Tensor, time: Option<&Tensor>) -> Result<Tensor> {
+        self.finish(x, self.norm1.forward_silu(x)?, time)
+    }
+
+    /// As [`Self::forward`], of `x` and `skip` [B, H, W, ..] side by side.
+    pub fn forward_with_skip(
+        &self,
+        x: &Tensor,
+        skip: &Tensor,
+        time: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let [x, normal] = self.norm1.forward_silu_of(x, skip)?;
+        self.finish(&x, normal, time)
+    }
+
+    /// What follows the first norm, `h` [B, H, W, input].
+    fn finish(&self, x: &Tensor, mut h: Tensor, time: Option<&Tensor>) -> Result<Tensor> {
         // Assigned anew rather than shadowed, so that each goes as soon as the next is there.
-        let mut h = self.norm1.forward_silu(x)?;
-        let epilogue = Epilogue { add_channel: time.as_ref(), ..Epilogue::default() };
+        let epilogue = Epilogue { add_channel: time, ..Epilogue::default() };
         h = self.conv1.forward_with(&h, epilogue)?; // [B, H, W, output]
         h = self.norm2.forward_silu(&h)?;
         let shortcut = self.shortcut.as_ref().map(|conv| conv.forward(x)).transpose()?;

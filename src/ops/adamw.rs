@@ -264,7 +264,7 @@ pub fn length(gradients: &[Tensor]) -> Result<f64> {
         lens.iter_mut().zip(&part).for_each(|(len, tensor)| *len = tensor.len() as u64);
         let first = to_u32("length", i * TOGETHER)?;
         let grid = [BLOCKS as u32, part.len() as u32];
-        let config = LaunchConfig { grid, block: 256, shared: 0 };
+        let config = LaunchConfig::new(grid, 256);
         let part: Vec<&Tensor> = part.iter().collect();
         kernel::squares(config, &mut sums, &part, SquaresDims { lens, first, reserved: 0 })?;
     }

@@ -6,12 +6,13 @@ mod gradient;
 
 use super::epilogue::{Epilogue, Settings, WEIGHT, X, with_epilogue};
 use super::gradient::Call;
+use super::resample::upsample_nearest;
 use super::weight::{Layout, Packed, Weight};
 use super::{Grads, Inputs, Meta, Op, Saves, apply};
 use crate::cpu::gemm::{Rows, f32_kernel};
 use crate::cpu::winograd::{self, Images};
 use crate::error::{Error, Result};
-use crate::tensor::{Shape, Tensor};
+use crate::tensor::{Device, Shape, Tensor, tape};
 
 const NAME: &str = "conv2d";
 
@@ -74,6 +75,8 @@ impl Rows for Patches {
 #[derive(Clone, Copy, Debug)]
 struct Conv2d {
     config: Conv2dConfig,
+    /// Of x with every pixel four times: on a GPU, of a call that is not recorded.
+    doubled: bool,
     epilogue: Settings,
 }
 
@@ -88,6 +91,7 @@ impl Op for Conv2d {
             return Err(Error::expected_shape(NAME, "weight", "[O, I, KH, KW]", w.shape()));
         };
         let (b, h, wd) = match *x.dims() {
+            [b, h, wd, c] if c == i && self.doubled => (b, 2 * h, 2 * wd),
             [b, h, wd, c] if c == i => (b, h, wd),
             _ => {
                 let expected = format!("[B, H, W, {i}]");
@@ -160,7 +164,8 @@ impl Op for Conv2d {
         if x.dtype() != w.dtype() {
             return Err(Error::no_kernel("conv2d with 16-bit weights of f32"));
         }
-        cuda::convolve(x, w, self.config, &self.epilogue.with(inputs), &mut outputs[0])
+        let epilogue = self.epilogue.with(inputs);
+        cuda::convolve((x, self.doubled), w, self.config, &epilogue, &mut outputs[0])
     }
 
     fn saves(&self) -> Saves {
@@ -198,7 +203,27 @@ pub fn conv2d(
     config: Conv2dConfig,
     epilogue: Epilogue,
 ) -> Result<Tensor> {
-    apply(Conv2d { config, epilogue: epilogue.settings() }, &epilogue.slots(x, weight))
+    let op = Conv2d { config, doubled: false, epilogue: epilogue.settings() };
+    apply(op, &epilogue.slots(x, weight))
+}
+
+/// [`conv2d`] of `x` [B, H, W, I] doubled, every pixel four times: [B, 2H, 2W, I]. On a GPU the doubled image is nowhere in
+/// memory.
+///
+/// # Errors
+/// As [`conv2d`].
+pub fn conv2d_doubled(
+    x: &Tensor,
+    weight: &Weight,
+    config: Conv2dConfig,
+    epilogue: Epilogue,
+) -> Result<Tensor> {
+    let slots = epilogue.slots(x, weight);
+    let is_recorded = tape::is_recording() && slots.iter().any(|slot| slot.node().is_some());
+    if x.device() == Device::Cpu || is_recorded {
+        return conv2d(&upsample_nearest(x, 2)?, weight, config, epilogue);
+    }
+    apply(Conv2d { config, doubled: true, epilogue: epilogue.settings() }, &slots)
 }
 
 #[cfg(test)]

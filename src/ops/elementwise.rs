@@ -26,6 +26,7 @@ pub use super::activation::Activation;
 use cast::Cast;
 use combination::LinearCombination;
 use geglu::Geglu;
+pub(super) use geglu::geglu_gradient;
 use relu::Relu;
 
 /// Elements that one thread takes at a time: 64 KiB of f32, a fraction of a core's second cache.
@@ -100,7 +101,7 @@ struct GegluDims {
 /// Beyond 4096 blocks (several waves on the largest card) the threads take more turns instead.
 pub(super) fn spread(bytes: usize) -> LaunchConfig {
     let blocks = bytes.div_ceil(256 * 16).clamp(1, 4096);
-    LaunchConfig { grid: [blocks as u32, 1], block: 256, shared: 0 }
+    LaunchConfig::new([blocks as u32, 1], 256)
 }
 
 /// `x * sigmoid(x)` (SiLU, also called swish; Elfwing et al. 2017).

@@ -109,7 +109,7 @@ impl Op for Embedding {
         };
         let ids = Tensor::from_slice(&ids, [ids.len()])?.to_device(table.device())?;
         // Four rows a block: 77 tokens still spread over 20 of them.
-        let config = LaunchConfig { grid: [dims.ids.div_ceil(4), 1], block: 4 * 32, shared: 0 };
+        let config = LaunchConfig::new([dims.ids.div_ceil(4), 1], 4 * 32);
         kernel::embedding(config, &mut outputs[0], &ids, &table, dims)
     }
 
@@ -190,7 +190,7 @@ impl Op for EmbeddingGradient {
             ids_of_chunk: ids_of_chunk as u32,
         };
         let threads = channels.next_multiple_of(32).min(256) as u32;
-        let config = LaunchConfig { grid: [dims.rows, dims.chunks], block: threads, shared: 0 };
+        let config = LaunchConfig::new([dims.rows, dims.chunks], threads);
         let mut sums = Tensor::uninit([chunks, rows * channels], DType::F32, grad.device())?;
         kernel::embedding_gradient(config, &mut sums, &ids, &grad, dims)?;
         sum_columns_on_device(self.name(), &sums, [chunks, rows * channels], 1.0, out)

@@ -257,6 +257,13 @@ pub(crate) fn to_u32(op: &'static str, length: usize) -> Result<u32> {
     u32::try_from(length).map_err(|e| Error::value(op, message(e)))
 }
 
+/// All elements from the first to the last of a view without negative strides, those between its own included: what a kernel
+/// takes that knows the strides.
+pub(crate) fn span(t: &Tensor) -> Tensor {
+    let last: usize = t.dims().iter().zip(t.strides()).map(|(n, stride)| (n - 1) * stride).sum();
+    t.with_layout([last + 1].into(), [1].into(), t.offset())
+}
+
 /// Declares launchers of the kernels in `kernels/STEM.cu`; see the module's description.
 macro_rules! kernels {
     ($($(#[$doc:meta])* fn $name:ident($($param:ident: $kind:ty),+ $(,)?);)+) => {

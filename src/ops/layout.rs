@@ -232,7 +232,7 @@ fn copy_on_device(
     };
     let x = x.storage_as(dtype);
     let blocks = tiles.unwrap_or_else(|| (dims.len as usize).div_ceil(THREADS).min(1 << 14));
-    let config = LaunchConfig { grid: [to_u32(op, blocks)?, 1], block: THREADS as u32, shared: 0 };
+    let config = LaunchConfig::new([to_u32(op, blocks)?, 1], THREADS as u32);
     out.with_storage_as(dtype, |y| match (tiles, copy.word) {
         (None, 1) => kernel::strided_copy_1(config, y, &x, dims),
         (None, 2) => kernel::strided_copy_2(config, y, &x, dims),

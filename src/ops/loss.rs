@@ -49,7 +49,7 @@ struct GaussianDims {
 
 /// The launch of a loss of so many entries: 256 threads each.
 fn by_entries(op: &'static str, entries: usize) -> Result<LaunchConfig> {
-    Ok(LaunchConfig { grid: [to_u32(op, entries)?, 1], block: 256, shared: 0 })
+    Ok(LaunchConfig::new([to_u32(op, entries)?, 1], 256))
 }
 
 /// Elements whose distances are taken together: three blocks of f32 in the first cache.
@@ -208,7 +208,7 @@ impl Op for DistanceGradient {
         let each = x.len() / grad.len();
         let dims = LossDims { each: to_u32(self.name(), each)?, kind: self.kind as u32 };
         let grid = [each.div_ceil(4 * 256).min(64) as u32, to_u32(self.name(), grad.len())?];
-        let config = LaunchConfig { grid, block: 256, shared: 0 };
+        let config = LaunchConfig::new(grid, 256);
         kernel::distance_gradient(config, &mut outputs[0], &x, &target, &grad, dims)
     }
 

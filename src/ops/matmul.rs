@@ -2,12 +2,13 @@
 //! product. Kernels: `kernels/matmul.cu`.
 
 pub(super) mod cuda;
+mod gated;
 
 use half::{bf16, f16};
 
 use super::epilogue::{Settings, WEIGHT, X, with_epilogue};
 use super::gradient::Call;
-use super::weight::{Packed, Panels, Weight};
+use super::weight::{Layout, Packed, Panels, Weight};
 use super::weight_gradient::{Geometry, weight_gradient};
 use super::{Grads, Inputs, Meta, Op, Saves, apply, tensors};
 use crate::cpu::gemm::{self, Dense, MicroKernel, Order, Rows};
@@ -17,6 +18,7 @@ use crate::tensor::{DType, Device, Float, Tensor};
 
 pub use super::activation::Activation;
 pub use super::epilogue::Epilogue;
+pub use gated::linear_geglu;
 
 impl Panels {
     /// Multiplies the rows of A, gathered from `x`, into `out` [.., N].
@@ -90,6 +92,12 @@ impl Op for Linear {
         if x.shape().last() != Some(&k) {
             let expected = format!("[.., {k}] to go with a weight of [{n}, {k}]");
             return Err(Error::expected_shape(self.name(), "x", &expected, x.shape()));
+        }
+        if w.layout() != Layout::Matrix {
+            return Err(Error::value(
+                self.name(),
+                "a weight that is laid out for another operation",
+            ));
         }
         w.check_dtype(self.name(), x.dtype())?;
         let out = Meta { shape: x.shape().with(x.rank() - 1, n), dtype: x.dtype() };

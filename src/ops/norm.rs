@@ -4,9 +4,11 @@
 //! are corrected by the mean of what deviates from them: a mean a thousand times the deviation costs no digit.
 
 mod batch;
+mod cuda;
 mod gradient;
 
 pub use batch::{Moments, batch_norm, batch_norm_with, moved};
+pub use cuda::concat_group_norm;
 
 use super::activation::{Identity, Map, Silu};
 use super::elementwise::require_float;
@@ -28,32 +30,8 @@ const TILE: usize = 1 << 15;
 const ROWS: usize = 1 << 14;
 
 kernels! {
-    /// One block a slab of an image; shared memory holds two f32 for each channel that a thread has, one a group.
-    fn group_norm_stats(stats: Out<f32>, x: In, dims: GroupNormDims);
-    /// Every block first merges its image's slabs, so a block should have a few vectors a thread to write.
-    fn group_norm(
-        y: Out,
-        saved: Array<Out<f32>, 1>,
-        x: In,
-        gamma: In<f32>,
-        beta: In<f32>,
-        stats: In<f32>,
-        dims: GroupNormDims,
-    );
     /// A warp a row.
     fn layer_norm(y: Out, x: In, gamma: In<f32>, beta: In<f32>, dims: LayerNormDims);
-}
-
-#[derive(Clone, Copy, NoUninit)]
-#[repr(C)]
-struct GroupNormDims {
-    pixels: u32,
-    channels: u32,
-    groups: u32,
-    slabs: u32,
-    slab_pixels: u32,
-    eps: f32,
-    silu: u32,
 }
 
 #[derive(Clone, Copy, NoUninit)]
@@ -63,12 +41,6 @@ struct LayerNormDims {
     columns: u32,
     eps: f32,
 }
-
-/// Threads of a block. The kernels need at most 47 registers each (nvcc 13, sm_80), so five blocks share an SM.
-const THREADS: usize = 256;
-
-/// Three f32 of each fit into the 48 KiB of shared memory that a block has without asking for more.
-const MAX_CHANNELS: usize = 4096;
 
 /// Group normalisation (Wu & He 2018), followed by SiLU if `silu`.
 ///
@@ -119,17 +91,13 @@ impl Op for GroupNorm {
     }
 
     fn infer(&self, inputs: &Inputs) -> Result<Vec<Meta>> {
-        let channels = check_parameters("group_norm", inputs)?;
-        if inputs[0].rank() < 2 {
-            return Err(Error::expected_shape("group_norm", "x", "[B, .., C]", inputs[0].shape()));
-        }
-        if self.groups == 0 || !channels.is_multiple_of(self.groups) {
-            return Err(Error::shape(
-                "group_norm",
-                format!("{channels} channels do not divide into {} groups", self.groups),
-            ));
-        }
         let x = &inputs[0];
+        let channels = channels("group_norm", x)?;
+        check_parameters("group_norm", x, channels, [&inputs[1], &inputs[2]])?;
+        if x.rank() < 2 {
+            return Err(Error::expected_shape("group_norm", "x", "[B, .., C]", x.shape()));
+        }
+        self.check_groups(channels)?;
         let mut outputs = vec![Meta::like(x)];
         if inputs.recorded() || self.statistics {
             outputs.push(gradient::statistics(x.device(), x.dim(0), self.groups));
@@ -156,20 +124,8 @@ impl Op for GroupNorm {
         if self.statistics {
             return Err(Error::no_kernel("batch_norm"));
         }
-        let [out, saved @ ..] = outputs else { unreachable!("inferred above") };
-        let [x, gamma, beta] = [0, 1, 2].map(|i| inputs[i].contiguous());
-        let (x, gamma, beta) = (x?, gamma?, beta?);
-        let Slabs { dims, vectors, rows } = Slabs::new(&x, gamma.len(), self.groups)?;
-        let dims = GroupNormDims { eps: self.eps, silu: self.silu.into(), ..dims };
-        let (batch, channels, slabs) = (x.dim(0), gamma.len(), dims.slabs as usize);
-        let shared = [2 * rows * channels + self.groups, 3 * channels];
-        let mut stats = Tensor::uninit([batch, slabs, self.groups, 3], DType::F32, x.device())?;
-        let config = Slabs::config(slabs, batch, shared[0]);
-        kernel::group_norm_stats(config, &mut stats, &x, dims)?;
-        let blocks = (dims.pixels as usize * vectors).div_ceil(4 * THREADS).min(1024);
-        let config = Slabs::config(blocks, batch, shared[1]);
-        let saved = &mut saved.iter_mut().collect::<Vec<_>>();
-        kernel::group_norm(config, out, saved, &x, &gamma, &beta, &stats, dims)
+        let x = inputs[0].contiguous()?;
+        cuda::group_norm(self, &x, [&inputs[1], &inputs[2]], outputs)
     }
 
     fn saves(&self) -> Saves {
@@ -184,53 +140,17 @@ impl Op for GroupNorm {
     }
 }
 
-/// How the kernels of group normalisation share out images.
-struct Slabs {
-    /// Without what the operation itself adds: epsilon and activation.
-    dims: GroupNormDims,
-    /// Vectors of a pixel: a thread is on one of them.
-    vectors: usize,
-    /// Pixels that a block has at once.
-    rows: usize,
-}
-
-impl Slabs {
-    fn new(x: &Tensor, channels: usize, groups: usize) -> Result<Self> {
-        let batch = x.dim(0);
-        let pixels = x.len() / batch / channels;
-        // Small enough for a block to be soon done, and so few that merging them costs little.
-        let slab_pixels = pixels.div_ceil(128).max(64);
-        let slabs = pixels.div_ceil(slab_pixels);
-        let dims = GroupNormDims {
-            pixels: to_u32("group_norm", pixels)?,
-            channels: to_u32("group_norm", channels)?,
-            groups: to_u32("group_norm", groups)?,
-            slabs: slabs as u32,
-            slab_pixels: slab_pixels as u32,
-            eps: 0.0,
-            silu: 0,
-        };
-        // The kernels' own arithmetic.
-        let lanes = 16 / x.dtype().size();
-        let vectors = if channels.is_multiple_of(lanes) { channels / lanes } else { channels };
-        let rows = (THREADS / vectors).max(1);
-        if batch > 65_535 || channels > MAX_CHANNELS {
-            let found = x.shape();
-            let message =
-                format!("on CUDA: at most 65535 images of {MAX_CHANNELS} channels, found {found}");
-            return Err(Error::shape("group_norm", message));
-        }
-        Ok(Self { dims, vectors, rows })
-    }
-
-    /// With room for `shared` f32 in shared memory.
-    fn config(blocks: usize, batch: usize, shared: usize) -> LaunchConfig {
-        let shared = (shared * size_of::<f32>()) as u32;
-        LaunchConfig { grid: [blocks as u32, batch as u32], block: THREADS as u32, shared }
-    }
-}
-
 impl GroupNorm {
+    fn check_groups(&self, channels: usize) -> Result<()> {
+        if self.groups == 0 || !channels.is_multiple_of(self.groups) {
+            return Err(Error::shape(
+                "group_norm",
+                format!("{channels} channels do not divide into {} groups", self.groups),
+            ));
+        }
+        Ok(())
+    }
+
     fn normalize<T: Float<Acc: Math>, M: Map>(
         &self,
         activation: M,
@@ -425,8 +345,10 @@ impl Op for LayerNorm {
     }
 
     fn infer(&self, inputs: &Inputs) -> Result<Vec<Meta>> {
-        check_parameters("layer_norm", inputs)?;
-        Ok(vec![Meta::like(&inputs[0])])
+        let x = &inputs[0];
+        let channels = channels("layer_norm", x)?;
+        check_parameters("layer_norm", x, channels, [&inputs[1], &inputs[2]])?;
+        Ok(vec![Meta::like(x)])
     }
 
     fn cpu(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
@@ -454,7 +376,7 @@ impl Op for LayerNorm {
             eps: self.eps,
         };
         // Four rows a block: enough to fill an SM, and 77 tokens still spread over 20 of them.
-        let config = LaunchConfig { grid: [rows.div_ceil(4) as u32, 1], block: 4 * 32, shared: 0 };
+        let config = LaunchConfig::new([rows.div_ceil(4) as u32, 1], 4 * 32);
         kernel::layer_norm(config, out, &x, &gamma, &beta, dims)
     }
 
@@ -499,14 +421,22 @@ simd! {
     }
 }
 
-/// The number of channels, if `x`, `gamma` and `beta` fit together.
-fn check_parameters(op: &'static str, inputs: &Inputs) -> Result<usize> {
-    let (x, gamma, beta) = (&inputs[0], &inputs[1], &inputs[2]);
+/// The number of channels of `x`.
+fn channels(op: &'static str, x: &Tensor) -> Result<usize> {
+    match x.dims() {
+        [.., channels] if *channels > 0 => Ok(*channels),
+        _ => Err(Error::expected_shape(op, "x", "[.., C] with C > 0", x.shape())),
+    }
+}
+
+/// Checks that `x`, `gamma` and `beta` fit together.
+fn check_parameters(
+    op: &'static str,
+    x: &Tensor,
+    channels: usize,
+    [gamma, beta]: [&Tensor; 2],
+) -> Result<()> {
     require_float(op, x)?;
-    let channels = match x.dims() {
-        [.., channels] if *channels > 0 => *channels,
-        _ => return Err(Error::expected_shape(op, "x", "[.., C] with C > 0", x.shape())),
-    };
     for (what, t) in [("gamma", gamma), ("beta", beta)] {
         if t.dims() != [channels] {
             return Err(Error::expected_shape(op, what, &format!("[{channels}]"), t.shape()));
@@ -520,7 +450,7 @@ fn check_parameters(op: &'static str, inputs: &Inputs) -> Result<usize> {
             });
         }
     }
-    Ok(channels)
+    Ok(())
 }
 
 /// `gamma` or `beta` in the type that `T` is computed in.

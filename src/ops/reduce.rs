@@ -170,11 +170,10 @@ impl Op for Reduce {
         };
         // A warp has 32 elements a lane by then: more are shared out over eight warps.
         if dims.columns <= 1024 {
-            let config =
-                LaunchConfig { grid: [dims.rows.div_ceil(4), 1], block: 4 * 32, shared: 0 };
+            let config = LaunchConfig::new([dims.rows.div_ceil(4), 1], 4 * 32);
             kernel::reduce_by_warps(config, out, &x, dims)
         } else {
-            let config = LaunchConfig { grid: [dims.rows, 1], block: 8 * 32, shared: 0 };
+            let config = LaunchConfig::new([dims.rows, 1], 8 * 32);
             kernel::reduce_by_blocks(config, out, &x, dims)
         }
     }
@@ -246,7 +245,7 @@ pub(super) fn sum_columns_on_device(
         divisor: if chunks == 1 { divisor } else { 1.0 },
     };
     let blocks = to_u32(op, columns.div_ceil(32) * chunks)?;
-    let config = LaunchConfig { grid: [blocks, to_u32(op, matrices)?], block: 8 * 32, shared: 0 };
+    let config = LaunchConfig::new([blocks, to_u32(op, matrices)?], 8 * 32);
     if chunks == 1 {
         return kernel::sum_columns(config, y, x, dims);
     }

@@ -183,7 +183,7 @@ fn dims(
 /// on the largest card, they take more turns.
 fn by_vectors(out: &Tensor) -> LaunchConfig {
     let blocks = (out.len() * out.dtype().size()).div_ceil(256 * 16).clamp(1, 1 << 14);
-    LaunchConfig { grid: [blocks as u32, 1], block: 256, shared: 0 }
+    LaunchConfig::new([blocks as u32, 1], 256)
 }
 
 /// Gradient of [`resize_nearest`]: the sum over the pixels that each pixel was repeated in; input `grad`.

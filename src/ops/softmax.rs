@@ -84,7 +84,7 @@ fn rows_by_warps(op: &'static str, x: &Tensor) -> Result<(LaunchConfig, SoftmaxD
     let columns = x.dim(x.rank() - 1);
     let rows = x.len() / columns;
     let dims = SoftmaxDims { rows: to_u32(op, rows)?, columns: to_u32(op, columns)? };
-    Ok((LaunchConfig { grid: [dims.rows.div_ceil(4), 1], block: 4 * 32, shared: 0 }, dims))
+    Ok((LaunchConfig::new([dims.rows.div_ceil(4), 1], 4 * 32), dims))
 }
 
 simd! {

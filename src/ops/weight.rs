@@ -3,6 +3,8 @@
 use std::sync::{Arc, OnceLock};
 
 use super::Meta;
+use super::layout::concat;
+use super::matmul::cuda::{apart, interleaved};
 use crate::cpu::gemm::{self, MicroKernel, Order};
 use crate::cpu::simd::{self, Level};
 use crate::cpu::winograd;
@@ -16,6 +18,9 @@ use crate::tensor::{DType, Device, Float, Shape, Tensor};
 pub enum Layout {
     /// Of a linear layer: [N, K].
     Matrix,
+    /// Of one that is frozen on a GPU and ends in its gate, as [`linear_geglu`](super::matmul::linear_geglu) multiplies:
+    /// [N, K]. A weight becomes a `Matrix` where nothing is gained: on a CPU, not frozen, or of an N that does not divide.
+    Gated,
     /// Of a convolution with any stride: [O, I, KH, KW].
     Convolution,
     /// Of a convolution with this stride only, which may make it faster: 3x3 at stride 1 in f32 goes through
@@ -53,8 +58,15 @@ impl Weight {
     /// `Shape` when it is not what the layout is for, or an empty convolution; `DType` when it or `dtype` is not
     /// floating-point; `NoKernel` of doubles off the CPU.
     pub fn frozen(weight: &Tensor, layout: Layout, dtype: DType) -> Result<Self> {
-        let frozen = Self { plain: None, ..Self::plain(weight, layout, dtype)? };
-        let _ = frozen.packed.set(pack(weight, layout, dtype)?);
+        let mut frozen = Self { plain: None, ..Self::plain(weight, layout, dtype)? };
+        let mut packed = pack(weight, layout, dtype)?;
+        if layout == Layout::Gated
+            && let Packed::Rows(rows) = &packed
+            && let Some(turns) = interleaved(rows)?
+        {
+            (packed, frozen.layout) = (Packed::Rows(turns), Layout::Gated);
+        }
+        let _ = frozen.packed.set(packed);
         Ok(frozen)
     }
 
@@ -65,8 +77,8 @@ impl Weight {
     pub fn plain(weight: &Tensor, layout: Layout, dtype: DType) -> Result<Self> {
         let op = layout.op();
         match (layout, weight.dims()) {
-            (Layout::Matrix, [_, _]) => {}
-            (Layout::Matrix, _) => {
+            (Layout::Matrix | Layout::Gated, [_, _]) => {}
+            (Layout::Matrix | Layout::Gated, _) => {
                 return Err(Error::expected_shape(op, "weight", "[N, K]", weight.shape()));
             }
             (_, [o, i, kh, kw]) if o * i * kh * kw > 0 => {}
@@ -80,6 +92,7 @@ impl Weight {
                 return Err(Error::DType { op, expected: "f32, f16, bf16 or f64", found });
             }
         }
+        let layout = if layout == Layout::Gated { Layout::Matrix } else { layout };
         Ok(Self {
             shape: *weight.shape(),
             dtype,
@@ -87,6 +100,38 @@ impl Weight {
             plain: Some(weight.clone()),
             packed: Arc::default(),
         })
+    }
+
+    /// Frozen matrices [N, K] on a GPU one below the other, as one weight; they become parts of it, so that memory holds
+    /// them once. `None` where they cannot be: on the CPU, not frozen, of different K or dtype.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn joined(parts: &mut [Self]) -> Result<Option<Self>> {
+        let rows = |part: &Self| match part.packed.get() {
+            Some(Packed::Rows(rows)) if part.plain.is_none() && part.layout == Layout::Matrix => {
+                Some(rows.clone())
+            }
+            _ => None,
+        };
+        let Some(each) = parts.iter().map(rows).collect::<Option<Vec<_>>>() else {
+            return Ok(None);
+        };
+        let fits = |t: &Tensor| (t.dim(1), t.dtype()) == (each[0].dim(1), each[0].dtype());
+        if each.is_empty() || !each.iter().all(fits) {
+            return Ok(None);
+        }
+        let all = concat(&each.iter().collect::<Vec<_>>(), 0)?; // [sum of N, K]
+        drop(each);
+        let mut start = 0;
+        for part in &mut *parts {
+            let view = all.narrow(0, start, part.shape[0])?;
+            start += part.shape[0];
+            part.packed = Arc::new(OnceLock::from(Packed::Rows(view)));
+        }
+        let (shape, dtype, layout) = (*all.shape(), all.dtype(), Layout::Matrix);
+        let packed = Arc::new(OnceLock::from(Packed::Rows(all)));
+        Ok(Some(Self { shape, dtype, layout, plain: None, packed }))
     }
 
     /// Its shape as torch has it: [N, K] or [O, I, KH, KW].
@@ -147,6 +192,7 @@ impl Weight {
         match (&self.plain, self.packed.get()) {
             (Some(plain), _) => plain.detach().to_dtype(self.dtype),
             (None, Some(Packed::Rows(rows))) if self.layout == Layout::Matrix => Ok(rows.clone()),
+            (None, Some(Packed::Rows(rows))) if self.layout == Layout::Gated => apart(rows),
             (None, Some(Packed::Rows(rows))) => rows.permute(&[0, 3, 1, 2]), // [O, I, KH, KW]
             (None, Some(Packed::Panels(panels))) => {
                 panels.unpack(self.layout.op(), self.shape, order(self.layout, &self.shape))
@@ -175,7 +221,7 @@ impl Layout {
     /// The operation that the layout is for.
     fn op(self) -> &'static str {
         match self {
-            Self::Matrix => "linear",
+            Self::Matrix | Self::Gated => "linear",
             Self::Convolution | Self::ConvolutionAt(_) => "conv2d",
         }
     }
@@ -183,7 +229,8 @@ impl Layout {
 
 /// Where elements of the product's matrix stand in the weight.
 fn order(layout: Layout, shape: &Shape) -> Order {
-    let taps = if layout == Layout::Matrix { 1 } else { shape[2] * shape[3] };
+    let is_matrix = matches!(layout, Layout::Matrix | Layout::Gated);
+    let taps = if is_matrix { 1 } else { shape[2] * shape[3] };
     Order::Weights { taps }
 }
 
@@ -197,7 +244,7 @@ fn pack(weight: &Tensor, layout: Layout, dtype: DType) -> Result<Packed> {
         }
         let weight = weight.to_dtype(dtype)?;
         let rows = match layout {
-            Layout::Matrix => weight,
+            Layout::Matrix | Layout::Gated => weight,
             _ => weight.permute(&[0, 2, 3, 1])?, // [O, KH, KW, I]
         };
         return Ok(Packed::Rows(rows.contiguous()?));

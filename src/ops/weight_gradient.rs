@@ -131,7 +131,7 @@ impl Op for WeightGradient {
             top: size(top)?,
             left: size(left)?,
         };
-        let config = LaunchConfig { grid: [size(tiles)?, size(splits)?], block: 256, shared: 0 };
+        let config = LaunchConfig::new([size(tiles)?, size(splits)?], 256);
         let launch =
             if tile == 64 { kernel::weight_gradient_wide } else { kernel::weight_gradient_narrow };
         if splits == 1 {

@@ -20,7 +20,7 @@ pub(super) struct Evaluation {
 struct Captured {
     /// [R, h, w, C]
     latents: Tensor,
-    /// [R, 4 width]
+    /// [R, E]
     timesteps: Tensor,
     /// Gives the prediction [R, h, w, 4].
     graph: Graph<Tensor>,

@@ -20,7 +20,7 @@ pub(super) struct Denoising {
     pub(super) latents: Tensor,
     /// The evaluation to come.
     pub(super) next: usize,
-    /// Embeddings of all timesteps; [evaluations, 4 width].
+    /// What the UNet's blocks make of all timesteps; [evaluations, E].
     pub(super) timesteps: Tensor,
     /// Keys and values of the negative prompt, with guidance, and of the prompt; a row each.
     pub(super) text: Vec<Arc<Context>>,
@@ -52,13 +52,13 @@ impl Denoising {
         self.next == self.sampler.timesteps().len()
     }
 
-    /// What the UNet is to see: [rows, h, w, 4 or 9], and embeddings of the timestep [rows, 4 width].
+    /// What the UNet is to see: [rows, h, w, 4 or 9], and what its blocks make of the timestep [rows, E].
     pub(super) fn input(&self) -> Result<(Tensor, Tensor)> {
         let mut latents = scale(&self.latents, self.sampler.input_scale(self.next))?;
         if let Some(mask_and_image) = &self.start.mask_and_image {
             latents = concat(&[&latents, mask_and_image], 3)?; // [1, h, w, 9]
         }
-        let timestep = self.timesteps.narrow(0, self.next, 1)?; // [1, 4 width]
+        let timestep = self.timesteps.narrow(0, self.next, 1)?; // [1, E]
         if self.guidance.is_none() {
             return Ok((latents, timestep));
         }

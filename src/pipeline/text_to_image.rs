@@ -69,7 +69,7 @@ impl TextToImage {
             }
         };
         // 3. schedule -> time embeddings
-        let timesteps = self.unet.embed_timesteps(sampler.timesteps())?; // [evaluations, 4 width]
+        let timesteps = self.unet.embed_timesteps(sampler.timesteps())?; // [evaluations, E]
         sampler.begin(start.first);
         let (latents, next) = (start.latents.clone(), start.first);
         Ok((
@@ -86,7 +86,7 @@ impl TextToImage {
     ) -> Result<Vec<Result<()>>> {
         let inputs = slots.iter().map(|slot| slot.input()).collect::<Result<Vec<_>>>()?;
         let (latents, timesteps): (Vec<_>, Vec<_>) = inputs.iter().map(|(x, t)| (x, t)).unzip();
-        let (latents, timesteps) = (concat(&latents, 0)?, concat(&timesteps, 0)?); // [R, h, w, C], [R, 4 width]
+        let (latents, timesteps) = (concat(&latents, 0)?, concat(&timesteps, 0)?); // [R, h, w, C], [R, E]
         let predictions = evaluation.predict(&self.unet, &latents, &timesteps)?; // [R, h, w, 4]
         let mut row = 0;
         let advance = |slot: &mut &mut Denoising| {

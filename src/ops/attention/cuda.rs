@@ -6,7 +6,7 @@ use super::{AttentionConfig, LENGTHS, dense};
 use crate::error::{Error, Result};
 use crate::ops::Inputs;
 use crate::ops::elementwise::scale;
-use crate::ops::kernels::{LaunchConfig, kernels, to_u32};
+use crate::ops::kernels::{LaunchConfig, kernels, span, to_u32};
 use crate::tensor::Tensor;
 
 kernels! {
@@ -107,16 +107,10 @@ pub(super) fn forward(
     };
     let block = if q.dtype().size() == 4 { 256 } else { 128 };
     let tiles = to_u32(OP, queries.div_ceil(QUERIES) * slices)?;
-    let config = LaunchConfig { grid: [tiles, (batch * heads) as u32], block, shared: 0 };
+    let config = LaunchConfig::new([tiles, (batch * heads) as u32], block);
     let lengths = inputs.get(LENGTHS).map(Tensor::contiguous).transpose()?;
     let lengths: Vec<&Tensor> = lengths.iter().collect();
     let Some((out, rest)) = outputs.split_first_mut() else { unreachable!("as inferred") };
     let mut lse: Vec<&mut Tensor> = rest.iter_mut().collect();
     launch(config, out, &mut lse, &span(&q), &span(&k), &span(&v), &lengths, dims)
-}
-
-/// All elements from the first to the last of a view without negative strides, those between its own included.
-fn span(t: &Tensor) -> Tensor {
-    let last: usize = t.dims().iter().zip(t.strides()).map(|(n, stride)| (n - 1) * stride).sum();
-    t.with_layout([last + 1].into(), [1].into(), t.offset())
 }

@@ -44,9 +44,11 @@ struct ConvDims {
     rows_of_image: u32,
     activation: u32,
     scale: f32,
+    add_stride: u32,
     height: u32,
     width: u32,
     channels: u32,
+    doubled: u32,
     out_width: u32,
     kernel_height: u32,
     kernel_width: u32,
@@ -55,9 +57,9 @@ struct ConvDims {
     left: u32,
 }
 
-/// `x` [B, H, W, I], `w` [O, KH, KW, I]; `out` [B, OH, OW, O].
+/// `x` [B, H, W, I], `w` [O, KH, KW, I]; `out` [B, OH, OW, O]. If `doubled`, of x with every pixel four times.
 pub(super) fn convolve(
-    x: &Tensor,
+    (x, doubled): (&Tensor, bool),
     w: &Tensor,
     config: Conv2dConfig,
     epilogue: &Epilogue,
@@ -65,6 +67,7 @@ pub(super) fn convolve(
 ) -> Result<()> {
     let x = x.contiguous()?;
     let (batch, height, width, channels) = x.dims4()?;
+    let (height, width) = if doubled { (2 * height, 2 * width) } else { (height, width) };
     let (_, kernel_height, kernel_width, _) = w.dims4()?;
     let [top, _, left, _] = config.padding;
     // Pixels and padded coordinates are counted in 31 bits.
@@ -75,6 +78,7 @@ pub(super) fn convolve(
     }
     let sizes = Sizes::new(out, kernel_height * kernel_width * channels);
     let plan = Plan::new(sizes, 1, out.dtype());
+    let ends = Ends::new(epilogue)?;
     let dims = ConvDims {
         m: to_u32(NAME, sizes.m)?,
         n: to_u32(NAME, sizes.n)?,
@@ -83,9 +87,11 @@ pub(super) fn convolve(
         rows_of_image: to_u32(NAME, sizes.rows_of_image)?,
         activation: epilogue.act as u32,
         scale: epilogue.scale,
+        add_stride: to_u32(NAME, ends.add_stride)?,
         height: height as u32,
         width: width as u32,
         channels: to_u32(NAME, channels)?,
+        doubled: doubled.into(),
         out_width: to_u32(NAME, out.dim(2))?,
         kernel_height: to_u32(NAME, kernel_height)?,
         kernel_width: to_u32(NAME, kernel_width)?,
@@ -94,7 +100,6 @@ pub(super) fn convolve(
         left: left as u32,
     };
     let launch = plan.config(NAME, sizes, 1)?;
-    let ends = Ends::new(epilogue)?;
     let [bias, add_channel, residual] = &ends.tensors();
     let mut partial = plan.partial(sizes, out)?;
     let mut sums: Vec<&mut Tensor> = partial.iter_mut().collect();
@@ -109,11 +114,12 @@ pub(super) fn convolve(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::conv::conv2d;
+    use crate::ops::conv::{conv2d, conv2d_doubled};
     use crate::ops::matmul::cuda::least_bytes;
+    use crate::ops::resample::upsample_nearest;
     use crate::ops::testing::{
-        assert_sums, check_batch, check_sums, counted, devices, random, random_in, sums_in_f64,
-        values,
+        assert_sums, bits, check_batch, check_sums, counted, devices, random, random_in,
+        sums_in_f64, values,
     };
     use crate::ops::weight::{Layout, Weight};
     use crate::tensor::{DType, Device, Shape};
@@ -137,6 +143,29 @@ mod tests {
     const SAME: Conv2dConfig = Conv2dConfig { stride: 1, padding: [1; 4] };
     const DOWN: Conv2dConfig = Conv2dConfig { stride: 2, padding: [0, 1, 0, 1] };
     const POINTS: Conv2dConfig = Conv2dConfig { stride: 1, padding: [0; 4] };
+
+    /// Of one tile and of several, with vectors and without, at any padding.
+    #[test]
+    fn a_doubled_image_is_convolved_as_one_in_memory_bit_for_bit() {
+        for (x, o, config) in [
+            ([1, 3, 5, 16], 24, SAME),
+            ([7, 2, 3, 8], 8, DOWN),
+            ([2, 9, 7, 5], 6, SAME),
+            ([1, 1, 1, 8], 8, SAME),
+        ] {
+            for device in devices() {
+                for dtype in [DType::F32, DType::F16, DType::BF16] {
+                    let on = |t: Tensor| t.to_dtype(dtype).unwrap().to_device(device).unwrap();
+                    let (x, w) = (on(random(x, 11)), on(random([o, x[3], 3, 3], 12)));
+                    let weight = Weight::frozen(&w, Layout::Convolution, dtype).unwrap();
+                    let got = conv2d_doubled(&x, &weight, config, Epilogue::default()).unwrap();
+                    let doubled = upsample_nearest(&x, 2).unwrap();
+                    let expected = conv2d(&doubled, &weight, config, Epilogue::default()).unwrap();
+                    assert_eq!(bits(&got), bits(&expected), "{device} {dtype} {}", x.shape());
+                }
+            }
+        }
+    }
 
     #[test]
     fn each_dimension_of_models_is_right_at_its_full_size() {

@@ -62,13 +62,17 @@ impl Op for Geglu {
     }
 
     fn backward(&self, call: &Call, grad: &Tensor) -> Result<Grads> {
-        let x = call.tensor(0)?;
-        let (last, half) = (x.rank() - 1, x.dim(x.rank() - 1) / 2);
-        let (a, b) = (x.narrow(last, 0, half)?, x.narrow(last, half, half)?);
-        let of_a = mul(grad, &gelu(&b)?)?;
-        let of_b = activation_gradient(&b, &mul(grad, &a)?, Activation::Gelu)?;
-        Ok(vec![Some(concat(&[&of_a, &of_b], last)?)])
+        Ok(vec![Some(geglu_gradient(call.tensor(0)?, grad)?)])
     }
+}
+
+/// Of [`geglu`](super::geglu): from the gradient of its result to that of `x`.
+pub(in crate::ops) fn geglu_gradient(x: &Tensor, grad: &Tensor) -> Result<Tensor> {
+    let (last, half) = (x.rank() - 1, x.dim(x.rank() - 1) / 2);
+    let (a, b) = (x.narrow(last, 0, half)?, x.narrow(last, half, half)?);
+    let of_a = mul(grad, &gelu(&b)?)?;
+    let of_b = activation_gradient(&b, &mul(grad, &a)?, Activation::Gelu)?;
+    concat(&[&of_a, &of_b], last)
 }
 
 /// The product with the gate.

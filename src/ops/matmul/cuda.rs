@@ -4,7 +4,7 @@ use bytemuck::NoUninit;
 
 use super::Epilogue;
 use crate::error::{Error, Result};
-use crate::ops::kernels::{LaunchConfig, kernels, to_u32};
+use crate::ops::kernels::{LaunchConfig, kernels, span, to_u32};
 use crate::tensor::{DType, Tensor};
 
 kernels! {
@@ -54,7 +54,7 @@ struct MatmulDims {
     rows_of_image: u32,
     activation: u32,
     scale: f32,
-    reserved: u32,
+    add_stride: u32,
 }
 
 /// Threads of a block that multiplies.
@@ -136,7 +136,10 @@ impl Plan {
         }
         // Three stages of 128 bytes of each row of both operands.
         let shared = 3 * 128 * (tile_m + tile_n) as u32;
-        Ok(LaunchConfig { grid: [to_u32(op, tiles)?, others as u32], block: THREADS, shared })
+        Ok(LaunchConfig {
+            shared,
+            ..LaunchConfig::new([to_u32(op, tiles)?, others as u32], THREADS)
+        })
     }
 
     /// Memory for the sums of each split [splits, m, n], where there are several.
@@ -150,16 +153,23 @@ impl Plan {
 pub(in crate::ops) struct Ends {
     bias: Option<Tensor>,
     add_channel: Option<Tensor>,
+    /// From one row of the addend to the next.
+    pub add_stride: usize,
     residual: Option<Tensor>,
 }
 
 impl Ends {
     pub fn new(epilogue: &Epilogue) -> Result<Self> {
-        let single =
-            |t: Option<&Tensor>| t.map(|t| t.to_dtype(DType::F32)?.contiguous()).transpose();
+        let single = |t: Option<&Tensor>| t.map(|t| t.to_dtype(DType::F32)).transpose();
+        // Rows of the addend are read where they lie: parts of the rows of a larger one.
+        let add_channel = match single(epilogue.add_channel)? {
+            Some(t) if t.strides().last() != Some(&1) => Some(t.contiguous()?),
+            t => t,
+        };
         Ok(Self {
-            bias: single(epilogue.bias)?,
-            add_channel: single(epilogue.add_channel)?,
+            bias: single(epilogue.bias)?.map(|t| t.contiguous()).transpose()?,
+            add_stride: add_channel.as_ref().map_or(0, |t| t.strides()[0]),
+            add_channel: add_channel.as_ref().map(span),
             residual: epilogue.residual.map(Tensor::contiguous).transpose()?,
         })
     }
@@ -186,10 +196,10 @@ pub(super) fn multiply_rows(
     let batch = batch.unwrap_or(1);
     let Sizes { m, n, k, .. } = sizes;
     let plan = Plan::new(sizes, batch, out.dtype());
-    let mut dims = dims(op, sizes, plan.splits, epilogue)?;
+    let ends = Ends::new(epilogue)?;
+    let mut dims = dims(op, sizes, plan.splits, &ends, epilogue)?;
     (dims.a_stride, dims.b_stride) = ((m * k) as u64, (n * k) as u64);
     let config = plan.config(op, sizes, batch)?;
-    let ends = Ends::new(epilogue)?;
     let [bias, add_channel, residual] = &ends.tensors();
     let mut partial = plan.partial(sizes, out)?;
     let mut sums: Vec<&mut Tensor> = partial.iter_mut().collect();
@@ -210,15 +220,65 @@ pub(in crate::ops) fn add_splits(
     epilogue: &Epilogue,
     out: &mut Tensor,
 ) -> Result<()> {
-    let dims = dims(op, sizes, partial.dim(0), epilogue)?;
+    let dims = dims(op, sizes, partial.dim(0), ends, epilogue)?;
     let lanes = 16 / out.dtype().size();
     let blocks = (sizes.m * sizes.n.div_ceil(lanes)).div_ceil(256);
-    let config = LaunchConfig { grid: [to_u32(op, blocks)?, 1], block: 256, shared: 0 };
+    let config = LaunchConfig::new([to_u32(op, blocks)?, 1], 256);
     let [bias, add_channel, residual] = &ends.tensors();
     kernel::add_splits(config, out, partial, bias, add_channel, residual, dims)
 }
 
-fn dims(op: &'static str, sizes: Sizes, splits: usize, epilogue: &Epilogue) -> Result<MatmulDims> {
+/// `value * gelu(gate)` of `a b^T + bias`, where rows of `b` [N, K] and elements of `bias` are values in the first half, gates in
+/// the second; `b` as [`interleaved`] lays it out. `a` [.., K], contiguous; `out` [.., N / 2].
+pub(super) fn multiply_gated(
+    op: &'static str,
+    (a, b): (&Tensor, &Tensor),
+    bias: Option<&Tensor>,
+    out: &mut Tensor,
+) -> Result<()> {
+    let (n, k) = (b.dim(0), b.dim(1));
+    // Each row by itself: sums are not split, since none of the parts could be gated.
+    let sizes = Sizes { m: a.len() / k, n, k, rows_of_image: 1 };
+    let plan = Plan::new(sizes, 1, out.dtype());
+    let epilogue = Epilogue::bias(bias);
+    let ends = Ends::new(&epilogue)?;
+    let dims = dims(op, sizes, plan.splits, &ends, &epilogue)?;
+    let dims = MatmulDims { activation: GEGLU, ..dims };
+    let launch = if plan.large { kernel::matmul_large } else { kernel::matmul_small };
+    let [bias, ..] = &ends.tensors();
+    launch(plan.config(op, sizes, 1)?, out, a, b, &mut [], bias, &[], &[], dims)
+}
+
+/// The number of the kernels' gated end, behind those of [`Activation`](super::Activation).
+const GEGLU: u32 = 5;
+
+/// Values and gates [N, K] as the gated end takes them: in turns, as many of each as fill 16 bytes of a row of the output.
+/// `None` where their number is no multiple of that.
+pub(in crate::ops) fn interleaved(weight: &Tensor) -> Result<Option<Tensor>> {
+    let (n, k) = (weight.dim(0), weight.dim(1));
+    let lanes = 16 / weight.dtype().size();
+    if !n.is_multiple_of(2 * lanes) {
+        return Ok(None);
+    }
+    let turns = weight.reshape([2, n / 2 / lanes, lanes, k])?.permute(&[1, 0, 2, 3])?;
+    turns.reshape([n, k]).map(Some)
+}
+
+/// What [`interleaved`] was given.
+pub(in crate::ops) fn apart(weight: &Tensor) -> Result<Tensor> {
+    let (n, k) = (weight.dim(0), weight.dim(1));
+    let lanes = 16 / weight.dtype().size();
+    let turns = weight.reshape([n / 2 / lanes, 2, lanes, k])?.permute(&[1, 0, 2, 3])?;
+    turns.reshape([n, k])
+}
+
+fn dims(
+    op: &'static str,
+    sizes: Sizes,
+    splits: usize,
+    ends: &Ends,
+    epilogue: &Epilogue,
+) -> Result<MatmulDims> {
     Ok(MatmulDims {
         a_stride: 0,
         b_stride: 0,
@@ -229,7 +289,7 @@ fn dims(op: &'static str, sizes: Sizes, splits: usize, epilogue: &Epilogue) -> R
         rows_of_image: to_u32(op, sizes.rows_of_image)?,
         activation: epilogue.act as u32,
         scale: epilogue.scale,
-        reserved: 0,
+        add_stride: to_u32(op, ends.add_stride)?,
     })
 }
 
@@ -245,7 +305,9 @@ pub(in crate::ops) fn least_bytes(sizes: Sizes, plan: Plan, size: usize) -> usiz
 mod tests {
     use super::*;
     use crate::ops::matmul::linear;
-    use crate::ops::testing::{check_batch, check_sums, counted, random, sums_in_f64};
+    use crate::ops::testing::{
+        bits, check_batch, check_sums, counted, devices, random, sums_in_f64,
+    };
     use crate::ops::weight::{Layout, Weight};
     use crate::tensor::{Device, Shape};
 
@@ -313,6 +375,33 @@ mod tests {
             check_batch(&format!("linear {x:?}"), &random(x, 3), |x| {
                 product(&[x, &w.to_dtype(x.dtype())?.to_device(x.device())?])
             });
+        }
+    }
+
+    /// The time embedding of a block is a part of a wider row.
+    #[test]
+    fn rows_of_the_addend_may_be_parts_of_wider_ones() {
+        for device in devices() {
+            // With sums in one part and in several, in vectors and without.
+            for (rows, n, k) in [(5, 24, 16), (64, 70, 2336), (64, 72, 2336)] {
+                for dtype in [DType::F32, DType::F16] {
+                    let on = |t: Tensor| t.to_dtype(dtype).unwrap().to_device(device).unwrap();
+                    let (x, w) = (on(random([2, rows, k], 6)), on(random([n, k], 7)));
+                    let wide = random([2, n + 24], 8).to_device(device).unwrap();
+                    let weight = Weight::frozen(&w, Layout::Matrix, dtype).unwrap();
+                    let end = |add: &Tensor| {
+                        let end = Epilogue { add_channel: Some(add), ..Epilogue::default() };
+                        bits(&linear(&x, &weight, end).unwrap())
+                    };
+                    let part = wide.narrow(1, 8, n).unwrap();
+                    assert_eq!(
+                        end(&part),
+                        end(&part.contiguous().unwrap()),
+                        "{device} {dtype} {n}"
+                    );
+                    assert_ne!(end(&part), end(&wide.narrow(1, 0, n).unwrap()));
+                }
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 //! By the batch it is group normalisation of one image, [1, B H W, C], whose groups are the channels: the same forms,
 //! the same gradient.
 
-use super::{Affine, GroupNorm, TILE, apply_affine, check_parameters, parameter};
+use super::{Affine, GroupNorm, TILE, apply_affine, channels, check_parameters, parameter};
 use crate::cpu::parallel::for_each_chunk;
 use crate::dispatch_float;
 use crate::error::{Error, Result};
@@ -103,7 +103,8 @@ impl Op for BatchNormWith {
     }
 
     fn infer(&self, inputs: &Inputs) -> Result<Vec<Meta>> {
-        check_parameters(self.name(), inputs)?;
+        let channels = channels(self.name(), &inputs[0])?;
+        check_parameters(self.name(), &inputs[0], channels, [&inputs[1], &inputs[2]])?;
         for (what, i) in [("mean", 3), ("variance", 4)] {
             if Meta::like(&inputs[i]) != Meta::like(&inputs[1]) {
                 let expected = format!("{} {}, as gamma", inputs[1].shape(), inputs[1].dtype());

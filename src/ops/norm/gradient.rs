@@ -10,7 +10,8 @@
 //!
 //! (Ioffe & Szegedy 2015, section 3, for other sets of elements.)
 
-use super::{GroupNormDims, LayerNormDims, Slabs, THREADS, parameter};
+use super::cuda::{GroupNormDims, Slabs, THREADS};
+use super::{LayerNormDims, parameter};
 use crate::cpu::math::Math;
 use crate::cpu::parallel::for_each_chunk;
 use crate::cpu::simd::{narrow, simd, sum, widen};
@@ -121,7 +122,7 @@ impl Op for GroupNormGradient {
             return Err(Error::shape(self.name(), "three outputs are to be filled"));
         };
         let (batch, channels, groups) = (x.dim(0), gamma.len(), statistics.dim(1));
-        let Slabs { dims, rows, .. } = Slabs::new(&x, channels, groups)?;
+        let Slabs { dims, rows, .. } = Slabs::new([Some(&x), None], groups)?;
         let dims = GroupNormDims { silu: self.silu.into(), ..dims };
         let slabs = dims.slabs as usize;
         // 1. sums by slab and channel, then by image and channel, of g and of g x'
@@ -385,7 +386,7 @@ impl Op for LayerNormGradient {
             eps: self.eps,
         };
         // Four rows a block, as forward.
-        let config = LaunchConfig { grid: [dims.rows.div_ceil(4), 1], block: 4 * 32, shared: 0 };
+        let config = LaunchConfig::new([dims.rows.div_ceil(4), 1], 4 * 32);
         let mut statistics = Tensor::uninit([rows, 3], DType::F32, x.device())?;
         kernel::layer_norm_gradient(config, dx, &mut statistics, &x, &gamma, &grad, dims)?;
         // A launch has at most 65535 chunks.
@@ -396,7 +397,7 @@ impl Op for LayerNormGradient {
         }
         let mut sums = Tensor::uninit([2, chunks, columns], DType::F32, x.device())?;
         let grid = [dims.columns.div_ceil(32), chunks as u32];
-        let config = LaunchConfig { grid, block: THREADS as u32, shared: 0 };
+        let config = LaunchConfig::new(grid, THREADS as u32);
         kernel::layer_norm_gradient_sums(config, &mut sums, &x, &grad, &statistics, dims)?;
         for (which, to) in [(0, dbeta), (1, dgamma)] {
             let sums = sums.narrow(0, which, 1)?;

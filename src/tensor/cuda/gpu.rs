@@ -299,6 +299,31 @@ impl Gpu {
         Ok(function)
     }
 
+    /// How many blocks of a kernel the device runs at once.
+    pub(super) fn resident_blocks(
+        &self,
+        function: sys::CUfunction,
+        block: u32,
+        shared: u32,
+    ) -> Result<u32> {
+        self.call("counting resident blocks", || {
+            // SAFETY: the function was got from a module that is never unloaded.
+            unsafe {
+                let mut each = 0;
+                sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(
+                    &mut each,
+                    function,
+                    block as i32,
+                    shared as usize,
+                )
+                .result()?;
+                let processors = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+                let processors = self.context.attribute(processors)?;
+                Ok((each * processors) as u32)
+            }
+        })
+    }
+
     fn module(&self, family: &'static str) -> Result<sys::CUmodule> {
         let mut modules = lock(&self.modules);
         if let Some(module) = modules.get(family) {

@@ -38,6 +38,7 @@ pub struct Graph<T> {
     arena: Arc<Arena>,
     /// Memory from outside.
     kept: Vec<Use>,
+    nodes: usize,
     outputs: T,
 }
 
@@ -62,13 +63,19 @@ impl<T> Graph<T> {
         let capture = OpenCapture::begin(Stream::capturing(gpu, Capture::new(arena.clone()))?)?;
         let outputs = capture.stream.scope(work)?;
         let (graph, kept) = capture.end()?;
+        let mut nodes = 0;
+        let counted = gpu.call("counting the nodes of a graph", || {
+            // SAFETY: the driver has just made the graph; without room for them it counts its nodes.
+            unsafe { sys::cuGraphGetNodes(graph, std::ptr::null_mut(), &mut nodes).result() }
+        });
         let exec = gpu.with_room("instantiating a graph", 0, || {
             // SAFETY: the driver has just made the graph.
             unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)) }
         });
         // SAFETY: as above, and nothing refers to it: what was instantiated is a copy.
         gpu.call("ending a capture", || unsafe { result::graph::destroy(graph) })?;
-        Ok(Self { gpu, exec: Exec(exec?), arena, kept, outputs })
+        let graph = Self { gpu, exec: Exec(exec?), arena, kept, nodes, outputs };
+        counted.map(|()| graph)
     }
 
     /// Puts the work into this thread's current stream, on what is now in the tensors that it reads, and gives its
@@ -89,6 +96,11 @@ impl<T> Graph<T> {
         })?;
         lock(&self.arena.slots).phase = Phase::Launched;
         Ok(&self.outputs)
+    }
+
+    /// How many pieces of work it holds: each costs a device time between it and the next, however small it is.
+    pub fn nodes(&self) -> usize {
+        self.nodes
     }
 
     /// What the closure returned. Its tensors have contents from the first launch on.

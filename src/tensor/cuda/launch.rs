@@ -21,6 +21,16 @@ pub(crate) struct LaunchConfig {
     pub block: u32,
     /// Bytes of shared memory of a block, beside what the kernel declares itself.
     pub shared: u32,
+    /// Whether all blocks run at once, so that they may wait for each other. Of more than the device holds along x, so many
+    /// are launched as it does.
+    pub at_once: bool,
+}
+
+impl LaunchConfig {
+    /// Blocks that ask for no shared memory and take their turns.
+    pub(crate) fn new(grid: [u32; 2], block: u32) -> Self {
+        Self { grid, block, shared: 0, at_once: false }
+    }
 }
 
 /// The arguments of one launch, by value and in order.
@@ -123,6 +133,17 @@ impl Args {
             return Err(Error::Cuda(format!("{kernel}: none of its arguments is on a device")));
         };
         let function = gpu.function(family, kernel, config.shared)?;
+        let mut grid = (config.grid[0], config.grid[1], 1);
+        if config.at_once {
+            let resident = gpu.resident_blocks(function, config.block, config.shared)?;
+            if resident < grid.1 {
+                let message = format!("{kernel}: {} blocks cannot run at once", grid.1);
+                return Err(Error::Cuda(message));
+            }
+            grid.0 = grid.0.min(resident / grid.1);
+        }
+        let put =
+            if config.at_once { result::launch_cooperative_kernel } else { result::launch_kernel };
         let base: *mut Slot = self.bytes.as_mut_ptr();
         let mut pointers: [*mut c_void; 16] = [std::ptr::null_mut(); 16];
         for (pointer, &offset) in pointers.iter_mut().zip(&self.offsets[..self.count]) {
@@ -135,9 +156,9 @@ impl Args {
                 // checked against the kernel's own; the driver copies them before it returns. The tensors are on
                 // this device; the operation that launches has the dimensions agree with them.
                 unsafe {
-                    result::launch_kernel(
+                    put(
                         function,
-                        (config.grid[0], config.grid[1], 1),
+                        grid,
                         (config.block, 1, 1),
                         config.shared,
                         raw,

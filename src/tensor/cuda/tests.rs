@@ -33,7 +33,7 @@ fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         args.push(&address.to_ne_bytes())?;
     }
     args.push(bytemuck::bytes_of(&[a.len() as u64, b.len() as u64]))?;
-    args.launch("elementwise", "add_f32", LaunchConfig { grid: [8, 1], block: 64, shared: 0 })?;
+    args.launch("elementwise", "add_f32", LaunchConfig::new([8, 1], 64))?;
     Ok(y)
 }
 
