@@ -193,3 +193,131 @@ pub fn export(folder: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
     save(&folder.join(super::file::NAMES[0]), tensors, &metadata)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::TensorInfo;
+    use crate::nn::lora::{Adapter, Adapters};
+    use crate::nn::{Conv2d, Keep, Linear, Params, module};
+    use crate::ops::elementwise::mul;
+    use crate::ops::gradient::backward;
+    use crate::ops::reduce::sum;
+    use crate::ops::testing::{assert_close, bits, devices, random, values};
+    use crate::tensor::Device;
+
+    struct Two {
+        conv: Conv2d,
+        linear: Linear,
+    }
+
+    module!(Two { "conv": conv, "linear": linear });
+
+    impl Two {
+        fn load(p: &Params) -> Self {
+            Self {
+                conv: Conv2d::load_3x3(&p.pp("conv"), 8, 6).unwrap(),
+                linear: Linear::load(&p.pp("linear"), 6, 10, true).unwrap(),
+            }
+        }
+
+        /// `x` [B, H, W, 8] -> [B, H, W, 10]
+        fn forward(&self, x: &Tensor) -> Tensor {
+            self.linear.forward(&self.conv.forward(x).unwrap()).unwrap()
+        }
+    }
+
+    /// The weights of [`Two`].
+    struct Weights;
+
+    impl TensorSource for Weights {
+        fn names(&self) -> Vec<String> {
+            ["conv.weight", "conv.bias", "linear.weight", "linear.bias"].map(str::to_owned).into()
+        }
+        fn info(&self, name: &str) -> Option<TensorInfo> {
+            let shape = match name {
+                "conv.weight" => vec![6, 8, 3, 3],
+                "conv.bias" => vec![6],
+                "linear.weight" => vec![10, 6],
+                "linear.bias" => vec![10],
+                _ => return None,
+            };
+            Some(TensorInfo { shape, dtype: DType::F32 })
+        }
+        fn read(&self, name: &str) -> Result<Tensor> {
+            Ok(random(&self.info(name).unwrap().shape, name.len() as u64))
+        }
+        fn origin(&self, _: &str) -> String {
+            "two.safetensors".into()
+        }
+    }
+
+    fn new(module: &Two, rank: usize) -> Result<LowRank> {
+        LowRank::new(module, Targets::Conv, rank, 5.0, |name, shape| {
+            Ok(random(shape, name.len() as u64 + 20))
+        })
+    }
+
+    fn total(x: &Tensor) -> Tensor {
+        sum(&mul(x, x).unwrap(), &[0, 1, 2, 3]).unwrap()
+    }
+
+    #[test]
+    fn an_adapter_does_in_training_what_it_does_merged_on_every_device() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut of_cpu = Vec::new();
+        for device in devices() {
+            let params = |keep| Params::new(Weights, DType::F32, device).keeping(keep);
+            let x = random([2, 3, 5, 8], 1).to_device(device).unwrap();
+            let module = Two::load(&params(Keep::Trainable));
+            let plain = bits(&module.forward(&x));
+            // 1. a new one has no effect, and the rest stands still
+            let adapters = new(&module, 3).unwrap();
+            adapters.apply(&module).unwrap();
+            assert_eq!(bits(&module.forward(&x)), plain);
+            for (name, parameter) in parameters(&module) {
+                assert_eq!(parameter.is_trainable(), name.ends_with("weight"), "{name}");
+            }
+            // 2. gradients go to its matrices alone
+            for (name, parameter) in adapters.parameters() {
+                let value = random(parameter.shape(), name.len() as u64 + 50);
+                parameter.set(&value.to_device(device).unwrap()).unwrap();
+            }
+            adapters.apply(&module).unwrap();
+            let y = module.forward(&x);
+            let gradients = backward(total(&y)).unwrap();
+            assert_eq!(adapters.parameters().count(), 4);
+            for (i, (name, parameter)) in adapters.parameters().enumerate() {
+                let gradient = gradients.get(&parameter.tensor().unwrap()).unwrap();
+                if device == Device::Cpu {
+                    of_cpu.push(values(gradient));
+                }
+                // Sums of 30 x 10 products of sums of 72 in another order.
+                assert_close(gradient, &of_cpu[i], 100.0, &format!("{name} on {device}"));
+            }
+            // 3. the same from its file, merged
+            let tensors = adapters.tensors("unet.", None, DType::F32).unwrap();
+            export(folder.path(), &tensors).unwrap();
+            let adapter = Adapter { path: folder.path().into(), weight: 1.0 };
+            let merged = Adapters::open(&[adapter], &[("unet", &Weights)]).unwrap();
+            let merged = Params::new(merged.merged("unet", Weights), DType::F32, device);
+            let merged = Two::load(&merged).forward(&x);
+            assert_close(&merged, &values(&y), 20.0, &format!("merged on {device}"));
+            assert_ne!(bits(&merged), plain);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_adapted_is_an_error() {
+        let params = |keep| Params::new(Weights, DType::F32, Device::Cpu).keeping(keep);
+        let frozen = Two::load(&params(Keep::Frozen));
+        let error = new(&frozen, 3).err().unwrap().to_string();
+        assert!(error.contains("conv.weight") && error.contains("frozen"), "{error}");
+        let plain = Two::load(&params(Keep::Plain));
+        for rank in [0, 73] {
+            let error = new(&plain, rank).err().unwrap().to_string();
+            assert!(error.contains("1 to 72"), "{error}");
+        }
+        new(&plain, 72).unwrap();
+    }
+}
