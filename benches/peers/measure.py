@@ -19,7 +19,7 @@ def arguments(description):
     parser.add_argument("--output", type=pathlib.Path, help="predicted noise and decoded image, as safetensors")
     parser.add_argument("--dtype", choices=DTYPES, default="f32")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=3, help="timed calls of each; 0 times loading alone")
     parser.add_argument("--decode", action="store_true", help="time the decoder too")
     return parser.parse_args()
 
@@ -39,7 +39,7 @@ def read_inputs(path):
 
 def clock(call, repeat):
     """Seconds of each call, and the last one's value."""
-    seconds = []
+    seconds, value = [], None
     for _ in range(repeat):
         start = time.perf_counter()
         value = call()
@@ -49,8 +49,8 @@ def clock(call, repeat):
 
 def report(engine, options, load, step, decode, noise, image):
     if options.output:
-        tensors = {"noise": noise} if image is None else {"noise": noise, "image": image}
-        save_file({k: v.float().contiguous() for k, v in tensors.items()}, options.output)
+        tensors = {"noise": noise, "image": image}
+        save_file({k: v.float().contiguous() for k, v in tensors.items() if v is not None}, options.output)
     line = {
         "engine": engine,
         "dtype": options.dtype,

@@ -64,6 +64,33 @@ fn field(text: &str, name: &str) -> Option<u64> {
     Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }
 
+/// Has the system provide the pages of `part`, which is about to be written, in one call rather than at the first touch of
+/// each: for fresh memory in large pieces, such as a model's weights, that is a quarter of the time of loading. The
+/// content stays as it is. Of use under Linux 5.14 and later; elsewhere the first touch does it.
+pub fn fault_in<T>(part: &mut [T]) {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::mm::{Advice, madvise};
+
+        let page = rustix::param::page_size();
+        let bytes = part.as_mut_ptr_range();
+        // Whole pages of this slice alone: those at its ends are shared with neighbours.
+        let start = bytes.start.addr().next_multiple_of(page);
+        let len = (bytes.end.addr() & !(page - 1)).saturating_sub(start);
+        if len >= FAULTED_IN {
+            let start = bytes.start.with_addr(start).cast();
+            // SAFETY: the pages lie within `part`, and to populate memory changes nothing of its content.
+            let _ = unsafe { madvise(start, len, Advice::LinuxPopulateWrite) };
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = part;
+}
+
+/// From this many bytes on, a call to the system costs less than the faults it saves.
+#[cfg(target_os = "linux")]
+const FAULTED_IN: usize = 64 << 10;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,6 +103,31 @@ mod tests {
         assert_eq!(field(text, "MemAvailable"), Some(1 << 20));
         assert_eq!(field(text, "Mem"), None);
         assert_eq!(field(text, "HugePages_Total"), None);
+    }
+
+    #[test]
+    fn memory_that_is_faulted_in_keeps_its_content() {
+        let mut values: Vec<u32> = (0..100_000).collect();
+        for (from, to) in [(0, 100_000), (1, 99_999), (1000, 1001), (7, 7)] {
+            fault_in(&mut values[from..to]);
+        }
+        assert!(values.iter().enumerate().all(|(i, &value)| value == i as u32));
+    }
+
+    /// Pages that are there do not fault when they are written.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn memory_that_is_faulted_in_is_resident() {
+        let resident = || {
+            let text = read_to_string("/proc/self/smaps_rollup").unwrap();
+            field(&text, "Rss").unwrap()
+        };
+        let mut fresh = vec![0_u8; 256 << 20]; // lazily zeroed, and larger than what other tests take meanwhile
+        let before = resident();
+        fault_in(&mut fresh);
+        let gained = resident().saturating_sub(before);
+        assert!(gained >= 200 << 20, "{gained}");
+        drop(fresh);
     }
 
     #[cfg(target_os = "linux")]

@@ -19,6 +19,7 @@
 //! of accuracy against the definition; that is why this exists for f32 only.
 
 use super::gemm::{self, Blocks, Finish, KC, LDA, MicroKernel, SCRATCH};
+use super::memory;
 use super::parallel::{DisjointSlice, for_each_chunk};
 use super::simd::{Simd, simd, transpose, widen};
 use crate::types::{DType, Element, Float, Real};
@@ -55,6 +56,7 @@ pub fn pack<T: Float>(
     }
     let nr = kernel.nr;
     for_each_chunk(to, POINTS * i * nr, |p, panel| {
+        memory::fault_in(panel);
         let outputs = nr.min(o - p * nr);
         transform_panel(&from[p * nr * i * 9..][..outputs * i * 9], i, nr, panel);
     });

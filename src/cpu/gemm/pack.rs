@@ -1,6 +1,7 @@
 //! Weights in the layout of the tiles: panels of `nr` columns, all of k behind one another.
 
 use super::kernel::MicroKernel;
+use crate::cpu::memory;
 use crate::cpu::parallel::for_each_chunk;
 use crate::cpu::simd::{self, simd, transpose, widen};
 use crate::types::{DType, Element, Float, Real};
@@ -58,6 +59,7 @@ pub fn pack<T: Float, A, B: Float, C>(
         return;
     }
     for_each_chunk(to, panel_len, |p, panel| {
+        memory::fault_in(panel);
         let columns = nr.min(n - p * nr);
         match order {
             Order::Weights { taps } if B::DTYPE == DType::F32 && T::Acc::DTYPE == DType::F32 => {
