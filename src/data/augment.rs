@@ -297,9 +297,14 @@ mod tests {
         // Contrast leaves a grey picture alone; brightness gives 80 to 120.
         let (low, high) = (*seen.first().unwrap(), *seen.last().unwrap());
         assert!((80..=82).contains(&low) && (118..=120).contains(&high), "{low} {high}");
-        assert!(Augment { contrast: 1.5, ..Augment::default() }.check().is_err());
-        assert!(Augment { brightness: f32::NAN, ..Augment::default() }.check().is_err());
-        assert!(Augment { smallest_crop: 0.0, ..Augment::default() }.check().is_err());
+        for (settings, name) in [
+            (Augment { contrast: 1.5, ..Augment::default() }, "contrast"),
+            (Augment { brightness: f32::NAN, ..Augment::default() }, "brightness"),
+            (Augment { smallest_crop: 0.0, ..Augment::default() }, "smallest_crop"),
+        ] {
+            let message = settings.check().unwrap_err().to_string();
+            assert!(message.contains(name), "{message}");
+        }
     }
 
     #[test]

@@ -322,7 +322,9 @@ mod tests {
                 assert_eq!(red, (row as f32 / 255.0 - 0.5) / 0.5);
             }
         }
-        assert!(data.pass(0, 1).is_err() && data.pass(1, 0).is_err());
+        for (batch, threads) in [(0, 1), (1, 0)] {
+            assert!(matches!(data.pass(batch, threads), Err(Error::Argument { .. })));
+        }
     }
 
     #[test]

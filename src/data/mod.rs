@@ -530,7 +530,8 @@ mod tests {
         let empty = open(&[FixtureRow::default()], &ALL, DataSettings::default());
         let error = empty.err().unwrap().to_string();
         assert!(error.contains("1 that cannot be used") && error.contains("row 1"), "{error}");
-        assert!(open(&[], &ALL, DataSettings::default()).is_err());
+        let error = open(&[], &ALL, DataSettings::default()).err().unwrap().to_string();
+        assert!(error.contains("expected pictures, found none"), "{error}");
     }
 
     #[test]
@@ -544,7 +545,11 @@ mod tests {
         assert_eq!(data.pass(4, 1).unwrap().next().unwrap().unwrap().images.dims(), [4, 4, 4, 3]);
         for resolution in [0, 5000] {
             let settings = DataSettings { resolution: Some(resolution), ..DataSettings::default() };
-            assert!(open(&rows, &ALL, settings).is_err());
+            let error = open(&rows, &ALL, settings).err().unwrap().to_string();
+            assert!(
+                error.contains("resolution") && error.contains(&resolution.to_string()),
+                "{error}"
+            );
         }
     }
 
@@ -620,7 +625,8 @@ mod tests {
         assert_eq!(name(&batch.captions[1]), held_out.name(1));
         assert_ne!(held_out.name(0), data.split(0.1, 43).unwrap().1.name(0));
         for share in [0.0, 1.0, f64::NAN, -1.0] {
-            assert!(data.split(share, 1).is_err(), "{share}");
+            let error = data.split(share, 1).err().unwrap().to_string();
+            assert!(error.contains(&share.to_string()), "{share}: {error}");
         }
     }
 }

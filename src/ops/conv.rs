@@ -490,12 +490,18 @@ mod tests {
         let run = |shape: [usize; 4], config| {
             conv2d(&random(shape, 2), &packed, config, Epilogue::default())
         };
-        assert!(run([1, 5, 5, 4], Conv2dConfig::new(1, 1)).is_err());
-        assert!(run([1, 2, 2, 3], Conv2dConfig::new(1, 0)).is_err());
-        assert!(run([1, 5, 5, 3], Conv2dConfig::new(0, 1)).is_err());
-        assert!(run([1, 5, 5, 3], Conv2dConfig { stride: 1, padding: [usize::MAX; 4] }).is_err());
+        assert!(matches!(run([1, 5, 5, 4], Conv2dConfig::new(1, 1)), Err(Error::Shape { .. })));
+        assert!(matches!(run([1, 2, 2, 3], Conv2dConfig::new(1, 0)), Err(Error::Shape { .. })));
+        assert!(matches!(run([1, 5, 5, 3], Conv2dConfig::new(0, 1)), Err(Error::Value { .. })));
+        assert!(matches!(
+            run([1, 5, 5, 3], Conv2dConfig { stride: 1, padding: [usize::MAX; 4] }),
+            Err(Error::Shape { .. })
+        ));
         let packed = frozen(&random([4, 16, 3, 3], 1), Layout::ConvolutionAt(1), DType::F32);
         let x = random([1, 5, 5, 16], 2);
-        assert!(conv2d(&x, &packed, Conv2dConfig::new(2, 1), Epilogue::default()).is_err());
+        assert!(matches!(
+            conv2d(&x, &packed, Conv2dConfig::new(2, 1), Epilogue::default()),
+            Err(Error::Value { .. })
+        ));
     }
 }

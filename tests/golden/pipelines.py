@@ -3,7 +3,7 @@
 Writes `pipelines/tokenizer*/` (a byte-level BPE of CLIP's kind with 640 entries) and, for each case, a
 folder `pipelines/NAME/` that lacks only the components: `model_index.json`,
 `scheduler/scheduler_config.json`, `case.json` (components, or a folder of this repository that has them
-all; arguments of the call; torch's own bf16 error) and `golden.safetensors`:
+all; arguments of the call; torch's own errors in bf16 and f16) and `golden.safetensors`:
 
     image     [B, H, W, 3]         f32, 0 to 1
     latents   [steps, B, h, w, 4]  f32, after every call of the scheduler
@@ -39,7 +39,7 @@ LONG = "an aerial view of " + ", ".join(
 )
 
 # Errors in 16 bits are a matter of luck: each case is drawn with so many seeds.
-BF16_SEEDS = 4
+SEEDS_IN_16_BITS = 4
 
 SD = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 SD1 = dict(text_encoder="clip_l", unet="unet_sd15", vae="vae", tokenizer="tokenizer")
@@ -188,6 +188,17 @@ def psnr(a, b):
     return float(-10 * torch.log10(torch.mean((a.double() - b.double()) ** 2)))
 
 
+def errors_in_16_bits(case):
+    """PSNR of torch's pictures in bf16 and f16 against its own in f32, for each seed."""
+    errors = {"bf16_psnr": [], "f16_psnr": []}
+    for seed in range(case["seed"], case["seed"] + SEEDS_IN_16_BITS):
+        one = case | dict(seed=seed, images=1)
+        exact = run(one, torch.float32)[0]
+        for name, dtype in zip(errors, (torch.bfloat16, torch.float16)):
+            errors[name].append(round(psnr(run(one, dtype)[0].float(), exact), 2))
+    return errors
+
+
 def main():
     diffusers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -206,13 +217,10 @@ def main():
     write_tokenizers()
     for case in CASES:
         image, latents = run(case, torch.float32)
-        bf16 = []
-        for seed in range(case["seed"], case["seed"] + BF16_SEEDS):
-            one = case | dict(seed=seed, images=1)
-            bf16.append(round(psnr(run(one, torch.bfloat16)[0].float(), run(one, torch.float32)[0]), 2))
+        errors = errors_in_16_bits(case)
         print(
             f"{case['name']:20} image mean {image.mean():.3f} std {image.std():.3f}, latents std {latents[-1].std():.2f},"
-            f" bf16 {bf16} dB",
+            f" {errors} dB",
             flush=True,
         )
         # A flat or blown-out picture would make every PSNR look good.
@@ -234,8 +242,8 @@ def main():
                 "seed": case["seed"],
                 "num_images_per_prompt": case["images"],
                 "arguments": {"height": HEIGHT, "width": WIDTH} | case["call"],
-                "bf16_psnr": bf16,
-            },
+            }
+            | errors,
         )
 
 

@@ -207,6 +207,7 @@ mod tests {
         args.push(&9u64.to_ne_bytes()).unwrap();
         assert_eq!(args.offsets[..args.count], [0, 1, 3]);
         assert_eq!(args.bytes[3].0[..8], 9u64.to_ne_bytes());
-        assert!(args.push(&[0; 512]).is_err());
+        let error = args.push(&[0; 512]).unwrap_err().to_string();
+        assert!(error.contains("512 bytes"), "{error}");
     }
 }
