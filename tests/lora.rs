@@ -388,6 +388,17 @@ fn a_trained_adapter_does_what_it_did_in_training() {
     for lora_targets in [Targets::Attention, Targets::Linear, Targets::Conv] {
         let settings = LoraSettings { lora_targets, ..of_every_layer() };
         let trained = task(&model, &settings).unwrap();
+        let names: Vec<String> = trained.parameters().into_iter().map(|(name, _)| name).collect();
+        let has = |layer: &str| names.iter().any(|name| name.contains(layer));
+        // A projection that is stored as a 1x1 convolution is a linear layer.
+        let expected = match lora_targets {
+            Targets::Attention => [true, true, false, false, false, false],
+            Targets::Linear => [true, true, true, true, true, false],
+            Targets::Conv => [true; 6],
+        };
+        let layers = ["to_out.0", "q_proj", "fc1", "ff.net.0.proj", "proj_in", "conv_in"];
+        assert_eq!(layers.map(has), expected, "{lora_targets:?}");
+        assert!(!has("norm") && !has("embeddings.token"), "{lora_targets:?}");
         let plain = loss(&trained);
         let mut optimizer = Optimizer::new(&trained.parameters(), false).unwrap();
         for step in 0..3 {

@@ -3,7 +3,7 @@
 use std::sync::{PoisonError, RwLock};
 
 use crate::error::{Error, Result};
-use crate::ops::weight::{Layout, Weight};
+use crate::ops::weight::Weight;
 use crate::tensor::{DType, Shape, Tensor};
 
 /// A weight of a layer.
@@ -111,12 +111,9 @@ impl Parameter {
         self.replace(if before.requires_grad() { tensor.variable() } else { tensor.detach() })
     }
 
-    /// What it is laid out for, if it is multiplied by.
-    pub(super) fn layout(&self) -> Option<Layout> {
-        self.with(|value| match value {
-            Value::LaidOut(weight) => Some(weight.layout()),
-            Value::Plain(_) | Value::Frozen(_) => None,
-        })
+    /// Whether it is a matrix or a convolution, rather than read as it is.
+    pub(super) fn is_multiplied_by(&self) -> bool {
+        self.with(|value| matches!(value, Value::LaidOut(_)))
     }
 
     /// Holds what was computed from others, as it is: gradients go on to those.

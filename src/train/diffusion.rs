@@ -381,10 +381,12 @@ impl DiffusionTask {
     /// `Argument` for a rank or a scale that cannot be.
     pub fn adapting(mut self, settings: &LoraSettings, seed: u64) -> Result<Self> {
         let Some(rank) = settings.lora_rank else { return Ok(self) };
-        let alpha = settings.lora_alpha.unwrap_or(rank as f64);
-        if !(alpha > 0.0 && alpha.is_finite()) {
-            return Err(Error::argument("lora_alpha", alpha, "a number above 0"));
-        }
+        let alpha = match settings.lora_alpha {
+            Some(alpha) if !(alpha > 0.0 && alpha.is_finite()) => {
+                return Err(Error::argument("lora_alpha", alpha, "a number above 0"));
+            }
+            given => given.unwrap_or(rank as f64),
+        };
         let new = |part: &str, module: &dyn Module| {
             LowRank::new(module, settings.lora_targets, rank, alpha, |name, shape| {
                 low_rank(seed, &format!("{part}.{name}"), shape)

@@ -98,3 +98,35 @@ fn an_adapter_that_does_not_fit_is_refused() {
         ["a.safetensors", "cut.safetensors", "nadir-1.png", "x.safetensors"]
     );
 }
+
+#[test]
+fn adapters_are_trained_and_drawn_with() {
+    let desk = Desk::new();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (set, model) = (root.join("data/blue-marble.parquet"), super::weights());
+    let train = |args: &[&str]| {
+        let first = ["train", "diffusion", "--train-data", set.to_str().unwrap(), "-o", "run"];
+        let second = ["--resolution", "32", "--train_batch_size=1", "--max_train_steps", "2"];
+        desk.run(&[&first[..], &second, args].concat())
+    };
+    let from = ["--init-from", model.to_str().unwrap()];
+    for (args, message) in [
+        (&["--lora-rank", "2"][..], "--init-from"),
+        (&["--lora-rank", "0"], "--lora-rank"),
+        (&["--lora-rank", "1000000000000"], "--lora-rank"),
+        (&["--rank", "2", "--lora-alpha", "nan"], "--lora-alpha"),
+        (&["--rank", "2", "--lora-targets", "norms"], "attention, linear or conv"),
+        (&["--lora-alpha", "2"], "--lora-rank"),
+    ] {
+        let begins: &[&str] = if message == "--init-from" { &[] } else { &from };
+        let output = train(&[begins, args].concat());
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {error}");
+        assert!(error.contains(message), "{args:?}: {error}");
+    }
+    let output = train(&[&from[..], &["--lora-rank=2", "--learning_rate=0.1"]].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let draw =
+        |more: &[&str]| desk.picture(&[&["generate", "a coast", "-s1", STEPS], more].concat());
+    assert_ne!(draw(&["--lora", "run"]), draw(&[]));
+}

@@ -10,8 +10,7 @@ use crate::io::safetensors::save;
 use crate::nn::{Module, Parameter, parameters};
 use crate::ops::elementwise::{linear_combination, scale};
 use crate::ops::matmul::matmul;
-use crate::ops::weight::Layout;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, Shape, Tensor};
 
 /// Which layers are adapted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,14 +40,14 @@ impl FromStr for Targets {
 }
 
 impl Targets {
-    fn include(self, layer: &str, layout: Layout) -> bool {
+    fn include(self, layer: &str, shape: &Shape) -> bool {
         let projections =
             ["to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj"];
         match self {
             Self::Attention => projections
                 .iter()
                 .any(|name| layer.strip_suffix(name).is_some_and(|front| front.ends_with('.'))),
-            Self::Linear => layout == Layout::Matrix,
+            Self::Linear => shape.len() == 2,
             Self::Conv => true,
         }
     }
@@ -91,11 +90,8 @@ impl LowRank {
             if parameter.is_trainable() {
                 parameter.set_trainable(false)?;
             }
-            let (Some(layout), Some(layer)) = (parameter.layout(), name.strip_suffix(".weight"))
-            else {
-                continue;
-            };
-            if targets.include(layer, layout) {
+            let Some(layer) = name.strip_suffix(".weight") else { continue };
+            if parameter.is_multiplied_by() && targets.include(layer, &parameter.shape()) {
                 let base = parameter.tensor().ok_or_else(|| {
                     let message = format!("{name} is frozen: load the model with plain weights");
                     Error::value("lora", message)
