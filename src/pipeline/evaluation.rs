@@ -31,12 +31,14 @@ impl Evaluation {
         Self { text, is_warm: false, captured: None }
     }
 
-    /// As [`Unet::forward`], of the same shapes in every call.
+    /// As [`Unet::forward`], of the same shapes in every call. What it gives lasts until the next call, or, if it
+    /// `is_remembered`, longer.
     pub(super) fn predict(
         &mut self,
         unet: &Unet,
         latents: &Tensor,
         timesteps: &Tensor,
+        is_remembered: bool,
     ) -> Result<Tensor> {
         let on_host = latents.device() == Device::Cpu;
         if on_host || !std::mem::replace(&mut self.is_warm, true) || !are_wanted() {
@@ -49,7 +51,9 @@ impl Evaluation {
         captured.latents.assign(latents)?;
         captured.timesteps.assign(timesteps)?;
         let prediction = captured.graph.launch()?;
-        // The next launch overwrites it, and samplers remember predictions.
+        if !is_remembered {
+            return Ok(prediction.clone());
+        }
         let mut copy =
             Tensor::uninit(*prediction.shape(), prediction.dtype(), prediction.device())?;
         copy.assign(prediction)?;

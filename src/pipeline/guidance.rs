@@ -20,12 +20,17 @@ impl Guidance {
         (scale > 1.0).then_some(Self { scale, rescale })
     }
 
+    /// Weights of the predictions without the prompt and with it; `None` where the guided one is no sum of them.
+    pub(super) fn weights(self) -> Option<[f32; 2]> {
+        (self.rescale == 0.0).then_some([1.0 - self.scale, self.scale])
+    }
+
     /// From the predictions without the prompt and with it, [2, h, w, C] f32, to the guided one [1, h, w, C].
     ///
     /// # Errors
     /// None for a prediction of this shape.
     pub(super) fn apply(self, prediction: &Tensor) -> Result<Tensor> {
-        let (scale, rescale) = (self.scale, self.rescale);
+        let Self { scale, rescale } = self;
         let uncond = prediction.narrow(0, 0, 1)?; // [1, h, w, C]
         let cond = prediction.narrow(0, 1, 1)?;
         let guided = linear_combination(&[(1.0 - scale, &uncond), (scale, &cond)])?;

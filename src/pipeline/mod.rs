@@ -14,6 +14,7 @@ mod save;
 mod settings;
 mod slot;
 mod start;
+mod stepping;
 mod text_to_image;
 
 pub use load::{LoadOptions, Suggestions};

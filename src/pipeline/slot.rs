@@ -9,6 +9,7 @@ use crate::ops::layout::concat;
 use crate::pipeline::guidance::Guidance;
 use crate::pipeline::sampler::Sampler;
 use crate::pipeline::start::{Noise, Start};
+use crate::pipeline::stepping::Stepping;
 use crate::tensor::{Device, Tensor};
 
 /// The state of one picture. It takes a row of the UNet's batch, or two with guidance: without the prompt, with it.
@@ -20,11 +21,13 @@ pub(super) struct Denoising {
     pub(super) latents: Tensor,
     /// The evaluation to come.
     pub(super) next: usize,
-    /// What the UNet's blocks make of all timesteps; [evaluations, E].
+    /// What the UNet's blocks make of all timesteps, for each row; [evaluations, rows, E].
     pub(super) timesteps: Tensor,
     /// Keys and values of the negative prompt, with guidance, and of the prompt; a row each.
     pub(super) text: Vec<Arc<Context>>,
     pub(super) guidance: Option<Guidance>,
+    /// How steps are made, if not by the sampler itself.
+    pub(super) stepping: Option<Stepping>,
 }
 
 impl Denoising {
@@ -54,15 +57,17 @@ impl Denoising {
 
     /// What the UNet is to see: [rows, h, w, 4 or 9], and what its blocks make of the timestep [rows, E].
     pub(super) fn input(&self) -> Result<(Tensor, Tensor)> {
-        let mut latents = scale(&self.latents, self.sampler.input_scale(self.next))?;
-        if let Some(mask_and_image) = &self.start.mask_and_image {
-            latents = concat(&[&latents, mask_and_image], 3)?; // [1, h, w, 9]
+        let times = self.timesteps.narrow(0, self.next, 1)?; // [1, rows, E]
+        let times = times.reshape([self.rows(), times.dim(2)])?;
+        let repeated = |t: &Tensor| concat(&vec![t; self.rows()], 0);
+        let latents = match self.stepping.as_ref().and_then(|stepping| stepping.input.clone()) {
+            Some(input) => input,
+            None => repeated(&scale(&self.latents, self.sampler.input_scale(self.next))?)?,
+        };
+        match &self.start.mask_and_image {
+            Some(with) => Ok((concat(&[&latents, &repeated(with)?], 3)?, times)), // [rows, h, w, 9]
+            None => Ok((latents, times)),
         }
-        let timestep = self.timesteps.narrow(0, self.next, 1)?; // [1, E]
-        if self.guidance.is_none() {
-            return Ok((latents, timestep));
-        }
-        Ok((concat(&[&latents, &latents], 0)?, concat(&[&timestep, &timestep], 0)?))
     }
 
     /// Takes the sampler a step further with the UNet's `prediction` [rows, h, w, 4].
@@ -70,6 +75,11 @@ impl Denoising {
     /// # Errors
     /// `NotFinite` when the latents leave the range of numbers; those of [`Sampler::step`].
     pub(super) fn advance(&mut self, prediction: &Tensor) -> Result<()> {
+        if let Some(stepping) = &mut self.stepping {
+            self.latents = stepping.step(prediction, &self.latents)?;
+            self.next += 1;
+            return if self.is_done() { check_finite(&self.latents) } else { Ok(()) };
+        }
         let guided;
         let output = match self.guidance {
             Some(guidance) => {

@@ -25,12 +25,20 @@ impl Noise {
 
     /// The next noise [1, h, w, C], f32.
     pub(super) fn draw(&mut self) -> Result<Tensor> {
+        self.draw_all(1)
+    }
+
+    /// The next `n` noises [n, h, w, C], f32.
+    pub(super) fn draw_all(&mut self, n: usize) -> Result<Tensor> {
         let [h, w, c] = self.size;
-        // f32 whatever the networks compute in: a seed is one picture in every dtype.
-        let values = self.stream.randn(h * w * c, DType::F32)?;
-        // torch draws channel by channel.
-        let noise = Tensor::from_vec(values, [1, c, h, w])?;
-        noise.permute(&[0, 2, 3, 1])?.contiguous()?.to_device(self.device) // [1, h, w, C]
+        let draws = (0..n).map(|_| {
+            // f32 whatever the networks compute in: a seed is one picture in every dtype.
+            let values = self.stream.randn(h * w * c, DType::F32)?;
+            // torch draws channel by channel.
+            Tensor::from_vec(values, [1, c, h, w])?.permute(&[0, 2, 3, 1])?.contiguous() // [1, h, w, C]
+        });
+        let draws = draws.collect::<Result<Vec<_>>>()?;
+        concat(&draws.iter().collect::<Vec<_>>(), 0)?.to_device(self.device)
     }
 }
 
@@ -144,6 +152,11 @@ impl Start {
             start.unmasked = Some(Unmasked { latents, noise: drawn, mask, rest });
         }
         Ok(start)
+    }
+
+    /// Whether steps are left as samplers make them.
+    pub(super) fn is_free(&self) -> bool {
+        self.unmasked.is_none()
     }
 
     /// Puts back what is not to be painted, as noisy as evaluation `next` expects it (clean at the end).

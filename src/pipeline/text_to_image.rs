@@ -22,6 +22,7 @@ use crate::pipeline::request::{Cancel, Request};
 use crate::pipeline::sampler::SamplerConfig;
 use crate::pipeline::slot::Denoising;
 use crate::pipeline::start::{Noise, Start};
+use crate::pipeline::stepping::Stepping;
 use crate::tensor::{Device, Tensor};
 use crate::text::tokenizer::ClipTokenizer;
 
@@ -69,11 +70,18 @@ impl TextToImage {
             }
         };
         // 3. schedule -> time embeddings
-        let timesteps = self.unet.embed_timesteps(sampler.timesteps())?; // [evaluations, E]
+        let times = self.unet.embed_timesteps(sampler.timesteps())?; // [evaluations, E]
+        let times = times.reshape([times.dim(0), 1, times.dim(1)])?;
+        let timesteps = concat(&vec![&times; text.len()], 1)?; // [evaluations, rows, E]
+        // 4. the sampler, or a table of its steps
         sampler.begin(start.first);
+        let stepping = match start.is_free() {
+            true => Stepping::new(&*sampler, start.first, guidance, &mut noise, self.device)?,
+            false => None,
+        };
         let (latents, next) = (start.latents.clone(), start.first);
         Ok((
-            Denoising { sampler, noise, start, latents, next, timesteps, text, guidance },
+            Denoising { sampler, noise, start, latents, next, timesteps, text, guidance, stepping },
             warnings,
         ))
     }
@@ -87,7 +95,9 @@ impl TextToImage {
         let inputs = slots.iter().map(|slot| slot.input()).collect::<Result<Vec<_>>>()?;
         let (latents, timesteps): (Vec<_>, Vec<_>) = inputs.iter().map(|(x, t)| (x, t)).unzip();
         let (latents, timesteps) = (concat(&latents, 0)?, concat(&timesteps, 0)?); // [R, h, w, C], [R, E]
-        let predictions = evaluation.predict(&self.unet, &latents, &timesteps)?; // [R, h, w, 4]
+        // Samplers remember predictions.
+        let is_remembered = slots.iter().any(|slot| slot.stepping.is_none());
+        let predictions = evaluation.predict(&self.unet, &latents, &timesteps, is_remembered)?; // [R, h, w, 4]
         let mut row = 0;
         let advance = |slot: &mut &mut Denoising| {
             let prediction = predictions.narrow(0, row, slot.rows())?; // [1 or 2, h, w, 4]

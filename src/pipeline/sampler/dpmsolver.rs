@@ -10,7 +10,7 @@ use crate::tensor::Tensor;
 use super::prediction::{Clip, Mix, Prediction, combine};
 use super::sigmas::FinalSigma;
 use super::solver::{Node, Path, PathRules, solver_order};
-use super::{DrawNoise, NoiseLevel, Sampler};
+use super::{DrawNoise, LinearStep, NoiseLevel, Sampler};
 
 /// Below so many steps the order falls towards the end (`lower_order_final`).
 const FEW_STEPS: usize = 15;
@@ -108,6 +108,15 @@ impl DpmSolver {
         })
     }
 
+    /// What [`Self::convert`] comes to where the denoised sample is not bounded.
+    fn mix(&self, node: Node) -> Mix {
+        let (alpha, sigma) = (node.alpha as f64, node.sigma as f64);
+        match self.algorithm.in_denoised() {
+            true => self.prediction.denoised(alpha, sigma),
+            false => self.prediction.noise(alpha, sigma),
+        }
+    }
+
     /// The quantity the solver extrapolates: the denoised sample or the noise.
     fn convert(&self, node: Node, output: &Tensor, sample: &Tensor) -> Result<Tensor> {
         let (alpha, sigma) = (node.alpha as f64, node.sigma as f64);
@@ -116,7 +125,7 @@ impl DpmSolver {
             return self.clip.apply(denoised.apply(sample, output)?);
         }
         if self.clip == Clip::Off {
-            return self.prediction.noise(alpha, sigma).apply(sample, output);
+            return self.mix(node).apply(sample, output);
         }
         let x0 = self.clip.apply(denoised.apply(sample, output)?)?;
         Mix { sample: 1.0 / sigma, output: -alpha / sigma }.apply(sample, &x0)
@@ -200,6 +209,16 @@ impl Sampler for DpmSolver {
 
     fn begin(&mut self, _start: usize) {
         self.outputs.clear();
+    }
+
+    fn linear(&self, start: usize) -> Option<Vec<LinearStep>> {
+        let linear = |i: usize| {
+            let order = self.order_at(i, self.order.min(i - start + 1));
+            let Update { sample, outputs, noise } = self.update(i, order);
+            let noise = self.algorithm.is_sde().then_some(noise);
+            LinearStep::new(self.mix(self.path.nodes[i]), sample, &outputs[..order], noise)
+        };
+        self.clip.unless_bounded(|| (start..self.path.timesteps.len()).map(linear).collect())
     }
 
     fn step(

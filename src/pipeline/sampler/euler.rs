@@ -6,11 +6,11 @@ use crate::error::Result;
 use crate::io::config::Config;
 use crate::tensor::Tensor;
 
-use super::prediction::{Prediction, combine};
+use super::prediction::{Mix, Prediction, combine};
 use super::schedule::{BetaDefaults, NoiseSchedule, linspace_f32};
 use super::sigmas::{FinalSigma, Ramp, SigmaRange, SigmaTable, check_descending};
 use super::spacing::Spacing;
-use super::{DrawNoise, NoiseLevel, Sampler, first_noise_level, input_scale};
+use super::{DrawNoise, LinearStep, NoiseLevel, Sampler, first_noise_level, input_scale};
 
 pub(super) struct Euler {
     prediction: Prediction,
@@ -78,6 +78,25 @@ impl Euler {
         sigmas.push(0.0);
         Ok(Self { prediction, spacing, ancestral: true, timesteps, sigmas })
     }
+
+    /// Of step `i`: weights of the sample and the output, and of noise where it is drawn.
+    fn weights(&self, i: usize) -> ([f64; 2], Option<f64>) {
+        let (from, to) = (self.sigmas[i], self.sigmas[i + 1]);
+        let slope = self.prediction.derivative(from as f64);
+        let step = |end: f32| {
+            // In f32, as the reference: from the sigma of 4096 of a zero terminal SNR its rounding shows.
+            let width = (end - from) as f64;
+            [1.0 + width * slope.sample, width * slope.output]
+        };
+        if !self.ancestral {
+            return (step(to), None);
+        }
+        // The noise put back makes up for what the step went too far: down^2 + up^2 = to^2. The reference draws at
+        // the last step as well, with weight 0.
+        let up = to * (1.0 - (to / from).powi(2)).sqrt();
+        let down = to * to / from;
+        (step(down), Some(up as f64))
+    }
 }
 
 impl Sampler for Euler {
@@ -97,6 +116,14 @@ impl Sampler for Euler {
         NoiseLevel { signal: 1.0, noise: self.sigmas[i] as f64 }
     }
 
+    fn linear(&self, start: usize) -> Option<Vec<LinearStep>> {
+        let linear = |i| {
+            let ([sample, output], noise) = self.weights(i);
+            LinearStep::new(Mix::OUTPUT, sample, &[output], noise)
+        };
+        Some((start..self.timesteps.len()).map(linear).collect())
+    }
+
     fn step(
         &mut self,
         i: usize,
@@ -104,22 +131,10 @@ impl Sampler for Euler {
         sample: &Tensor,
         noise: &mut DrawNoise,
     ) -> Result<Tensor> {
-        let (from, to) = (self.sigmas[i], self.sigmas[i + 1]);
-        let slope = self.prediction.derivative(from as f64);
-        let step = |end: f32| {
-            // In f32, as the reference: from the sigma of 4096 of a zero terminal SNR its rounding shows.
-            let width = (end - from) as f64;
-            [(1.0 + width * slope.sample, sample), (width * slope.output, output)]
-        };
-        if !self.ancestral {
-            return combine(&step(to));
-        }
-        // The noise put back makes up for what the step went too far: down^2 + up^2 = to^2. The reference draws at
-        // the last step as well, with weight 0.
-        let up = to * (1.0 - (to / from).powi(2)).sqrt();
-        let down = to * to / from;
-        let noise = noise()?;
-        let [a, b] = step(down);
-        combine(&[a, b, (up as f64, &noise)])
+        let ([of_sample, of_output], of_noise) = self.weights(i);
+        let mut terms = vec![(of_sample, sample), (of_output, output)];
+        let drawn = of_noise.map(|weight| Ok((weight, noise()?))).transpose()?;
+        terms.extend(drawn.as_ref().map(|(weight, noise)| (*weight, noise)));
+        combine(&terms)
     }
 }

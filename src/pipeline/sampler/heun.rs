@@ -9,7 +9,7 @@ use super::prediction::{Clip, Mix, Prediction, combine};
 use super::schedule::{BetaDefaults, Betas, NoiseSchedule};
 use super::sigmas::{Ramp, SigmaRange, SigmaTable, check_descending};
 use super::spacing::Spacing;
-use super::{DrawNoise, NoiseLevel, Sampler, first_noise_level, input_scale};
+use super::{DrawNoise, LinearStep, NoiseLevel, Sampler, first_noise_level, input_scale};
 
 pub(super) struct Heun {
     prediction: Prediction,
@@ -91,6 +91,20 @@ impl Sampler for Heun {
 
     fn begin(&mut self, _start: usize) {
         self.first = None;
+    }
+
+    fn linear(&self, start: usize) -> Option<Vec<LinearStep>> {
+        let linear = |i: usize| {
+            let slope = self.prediction.derivative(self.sigmas[i] as f64);
+            if (i - start).is_multiple_of(2) {
+                let width = (self.sigmas[i + 1] - self.sigmas[i]) as f64;
+                return LinearStep::new(slope, 1.0, &[width], None);
+            }
+            // The step began a width along the first slope before.
+            let width = (self.sigmas[i] - self.sigmas[i - 1]) as f64;
+            LinearStep::new(slope, 1.0, &[0.5 * width, -0.5 * width], None)
+        };
+        self.clip.unless_bounded(|| (start..self.timesteps.len()).map(linear).collect())
     }
 
     fn step(

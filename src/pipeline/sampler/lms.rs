@@ -11,7 +11,7 @@ use super::prediction::{Prediction, combine};
 use super::schedule::{BetaDefaults, NoiseSchedule};
 use super::sigmas::{Ramp, SigmaRange, SigmaTable, check_descending};
 use super::spacing::Spacing;
-use super::{DrawNoise, NoiseLevel, Sampler, first_noise_level, input_scale};
+use super::{DrawNoise, LinearStep, NoiseLevel, Sampler, first_noise_level, input_scale};
 
 /// Slopes that a step looks back on.
 const ORDER: usize = 4;
@@ -84,6 +84,17 @@ impl Sampler for Lms {
 
     fn begin(&mut self, _start: usize) {
         self.slopes.clear();
+    }
+
+    fn linear(&self, start: usize) -> Option<Vec<LinearStep>> {
+        let linear = |i: usize| {
+            let order = ORDER.min(i + 1);
+            let slopes = order.min(i - start + 1);
+            let weights: Vec<f64> = (0..slopes).map(|j| self.weight(i, j, order)).collect();
+            let slope = self.prediction.derivative(self.sigmas[i] as f64);
+            LinearStep::new(slope, 1.0, &weights, None)
+        };
+        Some((start..self.timesteps.len()).map(linear).collect())
     }
 
     fn step(

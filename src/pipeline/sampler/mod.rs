@@ -20,6 +20,7 @@ mod dpmsolver;
 mod euler;
 mod heun;
 mod lcm;
+mod linear;
 mod lms;
 mod pndm;
 mod prediction;
@@ -31,6 +32,7 @@ mod step_table;
 mod unipc;
 
 pub use config::{SamplerConfig, SamplerKind};
+pub use linear::LinearStep;
 pub use schedule::alphas_cumprod;
 
 use crate::error::{Error, Result};
@@ -100,6 +102,10 @@ pub trait Sampler: Send {
         sample: &Tensor,
         noise: &mut DrawNoise,
     ) -> Result<Tensor>;
+
+    /// The steps from evaluation `start` on as sums, which need nothing of what [`step`](Self::step) remembers; the same but
+    /// for rounding. `None` where no weights stand for them: where the denoised sample is bounded.
+    fn linear(&self, start: usize) -> Option<Vec<LinearStep>>;
 
     /// `original` with as much noise as a sample has before evaluation `i`.
     ///

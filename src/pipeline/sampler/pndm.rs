@@ -3,12 +3,13 @@
 
 use crate::error::{Error, Result};
 use crate::io::config::Config;
+use crate::ops::sampler::RECALLED;
 use crate::tensor::Tensor;
 
-use super::prediction::{Prediction, combine};
+use super::prediction::{Mix, Prediction, combine};
 use super::schedule::{BetaDefaults, NoiseSchedule};
 use super::spacing::Spacing;
-use super::{DrawNoise, NoiseLevel, Sampler, final_alpha_bar, table_timesteps};
+use super::{DrawNoise, LinearStep, NoiseLevel, Sampler, final_alpha_bar, table_timesteps};
 
 /// Steps made by Runge-Kutta, of four evaluations each but for the last, which the multistep method makes.
 const RUNGE_KUTTA_STEPS: usize = 4;
@@ -93,16 +94,22 @@ impl Pndm {
         end: i64,
         outputs: &[(f64, &Tensor)],
     ) -> Result<Tensor> {
+        let (of_sample, of_outputs) = self.transfer_weights(t, end);
+        // The weights of the outputs add up to 1, so that the sample's share of the noise counts once.
+        let mut terms = vec![(of_sample, sample)];
+        terms.extend(outputs.iter().map(|&(weight, e)| (of_outputs * weight, e)));
+        combine(&terms)
+    }
+
+    /// Of [`Self::transfer`]: that of the sample, and that of the sum of outputs.
+    fn transfer_weights(&self, t: usize, end: i64) -> (f64, f64) {
         let t = t.min(self.schedule.len() - 1); // one stride above a visited timestep is still in the table
         let a = self.schedule.alpha_bar(t) as f64;
         let a_end = usize::try_from(end).map_or(self.last, |t| self.schedule.alpha_bar(t)) as f64;
         let (b, b_end) = (1.0 - a, 1.0 - a_end);
         let noise = -(a_end - a) / (a * b_end.sqrt() + (a * b * a_end).sqrt());
         let mix = self.prediction.noise(a.sqrt(), b.sqrt());
-        // The weights of the outputs add up to 1, so that the sample's share of the noise counts once.
-        let mut terms = vec![((a_end / a).sqrt() + noise * mix.sample, sample)];
-        terms.extend(outputs.iter().map(|&(weight, e)| (noise * mix.output * weight, e)));
-        combine(&terms)
+        ((a_end / a).sqrt() + noise * mix.sample, noise * mix.output)
     }
 
     fn runge_kutta_step(
@@ -154,16 +161,20 @@ impl Pndm {
         if count == 0 {
             self.base = Some(sample.clone());
         }
-        // Adams-Bashforth, newest first.
-        let weights: &[f64] = match self.outputs.len() {
-            1 => &[1.0],
-            2 => &[1.5, -0.5],
-            3 => &[23.0 / 12.0, -16.0 / 12.0, 5.0 / 12.0],
-            _ => &[55.0 / 24.0, -59.0 / 24.0, 37.0 / 24.0, -9.0 / 24.0],
-        };
+        let weights = adams_bashforth(self.outputs.len());
         let newest_first = self.outputs.iter().rev();
         let outputs: Vec<_> = weights.iter().copied().zip(newest_first).collect();
         self.transfer(sample, t, t as i64 - stride as i64, &outputs)
+    }
+}
+
+/// Weights of so many outputs, newest first.
+fn adams_bashforth(outputs: usize) -> &'static [f64] {
+    match outputs {
+        1 => &[1.0],
+        2 => &[1.5, -0.5],
+        3 => &[23.0 / 12.0, -16.0 / 12.0, 5.0 / 12.0],
+        _ => &[55.0 / 24.0, -59.0 / 24.0, 37.0 / 24.0, -9.0 / 24.0],
     }
 }
 
@@ -185,6 +196,33 @@ impl Sampler for Pndm {
         self.outputs.clear();
         self.stages.clear();
         self.base = None;
+    }
+
+    /// Not of the Runge-Kutta steps in front, which begin again from a sample of four evaluations before.
+    fn linear(&self, start: usize) -> Option<Vec<LinearStep>> {
+        let stride = self.schedule.len() / self.steps;
+        let linear = |i: usize| {
+            let (count, t) = (i - start, self.visited[i]);
+            if count == 1 {
+                // Again from where the first step began, which is the sample less what that step added to it.
+                let (again, of_outputs) = self.transfer_weights(t + stride, t as i64);
+                let first = self.visited[start];
+                let (kept, added) = self.transfer_weights(first, first as i64 - stride as i64);
+                let sample = again / kept;
+                let weights = [0.5 * of_outputs, 0.5 * of_outputs - sample * added];
+                return LinearStep::new(Mix::OUTPUT, sample, &weights, None);
+            }
+            let (sample, of_outputs) = self.transfer_weights(t, t as i64 - stride as i64);
+            // The second evaluation's output is used at once and not again.
+            let known = (0..=count).rev().filter(|&other| other != 1).take(HISTORY);
+            let known: Vec<usize> = known.map(|other| count - other).collect();
+            let mut weights = [0.0; RECALLED];
+            for (&weight, &ago) in adams_bashforth(known.len()).iter().zip(&known) {
+                weights[ago] = of_outputs * weight;
+            }
+            LinearStep::new(Mix::OUTPUT, sample, &weights, None)
+        };
+        (self.runge_kutta == 0).then(|| (start..self.timesteps.len()).map(linear).collect())
     }
 
     fn step(

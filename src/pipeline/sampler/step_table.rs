@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::tensor::Tensor;
 
 use super::prediction::{Clip, Mix, Weights};
-use super::{DrawNoise, NoiseLevel, Sampler};
+use super::{DrawNoise, LinearStep, NoiseLevel, Sampler};
 
 pub(super) struct StepTable {
     pub clip: Clip,
@@ -30,6 +30,16 @@ impl Sampler for StepTable {
 
     fn noise_level(&self, i: usize) -> NoiseLevel {
         self.steps[i].level
+    }
+
+    fn linear(&self, start: usize) -> Option<Vec<LinearStep>> {
+        let linear = |step: &Step| {
+            let Step { denoised, weights, noise, .. } = step;
+            let sample = weights.sample + weights.x0 * denoised.sample;
+            let output = weights.output + weights.x0 * denoised.output;
+            LinearStep::new(Mix::OUTPUT, sample, &[output], *noise)
+        };
+        self.clip.unless_bounded(|| self.steps[start..].iter().map(linear).collect())
     }
 
     fn step(

@@ -5,12 +5,13 @@ use std::collections::VecDeque;
 
 use crate::error::Result;
 use crate::io::config::Config;
+use crate::ops::sampler::RECALLED;
 use crate::tensor::Tensor;
 
-use super::prediction::{Clip, Prediction, combine};
+use super::prediction::{Clip, Mix, Prediction, combine};
 use super::sigmas::FinalSigma;
 use super::solver::{Node, Path, PathRules, solver_order};
-use super::{DrawNoise, NoiseLevel, Sampler};
+use super::{DrawNoise, LinearStep, NoiseLevel, Sampler};
 
 pub(super) struct UniPc {
     prediction: Prediction,
@@ -74,16 +75,18 @@ impl UniPc {
         })
     }
 
-    fn convert(&self, node: Node, output: &Tensor, sample: &Tensor) -> Result<Tensor> {
-        if self.predict_x0 {
-            let x0 = self
-                .prediction
-                .denoised(node.alpha as f64, node.sigma as f64)
-                .apply(sample, output)?;
-            self.clip.apply(x0)
-        } else {
-            self.prediction.noise(node.alpha as f64, node.sigma as f64).apply(sample, output)
+    /// What [`Self::convert`] comes to where the denoised sample is not bounded.
+    fn mix(&self, node: Node) -> Mix {
+        let (alpha, sigma) = (node.alpha as f64, node.sigma as f64);
+        match self.predict_x0 {
+            true => self.prediction.denoised(alpha, sigma),
+            false => self.prediction.noise(alpha, sigma),
         }
+    }
+
+    fn convert(&self, node: Node, output: &Tensor, sample: &Tensor) -> Result<Tensor> {
+        let converted = self.mix(node).apply(sample, output)?;
+        if self.predict_x0 { self.clip.apply(converted) } else { Ok(converted) }
     }
 
     /// Weights of the step from node `i` to the next; `corrector` when the output at its end is known.
@@ -173,6 +176,39 @@ impl Sampler for UniPc {
     fn begin(&mut self, _start: usize) {
         self.outputs.clear();
         self.last = None;
+    }
+
+    fn linear(&self, start: usize) -> Option<Vec<LinearStep>> {
+        let steps = self.path.timesteps.len();
+        // The predictor's weights and order of the step before.
+        let mut before: Option<(Update, usize)> = None;
+        let mut linear = |i: usize| {
+            // 1. The corrector goes again from where the step before began, which is the sample less what the predictor
+            //    added to it: both keep the same part of it.
+            let mut mended = [0.0; RECALLED]; // weights of outputs, this step's first
+            if let Some((predicted, order)) = before.take()
+                && !self.disable_corrector.contains(&(i - 1))
+            {
+                let corrected = self.update(i - 1, order, true);
+                mended[0] = corrected.end;
+                for (to, (corrected, predicted)) in
+                    mended[1..].iter_mut().zip(corrected.outputs.iter().zip(&predicted.outputs))
+                {
+                    *to = corrected - predicted;
+                }
+            }
+            // 2. the next
+            let most = if self.lower_order_final { self.order.min(steps - i) } else { self.order };
+            let order = most.min(i - start + 1);
+            let update = self.update(i, order, false);
+            let mut recalled = mended.map(|w| update.sample * w);
+            recalled.iter_mut().zip(&update.outputs).for_each(|(to, weight)| *to += weight);
+            let step =
+                LinearStep::new(self.mix(self.path.nodes[i]), update.sample, &recalled, None);
+            before = Some((update, order));
+            step
+        };
+        self.clip.unless_bounded(|| (start..steps).map(&mut linear).collect())
     }
 
     fn step(

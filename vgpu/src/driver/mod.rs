@@ -1,5 +1,6 @@
 //! The CUDA driver API. Every exported function is C's; the work is in `state` and `queue`.
 
+mod calls;
 mod card;
 mod device;
 mod error;
@@ -76,6 +77,7 @@ macro_rules! api {
             #[unsafe(no_mangle)]
             #[allow(non_snake_case, clippy::missing_safety_doc)]
             pub unsafe extern "C" fn $name($($arg: $ty),*) -> $crate::driver::error::Code {
+                $crate::driver::calls::note(stringify!($name));
                 let work = std::panic::AssertUnwindSafe(|| -> $crate::driver::Outcome { $body });
                 match std::panic::catch_unwind(work) {
                     Ok(Ok(())) => $crate::driver::error::SUCCESS,
