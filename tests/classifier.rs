@@ -218,6 +218,7 @@ fn train(folder: &std::path::Path, settings: &Settings, stop: u64) -> Vec<(&'sta
         data: &data,
         held_out: Some(&held_out),
         folder,
+        about: &[],
         resume: Some(&Resume::Latest),
         cancel: &cancel,
     };

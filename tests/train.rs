@@ -17,14 +17,16 @@ use nadir::ops::elementwise::{add, clamp, scale};
 use nadir::ops::gradient::backward;
 use nadir::ops::loss::{absolute_error, kl_divergence, sample_gaussian, squared_error};
 use nadir::ops::reduce::mean;
-use nadir::pipeline::{Cancel, LoadOptions, TextToImage};
+use nadir::pipeline::{Cancel, LoadOptions, Request, TextToImage};
 use nadir::tensor::cuda::choose;
 use nadir::tensor::{DType, Device, Tensor};
 use nadir::train::checkpoint::Resume;
 use nadir::train::diffusion::{DiffusionSettings, DiffusionTask, NewModel, Prediction};
 use nadir::train::random::{Purpose, Random};
 use nadir::train::vae::VaeTask;
-use nadir::train::{Event, Optimizer, Outcome, Run, Settings, Task, in_order, norm};
+use nadir::train::{
+    Event, Optimizer, Outcome, Run, SampleSettings, Settings, Task, in_order, norm,
+};
 use serde_json::{Value, json};
 
 fn load<M>(name: &str, build: impl FnOnce(&Config, &Params) -> nadir::Result<M>) -> M {
@@ -159,6 +161,7 @@ fn train(task: &dyn Task, data: &Dataset, folder: &Path, steps: u64, stop: Optio
         data,
         held_out: Some(data),
         folder,
+        about: &[],
         resume: Some(&Resume::Latest),
         cancel: &cancel,
     };
@@ -350,5 +353,42 @@ fn a_gpu_learns_as_the_cpu() {
                 );
             }
         }
+    }
+}
+
+/// A picture amid training is the one that `generate` draws with the exported model.
+#[test]
+fn validation_prompts_are_drawn_as_by_the_exported_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let data = Dataset::open(pictures(folder, 10), DataSettings::default()).unwrap();
+    for (guidance, name) in [(1.0, "plain"), (3.0, "guided")] {
+        let sampling = SampleSettings {
+            validation_prompts: vec!["a river".to_owned(), "a <forest>".to_owned()],
+            validation_inference_steps: 3,
+            validation_guidance_scale: guidance,
+        };
+        let (task, run) =
+            (diffusion_task(folder, Device::Cpu).sampling(sampling), folder.join(name));
+        assert_eq!(train(&task, &data, &run, 3, None), Outcome::Done);
+        let model = TextToImage::load(&run, &LoadOptions::default()).unwrap();
+        for (i, prompt) in ["a river", "a <forest>"].into_iter().enumerate() {
+            let settings = nadir::pipeline::Settings {
+                prompt: prompt.to_owned(),
+                steps: Some(3),
+                guidance_scale: Some(guidance),
+                width: Some(16),
+                height: Some(16),
+                ..nadir::pipeline::Settings::default()
+            };
+            let request = Request { settings, seed: 5 + i as u64, ..Request::default() };
+            let drawn = model.draw(request).unwrap();
+            let shown = run.join(format!("validation/step-00000003-{i:02}.png"));
+            assert!(image::open(shown).unwrap().into_rgb8() == drawn, "{name}: {prompt}");
+        }
+        let page = std::fs::read_to_string(run.join("report.html")).unwrap();
+        assert!(page.contains("a &lt;forest&gt;") && page.contains("<b>Done</b>: step 3 of 3"));
+        assert!(page.contains("validation loss:"), "{page}");
+        assert_eq!(std::fs::read_dir(run.join("logs")).unwrap().count(), 1);
     }
 }

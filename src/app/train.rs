@@ -9,13 +9,14 @@ use std::io::IsTerminal;
 
 use nadir::Error;
 use nadir::data::{Augment, DataSettings, Dataset, Normalize};
+use nadir::io::atomic;
 use nadir::models::resnet::ResNetConfig;
 use nadir::tensor::{DType, Device};
 use nadir::train::checkpoint::Resume;
 use nadir::train::classify::ClassifyTask;
 use nadir::train::diffusion::{DiffusionSettings, DiffusionTask, LoraSettings, NewModel};
 use nadir::train::vae::{self, Reconstruction, VaeTask};
-use nadir::train::{Event, Outcome, Progress, Run, Settings, Task};
+use nadir::train::{Event, Outcome, Progress, Run, SampleSettings, Settings, Task};
 
 use super::draw::choose_device;
 use super::{interrupt, limits, terminal};
@@ -87,7 +88,7 @@ Example:
       --max-train-steps 30000 --learning-rate 1e-3 --lr-scheduler cosine --lr-warmup-steps 200 \\
       --use-ema --ema-decay 0.999 --random-flip --random-rotate --validation-split 0.01
 
-The folder gets vae/ (a diffusers AutoencoderKL), checkpoint-STEP/ and metrics.csv.")]
+The folder gets vae/ (a diffusers AutoencoderKL), checkpoint-STEP/, metrics.csv, logs/ for TensorBoard and report.html.")]
 struct TrainVae {
     #[command(flatten)]
     common: Common,
@@ -121,9 +122,9 @@ Examples:
   nadir train diffusion --train-data harbours/ -o run/harbours --init-from models/my-sd --lora-rank 8 \\
       --learning-rate 1e-4 --max-train-steps 1000
 
-The folder gets a model that generate draws with (nadir generate -m run/model ...), checkpoint-STEP/ and metrics.csv. With
---lora-rank it gets pytorch_lora_weights.safetensors in place of a model (nadir generate -m models/my-sd --lora
-run/harbours ...).")]
+The folder gets a model that generate draws with (nadir generate -m run/model ...), checkpoint-STEP/, metrics.csv,
+logs/ for TensorBoard and report.html. With --lora-rank it gets pytorch_lora_weights.safetensors in place of a model
+(nadir generate -m models/my-sd --lora run/harbours ...).")]
 struct TrainDiffusion {
     #[command(flatten)]
     common: Common,
@@ -163,6 +164,9 @@ struct TrainDiffusion {
 
     #[command(flatten)]
     diffusion: DiffusionSettings,
+
+    #[command(flatten)]
+    sampling: SampleSettings,
 }
 
 /// Train a network that tells classes apart
@@ -176,7 +180,7 @@ Examples:
 
 A row's class is its label and class column, or stands in front of the picture's name (airport_1.jpg). Pictures are
 normalised as torchvision's classifiers have it. The folder gets classifier/ (config.json, and weights under
-torchvision's names), checkpoint-STEP/ and metrics.csv.")]
+torchvision's names), checkpoint-STEP/, metrics.csv, logs/ for TensorBoard and report.html.")]
 struct TrainClassify {
     #[command(flatten)]
     common: Common,
@@ -231,6 +235,7 @@ pub fn run(args: Train) -> anyhow::Result<()> {
 
 fn train_diffusion(args: TrainDiffusion) -> anyhow::Result<()> {
     args.diffusion.check()?;
+    args.sampling.check()?;
     let (settings, seed) = (args.diffusion.clone(), args.common.settings.seed);
     train(&args.common, |data, device| {
         data.require_captions()?;
@@ -246,7 +251,8 @@ fn train_diffusion(args: TrainDiffusion) -> anyhow::Result<()> {
                 DiffusionTask::open(folder, settings, args.train_text_encoder, device)
             }
         };
-        Ok(task?.adapting(&args.lora, seed)?.exporting(args.export_dtype))
+        let task = task?.adapting(&args.lora, seed)?.exporting(args.export_dtype);
+        Ok(task.sampling(args.sampling.clone()))
     })
 }
 
@@ -324,6 +330,7 @@ fn train<T: Task>(
     settings.check()?;
     limits::set_threads(common.threads)?;
     std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    atomic::check_writable(folder)?;
     let all = Dataset::open(&common.train_data, common.data.clone())?;
     for fault in all.faults().iter().take(5) {
         terminal::say(&format!("warning: left out: {}", fault.error));
@@ -350,12 +357,21 @@ fn train<T: Task>(
     let held = held_out.as_ref().map_or(0, Dataset::len);
     log.say(&format!("{} pictures, {held} held out; {weights} weights", data.len()));
     let cancel = interrupt::switch();
+    let about = [
+        ("command", std::env::args().skip(1).collect::<Vec<_>>().join(" ")),
+        ("data", common.train_data.display().to_string()),
+        ("pictures", format!("{}, {held} held out", data.len())),
+        ("weights", weights.to_string()),
+        ("device", device.to_string()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value));
     let run = Run {
         task: &task,
         settings: &settings,
         data: &data,
         held_out: held_out.as_ref(),
         folder,
+        about: &about,
         resume: common.resume_from_checkpoint.as_ref(),
         cancel: &cancel,
     };

@@ -7,9 +7,11 @@ use serde_json::{Value, json};
 
 use super::initial::{initial, low_rank};
 use super::random::Random;
+use super::records::Sample;
 use super::run::{Loss, Measured, Task};
+use super::samples::{Painter, SampleSettings};
 use super::vae::NoFile;
-use crate::data::Batch;
+use crate::data::{Batch, Dataset};
 use crate::error::{Error, Result};
 use crate::io::TensorSource;
 use crate::io::atomic;
@@ -272,6 +274,7 @@ pub struct DiffusionTask {
     train_text_encoder: bool,
     adapters: Option<Adapters>,
     dtype: Option<DType>,
+    sampling: SampleSettings,
 }
 
 impl DiffusionTask {
@@ -355,6 +358,7 @@ impl DiffusionTask {
             train_text_encoder,
             adapters: None,
             dtype: None,
+            sampling: SampleSettings::default(),
         };
         let misfit = |what: &str, expected: usize, found: usize| {
             let advice = "These parts are not of one model.";
@@ -405,6 +409,11 @@ impl DiffusionTask {
         Self { dtype, ..self }
     }
 
+    /// The same, which draws pictures of these prompts amid training.
+    pub fn sampling(self, sampling: SampleSettings) -> Self {
+        Self { sampling, ..self }
+    }
+
     /// Hidden states [B, T, D] of prompts.
     fn encode(&self, prompts: &[&str]) -> Result<Tensor> {
         let mut ids = Vec::new();
@@ -431,13 +440,17 @@ impl DiffusionTask {
         Ok(values.map(|((m, l), n)| (m + (0.5 * l.clamp(-30.0, 20.0)).exp() * n) * scale).collect())
     }
 
+    /// Gives the networks' weights what the adapters, as they are now, add to them.
+    fn apply_adapters(&self) -> Result<()> {
+        let Some(Adapters { unet, text_encoder }) = &self.adapters else { return Ok(()) };
+        unet.apply(&self.unet.model)?;
+        text_encoder.iter().try_for_each(|all| all.apply(&self.text_encoder.model))
+    }
+
     /// The loss of each picture `[B]`.
     fn losses(&self, batch: &Batch, random: &mut Random) -> Result<Tensor> {
         let count = batch.captions.len();
-        if let Some(Adapters { unet, text_encoder }) = &self.adapters {
-            unet.apply(&self.unet.model)?;
-            text_encoder.iter().try_for_each(|all| all.apply(&self.text_encoder.model))?;
-        }
+        self.apply_adapters()?;
         // 1. latents, and what is drawn for them
         let clean = self.latents(&batch.images, random)?;
         let (channels, factor) =
@@ -537,7 +550,28 @@ impl Task for DiffusionTask {
     /// The loss at random timesteps.
     fn validate(&self, batch: &Batch, random: &mut Random) -> Result<Measured> {
         let losses = self.losses(batch, random)?.to_vec::<f32>()?;
-        Ok(vec![("held_out_loss", losses.iter().map(|x| f64::from(*x)).sum())])
+        Ok(vec![("validation_loss", losses.iter().map(|x| f64::from(*x)).sum())])
+    }
+
+    /// The validation prompts, each by a seed of its own.
+    fn samples(&self, data: &Dataset, seed: u64) -> Result<Vec<Sample>> {
+        if self.sampling.validation_prompts.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.apply_adapters()?;
+        let painter = Painter {
+            unet: &self.unet.model,
+            vae: &self.vae.model,
+            scheduler: &self.scheduler,
+            device: self.unet.device,
+        };
+        let empty = self.encode(&[""])?;
+        let draw = |(prompt, seed): (&String, u64)| {
+            let texts = [&empty, &self.encode(&[prompt])?];
+            let picture = painter.draw(texts, data.size(), seed, &self.sampling)?;
+            Ok(Sample { caption: prompt.clone(), picture })
+        };
+        self.sampling.validation_prompts.iter().zip(seed..).map(draw).collect()
     }
 
     /// A folder as `StableDiffusionPipeline.save_pretrained` writes it; of adapters the file alone that its

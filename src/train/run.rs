@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::checkpoint::{self, Checkpoint, Resume, State};
-use super::metrics::Metrics;
 use super::optimizer::{Optimizer, in_order};
 use super::random::{Purpose, Random};
+use super::records::{Records, Sample};
 use super::settings::Settings;
 use crate::data::{Batch, Dataset};
 use crate::error::{Error, Result};
@@ -57,6 +57,16 @@ pub trait Task {
     /// As [`Self::loss`].
     fn validate(&self, batch: &Batch, random: &mut Random) -> Result<Measured>;
 
+    /// Pictures that show what the model can do, of its own choice or of `data`; `seed` is that of the run. The same
+    /// ones whenever it is asked for them.
+    ///
+    /// # Errors
+    /// `NotFinite`, and those of [`Self::validate`].
+    fn samples(&self, data: &Dataset, seed: u64) -> Result<Vec<Sample>> {
+        let _ = (data, seed);
+        Ok(Vec::new())
+    }
+
     /// Writes the model with its weights as they are into `folder`; `measured` is what held-out pictures have shown of it.
     ///
     /// # Errors
@@ -94,7 +104,7 @@ pub enum Event {
     Validated(u64, Measured),
     /// A checkpoint was written.
     Saved(PathBuf),
-    /// A checkpoint or the metrics could not be written; the run goes on.
+    /// A checkpoint, or what a run leaves for its reader, could not be written; the run goes on.
     Failed(String),
 }
 
@@ -119,6 +129,8 @@ pub struct Run<'a> {
     pub held_out: Option<&'a Dataset>,
     /// Gets metrics, checkpoints and the exported model; it exists.
     pub folder: &'a Path,
+    /// What its report says of it besides the settings: names and values.
+    pub about: &'a [(String, String)],
     /// The checkpoint to go on from.
     pub resume: Option<&'a Resume>,
     /// Stops the run behind a step.
@@ -136,7 +148,8 @@ impl Run<'_> {
         let parameters = task.parameters();
         let mut optimizer = Optimizer::new(&parameters, settings.use_ema)?;
         let pictures = self.restore(&mut optimizer, &parameters, report)?;
-        let mut metrics = Metrics::open(self.folder, optimizer.step())?;
+        let mut records =
+            Records::open(self.folder, task.name(), settings, self.about, optimizer.step())?;
         let (batch, seed) = (settings.train_batch_size, settings.seed);
         let mut loader = self.data.stream(batch, seed, pictures, settings.loader_threads)?;
         let (first, steps) = (optimizer.step(), settings.max_train_steps);
@@ -167,9 +180,7 @@ impl Run<'_> {
             let mut values =
                 vec![("loss", total), ("rate", rate), ("gradient_norm", gradient_norm)];
             values.extend(&parts);
-            if let Err(error) = metrics.write(step, &values) {
-                report(Event::Failed(error.to_string()));
-            }
+            records.values(step, &values);
             report(Event::Step(Progress {
                 step,
                 steps,
@@ -179,20 +190,32 @@ impl Run<'_> {
                 gradient_norm,
                 speed,
             }));
+            // 4. what is held out, and a checkpoint
+            let mut measured = None;
+            if settings.validates_at(step) {
+                measured = Some(self.validate(&optimizer, &parameters, &mut records, report)?);
+            }
             saved = false;
             if step.is_multiple_of(settings.checkpointing_steps) && step < steps {
                 let at = pictures + (step - first) * settings.pictures();
-                match self.save(&optimizer, &parameters, at, &mut metrics, report) {
+                match self.save(&optimizer, &parameters, at, measured, &mut records, report) {
                     Ok(()) => saved = true,
                     Err(error) => report(Event::Failed(error.to_string())),
                 }
             }
+            records.news().into_iter().for_each(|news| report(Event::Failed(news)));
         }
         let step = optimizer.step();
-        if !saved {
-            let at = pictures + (step - first) * settings.pictures();
-            self.save(&optimizer, &parameters, at, &mut metrics, report)?;
-        }
+        let saving = match saved {
+            true => Ok(()),
+            false => {
+                let at = pictures + (step - first) * settings.pictures();
+                self.save(&optimizer, &parameters, at, None, &mut records, report)
+            }
+        };
+        records.show(if step < steps { "Stopped" } else { "Done" }, false);
+        records.news().into_iter().for_each(|news| report(Event::Failed(news)));
+        saving?;
         Ok(if step < steps { Outcome::Stopped(step) } else { Outcome::Done })
     }
 
@@ -256,28 +279,53 @@ impl Run<'_> {
         Ok(((total, parts), sums))
     }
 
-    /// Looks at what is held out and exports the model, with the weights' averages; then writes a checkpoint.
+    /// Looks at what is held out and draws pictures, with the weights' averages.
+    fn validate(
+        &self,
+        optimizer: &Optimizer,
+        parameters: &[(String, &Parameter)],
+        records: &mut Records,
+        report: &mut dyn FnMut(Event),
+    ) -> Result<Measured> {
+        let step = optimizer.step();
+        let (measured, samples) = optimizer.with_averages(parameters, || {
+            no_grad(|| {
+                let measured = self.held_out.map_or(Ok(Measured::new()), |data| self.measure(data));
+                let samples =
+                    self.task.samples(self.held_out.unwrap_or(self.data), self.settings.seed);
+                Ok((measured?, samples))
+            })
+        })?;
+        records.values(step, &measured);
+        // A picture that cannot be drawn yet is no reason to stop.
+        match samples {
+            Ok(samples) => records.pictures(step, &samples),
+            Err(error) => report(Event::Failed(error.to_string())),
+        }
+        if !measured.is_empty() {
+            report(Event::Validated(step, measured.clone()));
+        }
+        Ok(measured)
+    }
+
+    /// Exports the model with the weights' averages, then writes a checkpoint. `measured` is what held-out pictures have
+    /// just shown, if they were looked at.
     fn save(
         &self,
         optimizer: &Optimizer,
         parameters: &[(String, &Parameter)],
         pictures: u64,
-        metrics: &mut Metrics,
+        measured: Option<Measured>,
+        records: &mut Records,
         report: &mut dyn FnMut(Event),
     ) -> Result<()> {
         let (step, settings) = (optimizer.step(), self.settings);
-        optimizer.with_averages(parameters, || {
-            let measured = match self.held_out {
-                Some(held_out) => no_grad(|| self.validate(held_out))?,
-                None => Measured::new(),
-            };
-            self.task.export(self.folder, &measured)?;
-            metrics.write(step, &measured)?;
-            if !measured.is_empty() {
-                report(Event::Validated(step, measured));
-            }
-            Ok(())
-        })?;
+        let measured = match measured {
+            Some(measured) => measured,
+            None => self.validate(optimizer, parameters, records, report)?,
+        };
+        records.show("Training", true);
+        optimizer.with_averages(parameters, || self.task.export(self.folder, &measured))?;
         // Last, so that whoever goes on from it lacks nothing of what came before.
         let state = State::new(self.task.name(), step, pictures, settings);
         let mut tensors = optimizer.state(parameters)?;
@@ -290,7 +338,7 @@ impl Run<'_> {
     }
 
     /// Means over the held-out pictures.
-    fn validate(&self, held_out: &Dataset) -> Result<Measured> {
+    fn measure(&self, held_out: &Dataset) -> Result<Measured> {
         let mut sums = Measured::new();
         let batches = held_out.pass(VALIDATION_BATCH, self.settings.loader_threads)?;
         for (number, batch) in batches.enumerate() {

@@ -80,6 +80,10 @@ pub struct Settings {
     #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
     pub validation_split: f64,
 
+    /// Steps between looks at what is held out, and between pictures drawn [default: with every checkpoint]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub validation_steps: Option<u64>,
+
     /// Threads that read, decode and augment pictures ahead
     #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
     #[serde(skip)]
@@ -106,6 +110,7 @@ impl Default for Settings {
             checkpointing_steps: 500,
             checkpoints_total_limit: None,
             validation_split: 0.0,
+            validation_steps: None,
             loader_threads: 1,
         }
     }
@@ -123,6 +128,7 @@ impl Settings {
             ("max_train_steps", self.max_train_steps),
             ("checkpointing_steps", self.checkpointing_steps),
             ("checkpoints_total_limit", self.checkpoints_total_limit.unwrap_or(1) as u64),
+            ("validation_steps", self.validation_steps.unwrap_or(1)),
             ("loader_threads", self.loader_threads as u64),
         ] {
             if n == 0 {
@@ -180,6 +186,11 @@ impl Settings {
         self.ema_decay.min(steps / (9.0 + steps))
     }
 
+    /// Whether held-out pictures are looked at behind `step` steps.
+    pub fn validates_at(&self, step: u64) -> bool {
+        step.is_multiple_of(self.validation_steps.unwrap_or(self.checkpointing_steps))
+    }
+
     /// Pictures of a step.
     pub fn pictures(&self) -> u64 {
         (self.train_batch_size * self.gradient_accumulation_steps) as u64
@@ -202,6 +213,7 @@ mod tests {
             Settings { adam_beta2: f64::NAN, ..good.clone() },
             Settings { validation_split: -0.1, ..good.clone() },
             Settings { train_batch_size: 0, ..good.clone() },
+            Settings { validation_steps: Some(0), ..good.clone() },
             Settings { checkpoints_total_limit: Some(0), ..good },
         ];
         for settings in bad {

@@ -8,18 +8,24 @@ use serde_json::{Value, json};
 
 use super::initial::initial;
 use super::random::Random;
+use super::records::Sample;
 use super::run::{Loss, Measured, Task};
-use crate::data::Batch;
+use crate::data::{Batch, Dataset};
 use crate::error::{Error, Result};
 use crate::io::config::Config;
 use crate::io::folder::Weights;
+use crate::io::image::from_tensor;
 use crate::io::{TensorSource, atomic};
 use crate::models::vae::{Posterior, Vae, VaeConfig};
 use crate::nn::{Keep, Parameter, Params, parameters, save};
 use crate::ops::elementwise::{add, clamp, scale};
+use crate::ops::layout::concat;
 use crate::ops::loss::{absolute_error, kl_divergence, sample_gaussian, squared_error};
 use crate::ops::reduce::mean;
 use crate::tensor::{DType, Device, Tensor};
+
+/// Pictures that are shown beside what comes back of them.
+const SAMPLES: usize = 6;
 
 /// What the distance between pictures is.
 #[derive(
@@ -166,22 +172,45 @@ impl Task for VaeTask {
         Ok(Loss { total, parts })
     }
 
-    /// Signal-to-noise ratio in dB, picture by picture, of the means' decoding limited to -1..1; and the latents' mean
-    /// square.
+    /// The loss of the means' decoding; of the same limited to -1..1 the signal-to-noise ratio in dB, picture by picture;
+    /// and the latents' mean square.
     fn validate(&self, batch: &Batch, _: &mut Random) -> Result<Measured> {
         self.check(batch)?;
         let images = batch.images.to_device(self.device)?;
-        let latents = self.encode(&images)?.mean;
-        let decoded = clamp(&self.vae.decode(&latents)?, -1.0, 1.0)?;
-        let errors = squared_error(&decoded, &images)?.to_vec::<f32>()?;
+        let posterior = self.encode(&images)?;
+        let latents = &posterior.mean;
+        let decoded = self.vae.decode(latents)?;
+        let distance = match self.reconstruction {
+            Reconstruction::L1 => absolute_error(&decoded, &images)?,
+            Reconstruction::Mse => squared_error(&decoded, &images)?,
+        };
+        let sum = |x: Vec<f32>| x.into_iter().map(f64::from).sum::<f64>();
+        let distance = sum(distance.to_vec()?);
+        let divergence = sum(kl_divergence(latents, &posterior.logvar)?.to_vec()?);
+        let pixels = (images.len() / images.dim(0)) as f64;
+        let errors = squared_error(&clamp(&decoded, -1.0, 1.0)?, &images)?.to_vec::<f32>()?;
         // Levels are 2 apart at most; a difference below 8 bits' resolution is none.
         let psnr = |error: &f32| 10.0 * (4.0 / f64::from(*error).max(1e-6)).log10();
         let zeros = Tensor::zeros(*latents.shape(), latents.dtype(), latents.device())?;
-        let squares = squared_error(&latents, &zeros)?.to_vec::<f32>()?;
         Ok(vec![
+            ("validation_loss", distance + self.kl_weight / pixels * divergence),
             ("psnr", errors.iter().map(psnr).sum()),
-            ("latent_square", squares.iter().map(|x| f64::from(*x)).sum()),
+            ("latent_square", sum(squared_error(latents, &zeros)?.to_vec()?)),
         ])
+    }
+
+    /// Pictures of `data` on the left, what comes back of them on the right.
+    fn samples(&self, data: &Dataset, _: u64) -> Result<Vec<Sample>> {
+        let Some(batch) = data.pass(SAMPLES.min(data.len()), 1)?.next() else {
+            return Ok(Vec::new());
+        };
+        let batch = batch?;
+        self.check(&batch)?;
+        let images = batch.images.to_device(self.device)?;
+        let decoded = self.vae.decode(&self.encode(&images)?.mean)?;
+        let pairs = from_tensor(&concat(&[&images, &decoded], 2)?)?.into_iter().zip(batch.rows); // [B, H, 2 W, 3]
+        let sample = |(picture, row)| Sample { caption: data.name(row).to_owned(), picture };
+        Ok(pairs.map(sample).collect())
     }
 
     /// A folder of diffusers' AutoencoderKL. With what was measured it says by what latents are to be multiplied so that

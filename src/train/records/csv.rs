@@ -8,35 +8,39 @@ use crate::error::{Error, Result};
 use crate::io::atomic;
 
 /// `metrics.csv` of a run: one line a step and kind, `step,name,value`.
-pub(super) struct Metrics {
+pub(super) struct Csv {
     path: PathBuf,
     file: File,
 }
 
+/// A line of it.
+pub(super) type Line = (u64, String, f64);
+
 const HEADER: &str = "step,name,value";
 
-impl Metrics {
-    /// Goes on behind step `step`: what a run that went further has written is taken away.
+impl Csv {
+    /// Goes on behind step `step`: what a run that went further has written is taken away. The rest comes along.
     ///
     /// # Errors
     /// The file cannot be read or written.
-    pub fn open(folder: &Path, step: u64) -> Result<Self> {
+    pub fn open(folder: &Path, step: u64) -> Result<(Self, Vec<Line>)> {
         let path = folder.join("metrics.csv");
         let before = match std::fs::read_to_string(&path) {
             Ok(text) => text,
             Err(e) if e.kind() == ErrorKind::NotFound => String::new(),
             Err(e) => return Err(Error::io(&path, e)),
         };
-        let kept = before.lines().filter(|line| {
-            let mut fields = line.split(',');
-            let number = fields.next().and_then(|field| field.parse::<u64>().ok());
-            // A line that a killed process left unfinished has no three fields.
-            number.is_some_and(|number| number <= step) && fields.count() == 2
-        });
-        let lines: Vec<&str> = [HEADER].into_iter().chain(kept).collect();
+        // A line that a killed process left unfinished has no three fields.
+        let kept: Vec<(&str, Line)> = before
+            .lines()
+            .filter_map(|text| Some((text, parse(text)?)))
+            .filter(|(_, line)| line.0 <= step)
+            .collect();
+        let lines: Vec<&str> =
+            [HEADER].into_iter().chain(kept.iter().map(|(text, _)| *text)).collect();
         atomic::write(&path, |out| writeln!(out, "{}", lines.join("\n")))?;
         let file = OpenOptions::new().append(true).open(&path).map_err(|e| Error::io(&path, e))?;
-        Ok(Self { path, file })
+        Ok((Self { path, file }, kept.into_iter().map(|(_, line)| line).collect()))
     }
 
     /// Writes the values of a step.
@@ -50,6 +54,13 @@ impl Metrics {
     }
 }
 
+fn parse(line: &str) -> Option<Line> {
+    let mut fields = line.split(',');
+    let line =
+        (fields.next()?.parse().ok()?, fields.next()?.to_owned(), fields.next()?.parse().ok()?);
+    fields.next().is_none().then_some(line)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,14 +69,17 @@ mod tests {
     fn a_resumed_run_goes_on_where_its_checkpoint_was() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.csv");
-        let mut metrics = Metrics::open(folder.path(), 0).unwrap();
+        let (mut csv, before) = Csv::open(folder.path(), 0).unwrap();
+        assert!(before.is_empty());
         for step in 1..=3 {
-            metrics.write(step, &[("loss", 0.5 / step as f64), ("rate", 1e-4)]).unwrap();
+            csv.write(step, &[("loss", 0.5 / step as f64), ("rate", 1e-4)]).unwrap();
         }
-        drop(metrics);
+        drop(csv);
         std::fs::write(&path, std::fs::read_to_string(&path).unwrap() + "4,lo").unwrap();
-        let mut metrics = Metrics::open(folder.path(), 2).unwrap();
-        metrics.write(3, &[("loss", 7.0)]).unwrap();
+        let (mut csv, before) = Csv::open(folder.path(), 2).unwrap();
+        assert_eq!(before[2], (2, "loss".to_owned(), 0.25));
+        assert_eq!(before.len(), 4);
+        csv.write(3, &[("loss", 7.0)]).unwrap();
         let expected =
             "step,name,value\n1,loss,0.5\n1,rate,0.0001\n2,loss,0.25\n2,rate,0.0001\n3,loss,7\n";
         assert_eq!(std::fs::read_to_string(&path).unwrap(), expected);
