@@ -308,6 +308,7 @@ fn train(task: &dyn Task, data: &Dataset, folder: &Path, steps: u64, stop: Optio
         data,
         held_out: None,
         folder,
+        about: &[],
         resume: Some(&Resume::Latest),
         cancel: &cancel,
     };

@@ -10,9 +10,11 @@ use nadir::data::{Batch, DataSettings, Dataset};
 use nadir::io::config::Config;
 use nadir::io::folder::Weights;
 use nadir::io::png;
+use nadir::io::safetensors::SafeTensors;
 use nadir::models::unet::{Unet, UnetConfig};
 use nadir::models::vae::{Vae, VaeConfig};
 use nadir::nn::{Keep, Module, Params, parameters};
+use nadir::ops::adamw::{Step, adamw};
 use nadir::ops::elementwise::{add, clamp, scale};
 use nadir::ops::gradient::backward;
 use nadir::ops::loss::{absolute_error, kl_divergence, sample_gaussian, squared_error};
@@ -25,7 +27,7 @@ use nadir::train::diffusion::{DiffusionSettings, DiffusionTask, NewModel, Predic
 use nadir::train::random::{Purpose, Random};
 use nadir::train::vae::VaeTask;
 use nadir::train::{
-    Event, Optimizer, Outcome, Run, SampleSettings, Settings, Task, in_order, norm,
+    Event, Optimizer, Outcome, Run, SampleSettings, Schedule, Settings, Task, Watch, in_order, norm,
 };
 use serde_json::{Value, json};
 
@@ -391,4 +393,153 @@ fn validation_prompts_are_drawn_as_by_the_exported_model() {
         assert!(page.contains("validation loss:"), "{page}");
         assert_eq!(std::fs::read_dir(run.join("logs")).unwrap().count(), 1);
     }
+}
+
+/// A step from the golden's weights, gradients and moments is torch's.
+#[test]
+fn a_step_of_the_optimiser_is_that_of_pytorch() {
+    let file = SafeTensors::open(golden::path("training/optimizer.safetensors")).unwrap();
+    for (decay, clipped) in [(0.0, false), (0.0, true), (1e-2, false), (1e-2, true)] {
+        let kind = if decay > 0.0 { "decay" } else { "plain" };
+        let case = format!("step.{kind}.{}", if clipped { "clipped" } else { "whole" });
+        let get = |name: &str, i: usize| golden::get(&file, &format!("{case}.{name}.{i}"));
+        let gradients: Vec<Tensor> = (0..3).map(|i| get("gradient", i)).collect();
+        let mut scale = 1.0;
+        if clipped {
+            let length = norm(&gradients).unwrap();
+            let theirs = golden::get(&file, &format!("{case}.length")).to_vec::<f32>().unwrap()[0];
+            // A sum of some 400 squares, and its root.
+            assert!((length / f64::from(theirs) - 1.0).abs() <= 1e-6, "{length} {theirs}");
+            scale = 1.0 / (length + 1e-6);
+        }
+        let step = Step {
+            number: 4,
+            rate: 1e-3,
+            betas: [0.9, 0.999],
+            epsilon: 1e-8,
+            weight_decay: decay,
+            gradient_scale: scale,
+            ema_decay: 0.9,
+        };
+        for (i, gradient) in gradients.iter().enumerate() {
+            let [weight, average, first, second] =
+                ["weight", "average", "first", "second"].map(|name| get(name, i));
+            let done = adamw(&weight, gradient, [&first, &second], Some(&average), step).unwrap();
+            let [first, second] = &done.moments;
+            let found = [&done.weight, done.ema.as_ref().unwrap(), first, second];
+            let names = ["new_weight", "new_average", "new_first", "new_second"];
+            for (found, name) in found.into_iter().zip(names) {
+                let theirs = get(name, i).to_vec::<f32>().unwrap();
+                for (a, b) in found.to_vec::<f32>().unwrap().iter().zip(theirs) {
+                    // Relative where numbers are above 1: squares go up to 16, where f32 has steps of 1e-6.
+                    let error = (a - b).abs() / b.abs().max(1.0);
+                    assert!(error <= 1e-6, "{case}, {name}.{i}: {a}, not {b}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rates_fall_on_plateaus_as_in_pytorch() {
+    let file = SafeTensors::open(golden::path("training/optimizer.safetensors")).unwrap();
+    let get = |name: &str| golden::get(&file, &format!("plateau.{name}")).to_vec::<f32>().unwrap();
+    let plateau = |patience, factor, threshold, cooldown, min| Settings {
+        learning_rate: 1e-2,
+        lr_scheduler: Schedule::Plateau,
+        lr_plateau_patience: patience,
+        lr_plateau_factor: factor,
+        lr_plateau_threshold: threshold,
+        lr_plateau_cooldown: cooldown,
+        lr_plateau_min: min,
+        ..Settings::default()
+    };
+    for (name, settings) in [
+        ("default", plateau(4, 0.1, 1e-4, 0, 0.0)),
+        ("cooldown", plateau(1, 0.5, 1e-2, 3, 2e-4)),
+        ("floor", plateau(0, 0.1, 0.0, 0, 1e-9)),
+    ] {
+        settings.check().unwrap();
+        let mut watch = Watch::default();
+        let rates: Vec<f32> = get("losses")
+            .into_iter()
+            .map(|loss| {
+                watch.validation(Some(loss.into()), &settings);
+                // As if it had been killed and resumed.
+                watch = serde_json::from_str(&serde_json::to_string(&watch).unwrap()).unwrap();
+                watch.rate(&settings) as f32
+            })
+            .collect();
+        assert_eq!(rates, get(name), "{name}");
+    }
+}
+
+/// Losses that cannot fall enough: the rate does at every third validation, and the run ends.
+#[test]
+fn a_plateau_and_an_early_end_are_resumed_with_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = Dataset::open(pictures(folder.path(), 10), DataSettings::default()).unwrap();
+    let run = |name: &str, stop: Option<u64>| {
+        let settings = Settings {
+            train_batch_size: 2,
+            max_train_steps: 30,
+            learning_rate: 1e-3,
+            lr_scheduler: Schedule::Plateau,
+            lr_plateau_patience: 1,
+            lr_plateau_threshold: 0.9,
+            early_stopping_patience: Some(5),
+            early_stopping_min_delta: 10.0,
+            checkpointing_steps: 100,
+            validation_steps: Some(2),
+            seed: 5,
+            ..Settings::default()
+        };
+        let (folder, cancel) = (folder.path().join(name), Cancel::default());
+        std::fs::create_dir_all(&folder).unwrap();
+        let run = Run {
+            task: &vae_task(Device::Cpu),
+            settings: &settings,
+            data: &data,
+            held_out: None,
+            folder: &folder,
+            about: &[],
+            resume: Some(&Resume::Latest),
+            cancel: &cancel,
+        };
+        let mut rates = Vec::new();
+        let outcome = run.run(&mut |event| {
+            if let Event::Step(progress) = event {
+                rates.push(progress.rate);
+                if Some(progress.step) == stop {
+                    cancel.cancel();
+                }
+            }
+        });
+        (outcome.unwrap(), rates)
+    };
+    let (outcome, rates) = run("whole", None);
+    // The first validation sets the mark, five more do not reach it.
+    assert_eq!(outcome, Outcome::Stayed(12));
+    let falls = [1e-3, 1e-3, 1e-3, 1e-3, 1e-3, 1e-3, 1e-4, 1e-4, 1e-4, 1e-4, 1e-5, 1e-5];
+    for (rate, expected) in rates.iter().zip(falls) {
+        assert!((rate / expected - 1.0).abs() < 1e-12, "{rates:?}");
+    }
+    let mut parts = Vec::new();
+    for stop in [5, 7, 8] {
+        let (outcome, rates) = run("parts", Some(stop));
+        assert_eq!(outcome, Outcome::Stopped(stop));
+        parts.extend(rates);
+    }
+    let (outcome, rest) = run("parts", None);
+    parts.extend(rest);
+    assert_eq!((outcome, parts), (Outcome::Stayed(12), rates));
+    for name in ["state.safetensors", "state.json"] {
+        same_file(
+            &folder.path().join("whole/checkpoint-12"),
+            &folder.path().join("parts/checkpoint-12"),
+            name,
+        );
+    }
+    // It stays ended.
+    assert_eq!(run("parts", None), (Outcome::Stayed(12), Vec::new()));
 }

@@ -15,11 +15,12 @@ mod recipe;
 mod replay;
 mod terminal;
 mod train;
+mod training_recipe;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use args::{Cli, Command};
 use nadir::Error;
@@ -32,7 +33,8 @@ const BUG: u8 = 101;
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse_from(args::dashed(std::env::args_os()));
+    let args = args::dashed(std::env::args_os());
+    let cli = Cli::parse_from(training_recipe::expanded(Cli::command(), args));
     // Parsers of the library catch panics of their own; what arrives here is nadir's.
     match catch_unwind(AssertUnwindSafe(|| run(cli.command))) {
         Ok(Ok(code)) => code,

@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 
 use nadir::Error;
-use nadir::data::{Augment, DataSettings, Dataset, Normalize};
+use nadir::data::{DataSettings, Dataset, Normalize};
 use nadir::io::atomic;
 use nadir::models::resnet::ResNetConfig;
 use nadir::tensor::{DType, Device};
@@ -19,6 +19,7 @@ use nadir::train::vae::{self, Reconstruction, VaeTask};
 use nadir::train::{Event, Outcome, Progress, Run, SampleSettings, Settings, Task};
 
 use super::draw::choose_device;
+use super::training_recipe::{ClassifyRecipe, DiffusionRecipe};
 use super::{interrupt, limits, terminal};
 
 /// Lines in a log are this far apart.
@@ -118,7 +119,7 @@ Examples:
   nadir train diffusion --train-data eurosat-train.parquet -o run/model --vae run/vae/vae --tokenizer tokenizer \\
       --caption-template \"a satellite image of {class}\" --train-batch-size 64 --max-train-steps 20000 \\
       --learning-rate 3e-4 --lr-warmup-steps 200 --use-ema --snr-gamma 5 --random-flip --random-rotate
-  nadir train diffusion --train-data rsicd.parquet -o run/model --init-from models/my-sd --learning-rate 1e-6
+  nadir train diffusion --train-data rsicd.parquet -o run/model --init-from models/my-sd --recipe rsicd-sd15
   nadir train diffusion --train-data harbours/ -o run/harbours --init-from models/my-sd --lora-rank 8 \\
       --learning-rate 1e-4 --max-train-steps 1000
 
@@ -128,6 +129,10 @@ logs/ for TensorBoard and report.html. With --lora-rank it gets pytorch_lora_wei
 struct TrainDiffusion {
     #[command(flatten)]
     common: Common,
+
+    /// Settings of a published run, where no others are given
+    #[arg(long, value_enum)]
+    recipe: Option<DiffusionRecipe>,
 
     /// Begin with the model in this diffusers folder
     #[arg(long, value_name = "FOLDER", alias = "pretrained-model-name-or-path")]
@@ -185,9 +190,9 @@ struct TrainClassify {
     #[command(flatten)]
     common: Common,
 
-    /// Settings of a published run, in place of those given
+    /// Settings of a published run, where no others are given
     #[arg(long, value_enum)]
-    recipe: Option<Recipe>,
+    recipe: Option<ClassifyRecipe>,
 
     /// Begin with the network in this folder, which has a config.json
     #[arg(long, value_name = "FOLDER")]
@@ -210,13 +215,6 @@ struct TrainClassify {
     /// Numbers that the model is exported in: f32, bf16 or f16 [default: f32]
     #[arg(long, value_name = "TYPE", value_parser = super::args::typed::<DType>)]
     export_dtype: Option<DType>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Recipe {
-    /// Of "Exploring diffusion models for realistic satellite imagery": batches of 8 at 512x512, rate 1e-3, flips,
-    /// brightness and contrast by 0.2, a tenth held out (and not augmented), 35 epochs, seed 42
-    Downstream,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -259,16 +257,6 @@ fn train_diffusion(args: TrainDiffusion) -> anyhow::Result<()> {
 fn train_classify(args: TrainClassify) -> anyhow::Result<()> {
     let mut common = args.common;
     common.data.normalize = Normalize::IMAGENET;
-    if args.recipe == Some(Recipe::Downstream) {
-        common.settings.train_batch_size = 8;
-        common.settings.learning_rate = 1e-3;
-        common.settings.validation_split = 0.1;
-        common.settings.seed = 42;
-        common.num_train_epochs = Some(35);
-        common.data.resolution = Some(512);
-        common.data.augment =
-            Augment { random_flip: true, brightness: 0.2, contrast: 0.2, ..Augment::default() };
-    }
     let seed = common.settings.seed;
     let (network, width) = (args.network, args.base_width);
     let shape = move |classes| match network {
@@ -315,6 +303,12 @@ fn train_vae(args: TrainVae) -> anyhow::Result<()> {
     })
 }
 
+/// What this process was asked for.
+fn command() -> String {
+    let args = std::env::args_os().skip(1);
+    args.map(|arg| arg.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+}
+
 fn read_json(file: &Path) -> nadir::Result<serde_json::Value> {
     let text = std::fs::read(file).map_err(|e| Error::io(file, e))?;
     serde_json::from_slice(&text)
@@ -358,7 +352,7 @@ fn train<T: Task>(
     log.say(&format!("{} pictures, {held} held out; {weights} weights", data.len()));
     let cancel = interrupt::switch();
     let about = [
-        ("command", std::env::args().skip(1).collect::<Vec<_>>().join(" ")),
+        ("command", command()),
         ("data", common.train_data.display().to_string()),
         ("pictures", format!("{}, {held} held out", data.len())),
         ("weights", weights.to_string()),
@@ -377,6 +371,10 @@ fn train<T: Task>(
     };
     match run.run(&mut |event| log.show(event))? {
         Outcome::Done => Ok(()),
+        Outcome::Stayed(step) => {
+            log.say(&format!("ended behind step {step}: losses stay"));
+            Ok(())
+        }
         Outcome::Stopped(_) => Err(Error::Interrupted.into()),
     }
 }

@@ -26,7 +26,9 @@ pub struct Augment {
     pub smallest_crop: f32,
 
     /// Mirror every other picture left to right
-    #[arg(long, help_heading = "Data", visible_alias = "horizontal-flip")]
+    #[arg(long, help_heading = "Data", visible_alias = "horizontal-flip", num_args = 0..=1)]
+    #[arg(require_equals = true, default_missing_value = "true", default_value_t = false)]
+    #[arg(action = clap::ArgAction::Set, hide_default_value = true, hide_possible_values = true)]
     pub random_flip: bool,
 
     /// Mirror every other picture top to bottom

@@ -11,6 +11,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::settings::Settings;
+use super::watch::Watch;
 use crate::error::{Error, Result};
 use crate::io::TensorSource;
 use crate::io::atomic;
@@ -38,11 +39,14 @@ pub struct State {
     pub pictures: u64,
     /// The run's settings.
     pub settings: Settings,
+    /// What it has made of its losses.
+    #[serde(default)]
+    pub watch: Watch,
 }
 
 impl State {
     /// That of a run by this build.
-    pub fn new(task: &str, step: u64, pictures: u64, settings: &Settings) -> Self {
+    pub fn new(task: &str, step: u64, pictures: u64, settings: &Settings, watch: &Watch) -> Self {
         Self {
             format: FORMAT,
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -50,6 +54,7 @@ impl State {
             step,
             pictures,
             settings: settings.clone(),
+            watch: watch.clone(),
         }
     }
 }
@@ -207,7 +212,7 @@ mod tests {
     }
 
     fn written(folder: &Path, step: u64) -> PathBuf {
-        let state = State::new("test", step, 8 * step, &Settings::default());
+        let state = State::new("test", step, 8 * step, &Settings::default(), &Watch::default());
         write(folder, &state, &tensors(step as f64), Some(2)).unwrap()
     }
 

@@ -19,6 +19,7 @@ mod samples;
 mod schedule;
 mod settings;
 pub mod vae;
+mod watch;
 
 pub use crate::ops::adamw::length as norm;
 pub use optimizer::{Optimizer, in_order};
@@ -27,3 +28,4 @@ pub use run::{Event, Loss, Measured, Outcome, Progress, Run, Task};
 pub use samples::SampleSettings;
 pub use schedule::Schedule;
 pub use settings::Settings;
+pub use watch::Watch;

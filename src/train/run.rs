@@ -8,6 +8,7 @@ use super::optimizer::{Optimizer, in_order};
 use super::random::{Purpose, Random};
 use super::records::{Records, Sample};
 use super::settings::Settings;
+use super::watch::Watch;
 use crate::data::{Batch, Dataset};
 use crate::error::{Error, Result};
 use crate::nn::Parameter;
@@ -113,6 +114,8 @@ pub enum Event {
 pub enum Outcome {
     /// All steps were taken.
     Done,
+    /// Losses have not become less for as long as the settings wait: it is over behind this many steps.
+    Stayed(u64),
     /// It was stopped behind this many steps, and can be resumed.
     Stopped(u64),
 }
@@ -147,14 +150,14 @@ impl Run<'_> {
         settings.check()?;
         let parameters = task.parameters();
         let mut optimizer = Optimizer::new(&parameters, settings.use_ema)?;
-        let pictures = self.restore(&mut optimizer, &parameters, report)?;
+        let (pictures, mut watch) = self.restore(&mut optimizer, &parameters, report)?;
         let mut records =
             Records::open(self.folder, task.name(), settings, self.about, optimizer.step())?;
         let (batch, seed) = (settings.train_batch_size, settings.seed);
         let mut loader = self.data.stream(batch, seed, pictures, settings.loader_threads)?;
         let (first, steps) = (optimizer.step(), settings.max_train_steps);
         let mut saved = true;
-        while optimizer.step() < steps && !self.cancel.is_cancelled() {
+        while optimizer.step() < steps && !watch.is_over(settings) && !self.cancel.is_cancelled() {
             let started = Instant::now();
             let step = optimizer.step();
             // 1. loss and gradient
@@ -170,7 +173,7 @@ impl Run<'_> {
                 )));
             }
             // 2. step
-            let rate = settings.rate_at(step);
+            let rate = settings.rate_at(step, watch.rate(settings));
             let shortened = (settings.max_grad_norm / (gradient_norm + 1e-6)).min(1.0);
             optimizer.update(&parameters, &gradients, settings, (rate, shortened))?;
             drop(gradients);
@@ -181,6 +184,7 @@ impl Run<'_> {
                 vec![("loss", total), ("rate", rate), ("gradient_norm", gradient_norm)];
             values.extend(&parts);
             records.values(step, &values);
+            watch.step(total);
             report(Event::Step(Progress {
                 step,
                 steps,
@@ -193,12 +197,22 @@ impl Run<'_> {
             // 4. what is held out, and a checkpoint
             let mut measured = None;
             if settings.validates_at(step) {
-                measured = Some(self.validate(&optimizer, &parameters, &mut records, report)?);
+                let found = self.validate(&optimizer, &parameters, &mut records, report)?;
+                let loss = found.iter().find(|(name, _)| *name == "validation_loss");
+                watch.validation(loss.map(|(_, loss)| *loss), settings);
+                measured = Some(found);
             }
             saved = false;
             if step.is_multiple_of(settings.checkpointing_steps) && step < steps {
                 let at = pictures + (step - first) * settings.pictures();
-                match self.save(&optimizer, &parameters, at, measured, &mut records, report) {
+                match self.save(
+                    &optimizer,
+                    &parameters,
+                    (at, &watch),
+                    measured,
+                    &mut records,
+                    report,
+                ) {
                     Ok(()) => saved = true,
                     Err(error) => report(Event::Failed(error.to_string())),
                 }
@@ -210,24 +224,30 @@ impl Run<'_> {
             true => Ok(()),
             false => {
                 let at = pictures + (step - first) * settings.pictures();
-                self.save(&optimizer, &parameters, at, None, &mut records, report)
+                self.save(&optimizer, &parameters, (at, &watch), None, &mut records, report)
             }
         };
-        records.show(if step < steps { "Stopped" } else { "Done" }, false);
+        let (outcome, state) = match step < steps {
+            true if watch.is_over(settings) => (Outcome::Stayed(step), "Ended, since losses stay"),
+            true => (Outcome::Stopped(step), "Stopped"),
+            false => (Outcome::Done, "Done"),
+        };
+        records.show(state, false);
         records.news().into_iter().for_each(|news| report(Event::Failed(news)));
         saving?;
-        Ok(if step < steps { Outcome::Stopped(step) } else { Outcome::Done })
+        Ok(outcome)
     }
 
-    /// Takes up a checkpoint. The pictures that were seen.
+    /// Takes up a checkpoint: the pictures that were seen, and what was made of their losses.
     fn restore(
         &self,
         optimizer: &mut Optimizer,
         parameters: &[(String, &Parameter)],
         report: &mut dyn FnMut(Event),
-    ) -> Result<u64> {
-        let Some(resume) = self.resume else { return Ok(0) };
-        let Some(checkpoint) = Checkpoint::find(self.folder, resume)? else { return Ok(0) };
+    ) -> Result<(u64, Watch)> {
+        let none = || Ok((0, Watch::default()));
+        let Some(resume) = self.resume else { return none() };
+        let Some(checkpoint) = Checkpoint::find(self.folder, resume)? else { return none() };
         let state = checkpoint.state();
         if state.task != self.task.name() {
             let (expected, found) =
@@ -240,7 +260,7 @@ impl Run<'_> {
             buffer.set(&checkpoint.read(&format!("buffer.{name}"), &buffer.shape())?)?;
         }
         report(Event::Resumed(state.step));
-        Ok(state.pictures)
+        Ok((state.pictures, state.watch.clone()))
     }
 
     /// Mean loss, with its parts, and gradients of the batches of one step.
@@ -314,7 +334,7 @@ impl Run<'_> {
         &self,
         optimizer: &Optimizer,
         parameters: &[(String, &Parameter)],
-        pictures: u64,
+        (pictures, watch): (u64, &Watch),
         measured: Option<Measured>,
         records: &mut Records,
         report: &mut dyn FnMut(Event),
@@ -327,7 +347,7 @@ impl Run<'_> {
         records.show("Training", true);
         optimizer.with_averages(parameters, || self.task.export(self.folder, &measured))?;
         // Last, so that whoever goes on from it lacks nothing of what came before.
-        let state = State::new(self.task.name(), step, pictures, settings);
+        let state = State::new(self.task.name(), step, pictures, settings, watch);
         let mut tensors = optimizer.state(parameters)?;
         for (name, buffer) in self.task.buffers() {
             tensors.extend(buffer.tensor().map(|tensor| (format!("buffer.{name}"), tensor)));

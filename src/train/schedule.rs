@@ -24,6 +24,9 @@ pub enum Schedule {
     Linear,
     /// In half a cosine to 0 (Loshchilov & Hutter 2017, without restarts).
     Cosine,
+    /// As it is, until losses stay: then it falls, as torch's ReduceLROnPlateau lets it
+    #[value(alias = "reduce_lr_on_plateau")]
+    Plateau,
 }
 
 impl Schedule {
@@ -36,7 +39,7 @@ impl Schedule {
         let done = (step - warmup) as f64 / (steps.saturating_sub(warmup)).max(1) as f64;
         let done = done.min(1.0);
         match self {
-            Self::Constant => 1.0,
+            Self::Constant | Self::Plateau => 1.0,
             Self::Linear => 1.0 - done,
             Self::Cosine => 0.5 * (1.0 + (PI * done).cos()),
         }
@@ -49,7 +52,8 @@ mod tests {
 
     #[test]
     fn rates_rise_and_fall() {
-        for schedule in [Schedule::Constant, Schedule::Linear, Schedule::Cosine] {
+        for schedule in [Schedule::Constant, Schedule::Linear, Schedule::Cosine, Schedule::Plateau]
+        {
             let factor = |step| schedule.factor(step, 3, 13);
             assert_eq!([0, 1, 2, 3].map(factor), [0.25, 0.5, 0.75, 1.0], "{schedule:?}");
         }

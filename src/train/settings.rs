@@ -36,6 +36,35 @@ pub struct Settings {
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     pub lr_warmup_steps: u64,
 
+    /// What a plateau of the losses multiplies the rate by (--lr-scheduler plateau)
+    #[arg(long, value_name = "X", default_value_t = 0.1, allow_negative_numbers = true)]
+    pub lr_plateau_factor: f64,
+
+    /// Validations without a better loss that are no plateau yet
+    #[arg(long, value_name = "N", default_value_t = 10, allow_negative_numbers = true)]
+    pub lr_plateau_patience: u64,
+
+    /// Share of the best loss that a better one is less by
+    #[arg(long, value_name = "X", default_value_t = 1e-4, allow_negative_numbers = true)]
+    pub lr_plateau_threshold: f64,
+
+    /// Validations behind a fall of the rate that count for nothing
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
+    pub lr_plateau_cooldown: u64,
+
+    /// Rate below which it does not fall
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub lr_plateau_min: f64,
+
+    /// Stop when so many validations in a row have not found a lower loss: that of what is held out, or else that of
+    /// training, smoothed [default: never]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub early_stopping_patience: Option<u64>,
+
+    /// By how much a loss has to be lower
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub early_stopping_min_delta: f64,
+
     /// Decay of the moving average of gradients
     #[arg(long, value_name = "X", default_value_t = 0.9, allow_negative_numbers = true)]
     pub adam_beta1: f64,
@@ -57,7 +86,9 @@ pub struct Settings {
     pub max_grad_norm: f64,
 
     /// Keep a moving average of the weights, and export that
-    #[arg(long)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(action = clap::ArgAction::Set, default_value_t = false, hide_default_value = true)]
+    #[arg(hide_possible_values = true)]
     pub use_ema: bool,
 
     /// Decay of that average; less in the first steps
@@ -99,6 +130,13 @@ impl Default for Settings {
             learning_rate: 1e-4,
             lr_scheduler: Schedule::Constant,
             lr_warmup_steps: 0,
+            lr_plateau_factor: 0.1,
+            lr_plateau_patience: 10,
+            lr_plateau_threshold: 1e-4,
+            lr_plateau_cooldown: 0,
+            lr_plateau_min: 0.0,
+            early_stopping_patience: None,
+            early_stopping_min_delta: 0.0,
             adam_beta1: 0.9,
             adam_beta2: 0.999,
             adam_epsilon: 1e-8,
@@ -129,6 +167,7 @@ impl Settings {
             ("checkpointing_steps", self.checkpointing_steps),
             ("checkpoints_total_limit", self.checkpoints_total_limit.unwrap_or(1) as u64),
             ("validation_steps", self.validation_steps.unwrap_or(1)),
+            ("early_stopping_patience", self.early_stopping_patience.unwrap_or(1)),
             ("loader_threads", self.loader_threads as u64),
         ] {
             if n == 0 {
@@ -154,6 +193,30 @@ impl Settings {
             ("adam_beta2", self.adam_beta2, (0.0..1.0).contains(&self.adam_beta2), "0 to below 1"),
             ("ema_decay", self.ema_decay, (0.0..1.0).contains(&self.ema_decay), "0 to below 1"),
             (
+                "lr_plateau_factor",
+                self.lr_plateau_factor,
+                self.lr_plateau_factor > 0.0 && self.lr_plateau_factor < 1.0,
+                "above 0 and below 1",
+            ),
+            (
+                "lr_plateau_threshold",
+                self.lr_plateau_threshold,
+                (0.0..1.0).contains(&self.lr_plateau_threshold),
+                "0 to below 1",
+            ),
+            (
+                "lr_plateau_min",
+                self.lr_plateau_min,
+                (0.0..=self.learning_rate).contains(&self.lr_plateau_min),
+                "0 to the learning rate",
+            ),
+            (
+                "early_stopping_min_delta",
+                self.early_stopping_min_delta,
+                self.early_stopping_min_delta >= 0.0 && self.early_stopping_min_delta.is_finite(),
+                "a number from 0 on",
+            ),
+            (
                 "adam_weight_decay",
                 self.adam_weight_decay,
                 (0.0..=1.0).contains(&self.adam_weight_decay),
@@ -173,10 +236,10 @@ impl Settings {
         Ok(())
     }
 
-    /// The learning rate of step `step`, from 0 on.
-    pub fn rate_at(&self, step: u64) -> f64 {
+    /// The learning rate of step `step`, from 0 on; `behind` is that behind the warm-up, before it falls by schedule.
+    pub fn rate_at(&self, step: u64, behind: f64) -> f64 {
         let (warmup, steps) = (self.lr_warmup_steps, self.max_train_steps);
-        self.learning_rate * self.lr_scheduler.factor(step, warmup, steps)
+        behind * self.lr_scheduler.factor(step, warmup, steps)
     }
 
     /// The decay of the weights' average in step `number`, from 1 on: an average over few steps forgets sooner
@@ -214,6 +277,10 @@ mod tests {
             Settings { validation_split: -0.1, ..good.clone() },
             Settings { train_batch_size: 0, ..good.clone() },
             Settings { validation_steps: Some(0), ..good.clone() },
+            Settings { lr_plateau_factor: 1.0, ..good.clone() },
+            Settings { lr_plateau_min: 1.0, ..good.clone() },
+            Settings { early_stopping_patience: Some(0), ..good.clone() },
+            Settings { early_stopping_min_delta: f64::NAN, ..good.clone() },
             Settings { checkpoints_total_limit: Some(0), ..good },
         ];
         for settings in bad {

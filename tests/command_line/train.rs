@@ -44,6 +44,12 @@ fn a_classifier_is_trained_and_goes_on() {
     assert!(desk.path("run/classifier/model.safetensors").is_file());
     assert!(desk.path("run/checkpoint-3").is_dir());
     assert!(desk.path("run/metrics.csv").is_file());
+    // One page of both parts, two files of events.
+    let page = fs::read_to_string(desk.path("run/report.html")).unwrap();
+    for part in ["<b>Done</b>: step 3 of 3", "validation loss:", "blue-marble.parquet", "<svg"] {
+        assert!(page.contains(part), "{part} in {page}");
+    }
+    assert_eq!(fs::read_dir(desk.path("run/logs")).unwrap().count(), 2);
 }
 
 #[test]
@@ -62,6 +68,10 @@ fn what_cannot_be_trained_on_is_an_error() {
     refused(set, &["--base-width", "0"], &["--base-width"]);
     refused(set, &["--label-smoothing", "NaN"], &["--label-smoothing"]);
     refused(set, &["--learning-rate", "NaN"], &["--learning-rate"]);
+    refused(set, &["--lr-plateau-factor", "NaN"], &["--lr-plateau-factor"]);
+    refused(set, &["--early-stopping-patience", "0"], &["--early-stopping-patience"]);
+    refused(set, &["--validation-steps", "0"], &["--validation-steps"]);
+    refused(set, &["--recipe", "none"], &["--recipe", "downstream"]);
     refused(set, &["--brightness", "2"], &["--brightness"]);
     refused(set, &["--num-train-epochs", "0"], &["--num-train-epochs"]);
     refused(set, &["--num-train-epochs", "1", "--max-train-steps", "1"], &["cannot be used with"]);

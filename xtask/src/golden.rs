@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use crate::process::{cargo, root, run as run_program, target_dir, works};
 
 /// What the references are: changing a version here means new tensors.
-const PACKAGES: [&str; 8] = [
+const PACKAGES: [&str; 9] = [
     "torch==2.15.*",
     "torchvision==0.29.*",
     "diffusers==0.42.*",
@@ -18,13 +18,14 @@ const PACKAGES: [&str; 8] = [
     "pyarrow",
     "pillow",
     "accelerate",
+    "tensorboard",
 ];
 
 /// Reads caption files that the project does not hold: runs only when it is named, with arguments.
 const NEEDS_FILES: &str = "tokenizer";
 
 /// What the generators import, and what looks at nadir's own output.
-const NO_GENERATORS: [&str; 2] = ["common.py", "check_save.py"];
+const NO_GENERATORS: [&str; 3] = ["common.py", "check_save.py", "check_events.py"];
 
 /// See `cargo xtask help`.
 pub fn run(args: &[String]) -> Result<()> {
@@ -50,7 +51,8 @@ pub fn run(args: &[String]) -> Result<()> {
             bail!("`golden --check` writes no tensors, and takes no names");
         }
         let python = python.map_or_else(environment, Ok)?;
-        return check_save(&python);
+        check_save(&python)?;
+        return check_events(&python);
     }
 
     let folder = root().join("tests/golden");
@@ -110,6 +112,33 @@ fn check_save(python: &Path) -> Result<()> {
         compare.arg(copy);
     }
     run_program(&mut compare)
+}
+
+/// Trains a little, in two parts, and has TensorBoard read what that leaves.
+fn check_events(python: &Path) -> Result<()> {
+    let run = target_dir()?.join("golden-check/run");
+    // The second process goes back to the checkpoint behind step 4: what the first wrote of step 5 is void.
+    for steps in ["5", "7"] {
+        let mut train = cargo();
+        train.args([
+            "run",
+            "--quiet",
+            "--release",
+            "--",
+            "train",
+            "vae",
+            "--quiet",
+            "--train-data",
+        ]);
+        train.arg(root().join("data/blue-marble.parquet")).arg("--output-dir").arg(&run);
+        train.args(["--resolution=32", "--train-batch-size=2", "--checkpointing-steps=4"]);
+        train.args(["--validation-split=0.1", "--max-train-steps", steps]);
+        if steps == "7" {
+            train.arg("--resume-from-checkpoint").arg(run.join("checkpoint-4"));
+        }
+        run_program(&mut train)?;
+    }
+    run_program(Command::new(python).arg(root().join("tests/golden/check_events.py")).arg(run))
 }
 
 /// A virtual environment with the pinned packages; returns its Python.

@@ -33,7 +33,8 @@ commands:
             need no ARGS) with the pinned PyTorch, diffusers and transformers. Without --python they are
             installed under target/golden-venv first.
   golden --check [--python PYTHON]
-            Saves the model that ships and has diffusers compare the copies with it, bit for bit.
+            Saves the model that ships and has diffusers compare the copies with it, bit for bit; trains a
+            little and has TensorBoard read the events of that.
   fuzz [--minutes N] [--seed S] [--case C]
             Damages configurations, weights, pictures, replayed pictures and PTX, and has the programs read them:
             none may panic, grow, or refuse a file without naming it. --case makes one case of a seed again.

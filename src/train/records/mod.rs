@@ -23,8 +23,8 @@ use report::Report;
 /// The folder of pictures, and that of events.
 const PICTURES: &str = "validation";
 const LOGS: &str = "logs";
-/// Keyword of the text in a picture that says what it shows.
-const CAPTION: &str = "caption";
+/// Keyword of the text in a picture that says what it shows: where viewers look for a prompt.
+const CAPTION: &str = png::PARAMETERS;
 /// The page is written anew this often, and whenever a checkpoint is.
 const INTERVAL: Duration = Duration::from_secs(30);
 
