@@ -36,6 +36,30 @@ fn changed_model(file: &str, change: impl Fn(Vec<u8>) -> Vec<u8>) -> TempDir {
     folder
 }
 
+/// Read whole, it would take more memory than there is, whichever part of the loading came to it first.
+#[test]
+fn a_settings_file_without_end_is_not_read() {
+    for file in [
+        "model_index.json",
+        "nadir.json",
+        "scheduler/scheduler_config.json",
+        "text_encoder/config.json",
+        "tokenizer/merges.txt",
+        "tokenizer/tokenizer_config.json",
+        "tokenizer/vocab.json",
+        "unet/config.json",
+        "vae/config.json",
+    ] {
+        let model = changed_model(file, |_| b"{}".to_vec());
+        let path = model.path().join(file);
+        fs::File::options().write(true).open(&path).unwrap().set_len(1 << 40).unwrap(); // a hole
+        let error = TextToImage::load(model.path(), &LoadOptions::default()).err().unwrap();
+        let error = error.to_string();
+        let named = error.contains(file) && error.contains("at most");
+        assert!(named && error.contains("a longer file"), "{file}: {error}");
+    }
+}
+
 #[test]
 fn models_that_contradict_themselves() {
     for (file, from, to, words) in [

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use crate::error::{Error, Result};
-use crate::io::TensorSource;
-use crate::io::config::Config;
+use crate::io::config::{self, Config};
 use crate::io::folder::PipelineFolder;
+use crate::io::{TensorSource, read_bounded};
 use crate::models::clip::{ClipText, ClipTextConfig};
 use crate::models::unet::{Unet, UnetConfig};
 use crate::models::vae::{Vae, VaeConfig};
@@ -14,7 +14,7 @@ use crate::nn::{Keep, Params};
 use crate::pipeline::sampler::SamplerConfig;
 use crate::pipeline::text_to_image::TextToImage;
 use crate::tensor::{DType, Device, release_unused_memory};
-use crate::text::tokenizer::ClipTokenizer;
+use crate::text::tokenizer::{self, ClipTokenizer};
 
 /// How to hold a model.
 #[derive(Clone, Debug)]
@@ -143,12 +143,15 @@ impl Fingerprint {
     fn of_settings(folder: &PipelineFolder) -> Result<Self> {
         let mut all = Self(crc32fast::Hasher::new());
         all.add(folder.component("scheduler")?.unwrap_or_default().as_bytes());
-        all.add_file(&folder.folder("scheduler")?.join("scheduler_config.json"))?;
+        let mut configurations = vec![folder.folder("scheduler")?.join("scheduler_config.json")];
         for part in ["text_encoder", "unet", "vae"] {
-            all.add_file(&folder.folder(part)?.join("config.json"))?;
+            configurations.push(folder.folder(part)?.join("config.json"));
+        }
+        for path in configurations {
+            all.add(config::read_text(&path)?.as_bytes());
         }
         for path in ClipTokenizer::files(folder.folder("tokenizer")?) {
-            all.add_file(&path)?;
+            all.add(&read_bounded(&path, tokenizer::MAX_FILE)?);
         }
         Ok(all)
     }
@@ -156,11 +159,6 @@ impl Fingerprint {
     fn add(&mut self, bytes: &[u8]) {
         self.0.update(&(bytes.len() as u64).to_le_bytes());
         self.0.update(bytes);
-    }
-
-    fn add_file(&mut self, path: &Path) -> Result<()> {
-        self.add(&std::fs::read(path).map_err(|e| Error::io(path, e))?);
-        Ok(())
     }
 
     fn text(self) -> String {

@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::io::{caught, read_bounded};
 
 /// CLIP's vocabulary files are 0.5 to 3.6 MB.
-const MAX_FILE: u64 = 64 << 20;
+pub(crate) const MAX_FILE: u64 = 64 << 20;
 
 /// Some 8,000 tokens or a hundred chunks: far more than a text encoder makes sense of, and few enough that no
 /// prompt takes long.

@@ -20,7 +20,7 @@ pub struct Outcome {
     /// Its exit code, unless a signal ended it.
     pub code: Option<i32>,
     pub signal: Option<i32>,
-    /// The most memory that it had, in bytes.
+    /// The most memory that it had, in bytes; 0 where that is not more than this process had and cannot be told.
     pub peak: u64,
     pub stderr: String,
 }
@@ -33,12 +33,21 @@ pub fn run(program: &Path, args: &[&str], folder: &Path) -> Result<Outcome> {
     let mut command = Command::new("sh");
     command.args(["-c", &script]).arg(program).args(args).current_dir(folder);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&errors)?);
-    // A process begins with the most memory that its parent had: not more than this has now.
+    // A process begins with the most memory that its parent had: not more than this has now, and no measure of its own.
     let _ = std::fs::write("/proc/self/clear_refs", "5");
     let child = command.spawn().context("cannot run sh")?;
+    let inherited = own_peak();
     let (status, peak) = wait(child)?;
+    let peak = if peak <= inherited { 0 } else { peak };
     let stderr = String::from_utf8_lossy(&std::fs::read(&errors)?).into_owned();
     Ok(Outcome { code: status.code(), signal: status.signal(), peak, stderr })
+}
+
+/// The most memory that this process had since its record was cleared, in bytes.
+fn own_peak() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok()).unwrap_or(0) * 1024
 }
 
 /// Waits for a process: how it ended, and the most memory it had, in bytes.
