@@ -66,7 +66,7 @@ const AT_ONCE: usize = 32;
 /// and that normalised. On a GPU no more passes over memory than the normalisation alone.
 ///
 /// # Errors
-/// As [`group_norm`](super::group_norm) and [`concat`].
+/// As [`group_norm`](super::group_norm) and [`concat()`].
 pub fn concat_group_norm(
     [x, rest]: [&Tensor; 2],
     gamma: &Tensor,
