@@ -188,7 +188,7 @@ fn a_profile_names_the_kernels_of_a_picture() {
     let output = command.output().unwrap();
     let table = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    for kernel in ["attention_any_f32", "group_norm_f32", "matmul_", "conv2d_"] {
+    for kernel in ["attention_any_f32", "group_norm_at_once_f32", "matmul_", "conv2d_"] {
         assert!(table.contains(kernel), "{kernel}: {table}");
     }
     assert!(table.contains("instructions") && !table.contains(" ms "), "{table}");
