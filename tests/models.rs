@@ -91,6 +91,14 @@ fn check_unet(name: &str, batches: usize) -> Result<()> {
     let (folder, golden) = (format!("models/{name}"), golden::open(&format!("models/{name}"))?);
     let model = unet(&golden::path(&folder), DType::F32)?;
     for index in 0..batches {
+        let timesteps = get(&golden, &format!("{index}.timesteps"));
+        let theirs = get(&golden, &format!("{index}.time_embedding"));
+        assert_close(
+            "time_embedding",
+            &model.time_embedding(timesteps.as_slice()?)?,
+            &theirs,
+            TOLERANCE,
+        );
         let (together, alone) = predict(&model, &golden, index)?;
         assert_close(
             &format!("{name} {index}"),

@@ -10,6 +10,7 @@ use std::io::IsTerminal;
 use nadir::Error;
 use nadir::data::{DataSettings, Dataset, Normalize};
 use nadir::io::atomic;
+use nadir::io::config::read_json;
 use nadir::models::resnet::ResNetConfig;
 use nadir::tensor::{DType, Device};
 use nadir::train::checkpoint::Resume;
@@ -307,12 +308,6 @@ fn train_vae(args: TrainVae) -> anyhow::Result<()> {
 fn command() -> String {
     let args = std::env::args_os().skip(1);
     args.map(|arg| arg.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
-}
-
-fn read_json(file: &Path) -> nadir::Result<serde_json::Value> {
-    let text = std::fs::read(file).map_err(|e| Error::io(file, e))?;
-    serde_json::from_slice(&text)
-        .map_err(|e| Error::file(file, "content", "JSON", e.to_string(), "Is this the right file?"))
 }
 
 /// Opens the data, makes the task, and runs it.

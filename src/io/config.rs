@@ -30,6 +30,14 @@ pub(crate) fn parse(path: &Path, text: &str) -> Result<Value> {
         .map_err(|e| Error::file(path, "content", "JSON", e.to_string(), "Is the file complete?"))
 }
 
+/// The value of a JSON file no larger than configurations are.
+///
+/// # Errors
+/// It cannot be read, is larger, or no JSON.
+pub fn read_json(path: &Path) -> Result<Value> {
+    parse(path, &read_text(path)?)
+}
+
 /// The fields of one JSON object, and which of them have been asked for.
 pub struct Config {
     path: PathBuf,

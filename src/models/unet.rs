@@ -288,6 +288,20 @@ impl Unet {
     /// # Errors
     /// None for a model that loaded, but those of the device.
     pub fn embed_timesteps(&self, timesteps: &[f32]) -> Result<Tensor> {
+        let temb = silu(&self.time_embedding(timesteps)?)?.to_dtype(self.dtype)?; // [N, 4 * width]
+        let down = self.down.iter().flat_map(|block| &block.resnets);
+        let up = self.up.iter().flat_map(|block| &block.resnets);
+        let resnets = down.chain([&self.mid.resnet1, &self.mid.resnet2]).chain(up);
+        let times = resnets.filter_map(|resnet| resnet.time(&temb).transpose());
+        let times = times.collect::<Result<Vec<_>>>()?;
+        concat(&times.iter().collect::<Vec<_>>(), 1)?.to_dtype(self.precise)
+    }
+
+    /// The embedding of `timesteps` `[N]` that all blocks share: [N, 4 * width], f32 (f64 for an f64 model).
+    ///
+    /// # Errors
+    /// As [`Self::embed_timesteps`].
+    pub fn time_embedding(&self, timesteps: &[f32]) -> Result<Tensor> {
         let c = &self.config;
         let (width, period) = (c.block_out_channels[0], 10_000.0);
         let t = timestep_embedding(timesteps, width, c.flip_sin_to_cos, c.freq_shift, period)?; // [N, width]
@@ -295,13 +309,7 @@ impl Unet {
         let t = self
             .time1
             .forward_with(&t, Epilogue { act: Activation::Silu, ..Epilogue::default() })?;
-        let temb = silu(&self.time2.forward(&t)?)?.to_dtype(self.dtype)?; // [N, 4 * width]
-        let down = self.down.iter().flat_map(|block| &block.resnets);
-        let up = self.up.iter().flat_map(|block| &block.resnets);
-        let resnets = down.chain([&self.mid.resnet1, &self.mid.resnet2]).chain(up);
-        let times = resnets.filter_map(|resnet| resnet.time(&temb).transpose());
-        let times = times.collect::<Result<Vec<_>>>()?;
-        concat(&times.iter().collect::<Vec<_>>(), 1)?.to_dtype(self.precise)
+        self.time2.forward(&t) // [N, 4 * width]
     }
 
     /// Keys and values of `text` [B, T, D] in every cross attention.

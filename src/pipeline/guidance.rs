@@ -6,7 +6,7 @@ use crate::tensor::Tensor;
 
 /// Classifier-free guidance (Ho & Salimans 2022): uncond + scale (cond - uncond).
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Guidance {
+pub(crate) struct Guidance {
     scale: f32,
     rescale: f32,
 }
@@ -15,7 +15,7 @@ impl Guidance {
     /// None where the prompt alone is followed. With `rescale` above 0 the guided prediction gets back that part of
     /// the contrast of the one with the prompt (Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps
     /// are Flawed", section 3.4).
-    pub(super) fn new(scale: f32, rescale: f32) -> Option<Self> {
+    pub(crate) fn new(scale: f32, rescale: f32) -> Option<Self> {
         // A scale of 1 is the prompt alone; diffusers takes anything below for the same.
         (scale > 1.0).then_some(Self { scale, rescale })
     }
@@ -29,7 +29,7 @@ impl Guidance {
     ///
     /// # Errors
     /// None for a prediction of this shape.
-    pub(super) fn apply(self, prediction: &Tensor) -> Result<Tensor> {
+    pub(crate) fn apply(self, prediction: &Tensor) -> Result<Tensor> {
         let Self { scale, rescale } = self;
         let uncond = prediction.narrow(0, 0, 1)?; // [1, h, w, C]
         let cond = prediction.narrow(0, 1, 1)?;

@@ -1,7 +1,7 @@
 //! What users ask for, made of models: from a prompt to an image.
 
 mod evaluation;
-mod guidance;
+pub(crate) mod guidance;
 mod load;
 mod memory;
 mod prompt;

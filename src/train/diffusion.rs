@@ -15,7 +15,7 @@ use crate::data::{Batch, Dataset};
 use crate::error::{Error, Result};
 use crate::io::TensorSource;
 use crate::io::atomic;
-use crate::io::config::Config;
+use crate::io::config::{Config, read_json};
 use crate::io::folder::Weights;
 use crate::models::clip::{ClipText, ClipTextConfig};
 use crate::models::unet::{Unet, UnetConfig};
@@ -240,12 +240,6 @@ impl<M: Module> Part<M> {
             None => save(&self.model, &NoFile, &folder.join(file), dtype),
         }
     }
-}
-
-fn read_json(path: &Path) -> Result<Value> {
-    let text = crate::io::read_bounded(path, 1 << 20)?;
-    serde_json::from_slice(&text)
-        .map_err(|e| Error::file(path, "content", "JSON", e.to_string(), "Is this the right file?"))
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {

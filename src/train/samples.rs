@@ -10,8 +10,9 @@ use crate::io::image::from_tensor;
 use crate::models::unet::{Context, Unet};
 use crate::models::vae::Vae;
 use crate::noise::NoiseSource;
-use crate::ops::elementwise::{linear_combination, scale};
+use crate::ops::elementwise::scale;
 use crate::ops::layout::concat;
+use crate::pipeline::guidance::Guidance;
 use crate::pipeline::sampler::SamplerConfig;
 use crate::tensor::{DType, Device, Tensor};
 
@@ -95,27 +96,25 @@ impl Painter<'_> {
             values.permute(&[0, 2, 3, 1])?.contiguous()?.to_device(self.device) // [1, h, w, C]
         };
         // No guidance, no second row.
-        let guided = guidance > 1.0;
+        let guidance = Guidance::new(guidance, 0.0);
         let contexts =
             texts.iter().map(|text| self.unet.context(text)).collect::<Result<Vec<_>>>()?;
-        let contexts: Vec<&Context> = contexts.iter().skip(usize::from(!guided)).collect();
+        let contexts: Vec<&Context> =
+            contexts.iter().skip(usize::from(guidance.is_none())).collect();
         let rows = contexts.len();
         let context = Context::concat(&contexts)?;
-        let times = self.unet.embed_timesteps(sampler.timesteps())?; // [evaluations, 4 width]
+        let times = self.unet.embed_timesteps(sampler.timesteps())?; // [evaluations, T]
         let mut latents = scale(&noise()?, sampler.init_noise_sigma())?;
         sampler.begin(0);
         for i in 0..sampler.timesteps().len() {
             let input = scale(&latents, sampler.input_scale(i))?;
             let input = concat(&vec![&input; rows], 0)?; // [1 or 2, h, w, C]
             let time = times.narrow(0, i, 1)?;
-            let time = concat(&vec![&time; rows], 0)?; // [1 or 2, 4 width]
+            let time = concat(&vec![&time; rows], 0)?; // [1 or 2, T]
             let predicted = self.unet.forward(&input, &time, &context)?;
-            let output = match guided {
-                true => {
-                    let (without, with) = (predicted.narrow(0, 0, 1)?, predicted.narrow(0, 1, 1)?);
-                    linear_combination(&[(1.0 - guidance, &without), (guidance, &with)])?
-                }
-                false => predicted,
+            let output = match guidance {
+                Some(guidance) => guidance.apply(&predicted)?,
+                None => predicted,
             };
             latents = sampler.step(i, &output, &latents, &mut noise)?;
         }

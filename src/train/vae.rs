@@ -12,7 +12,7 @@ use super::records::Sample;
 use super::run::{Loss, Measured, Task};
 use crate::data::{Batch, Dataset};
 use crate::error::{Error, Result};
-use crate::io::config::Config;
+use crate::io::config::{Config, read_json};
 use crate::io::folder::Weights;
 use crate::io::image::from_tensor;
 use crate::io::{TensorSource, atomic};
@@ -97,10 +97,7 @@ impl VaeTask {
     /// It cannot be read.
     pub fn open(folder: &Path, device: Device) -> Result<Self> {
         let path = folder.join("config.json");
-        let text = crate::io::read_bounded(&path, 1 << 20)?;
-        let config = serde_json::from_slice(&text).map_err(|e| {
-            Error::file(&path, "content", "JSON", e.to_string(), "Is this the right file?")
-        })?;
+        let config = read_json(&path)?;
         let weights = || Weights::open(folder, None);
         let params = Params::new(weights()?, DType::F32, device).keeping(Keep::Trainable);
         let task = Self::load(&path, config, &params, Some(weights()?))?;
