@@ -2,7 +2,8 @@
 
 Writes `models/resnet18/` and `models/resnet50/`: `config.json` (ours: torchvision has none), f16 safetensors under
 torchvision's names, and `golden.safetensors`: a batch, its logits and features, for training the loss, gradients and
-running statistics after one step forward, and the losses of twenty steps. Images are [B, H, W, C].
+running statistics after one step forward, computed in f64, and the losses of twenty steps. `training.rounding` is how far
+PyTorch's own f32 is from those, at most, relative to the largest value of a tensor. Images are [B, H, W, C].
 
     python tests/golden/resnet.py
 """
@@ -69,6 +70,25 @@ def losses(model):
     return found
 
 
+def train(model, images, targets):
+    """One pass forward and back in training: logits, loss, gradients, running statistics."""
+    with torch.enable_grad():
+        logits = model.train()(images)
+        loss = cross_entropy(logits, targets, label_smoothing=0.1)
+        loss.backward()
+    tensors = {"training.logits": logits.detach(), "training.loss": loss.detach()}
+    tensors |= {f"gradient.{key}": parameter.grad for key, parameter in model.named_parameters()}
+    return tensors | {f"buffer.{key}": value for key, value in model.named_buffers()}
+
+
+def is_kept(key):
+    """Whether the golden file holds a tensor of `train`: one of each kind, at both ends of the network."""
+    kind, _, name = key.partition(".")
+    if kind == "buffer":
+        return name.startswith(("bn1.", "layer4.1."))
+    return kind == "training" or name.startswith(("conv1", "bn1", "fc")) or "downsample" in name or "layer4.0.bn" in name
+
+
 def write(name, seed, block, layers, width):
     model = randomize(narrow(block, layers, width), seed).eval()
     folder = MODELS / name
@@ -85,19 +105,16 @@ def write(name, seed, block, layers, width):
     model.avgpool.register_forward_hook(lambda _, __, out: seen.update(features=out.flatten(1).clone()))
     tensors = {"images": nhwc(images), "targets": targets, "logits": model(images)}
     tensors["features"] = seen["features"]
-    with torch.enable_grad():
-        logits = model.train()(images)
-        loss = cross_entropy(logits, targets, label_smoothing=0.1)
-        loss.backward()
-    tensors |= {"training.logits": logits.detach(), "training.loss": loss.detach()}
-    for key, parameter in model.named_parameters():
-        if key.split(".")[0] in ("conv1", "bn1", "fc") or "downsample" in key or "layer4.0.bn" in key:
-            tensors[f"gradient.{key}"] = parameter.grad
-    for key, value in model.named_buffers():
-        if key.startswith("bn1.") or key.startswith("layer4.1."):
-            tensors[f"buffer.{key}"] = value
+    exact = train(randomize(narrow(block, layers, width), seed).double(), images.double(), targets)
+    rounding = max(
+        (value - exact[key]).abs().max() / exact[key].abs().max()
+        for key, value in train(model, images, targets).items()
+        if value.is_floating_point()
+    )
+    tensors |= {key: value for key, value in exact.items() if is_kept(key)}
+    tensors["training.rounding"] = rounding
     tensors["steps.losses"] = torch.tensor(losses(randomize(narrow(block, layers, width), seed)))
-    print(name, sum(v.numel() for v in weights.values()), "weights, loss", loss.item())
+    print(name, sum(v.numel() for v in weights.values()), "weights, loss", exact["training.loss"].item(), "rounding", rounding.item())
     save_tensors(folder / "golden.safetensors", tensors)
 
 
