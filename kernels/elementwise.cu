@@ -126,6 +126,13 @@ __device__ void clamp_gradient(T* dx, const T* x, const T* grad, ClampDims d) {
 }
 FOR_EACH_FLOAT(clamp_gradient, (T* dx, const T* x, const T* grad, ClampDims d), (dx, x, grad, d))
 
+// The gradient of relu by its result: a NaN is no zero.
+template <typename T>
+__device__ void relu_gradient(T* dx, const T* y, const T* grad, MapDims d) {
+    zip(dx, y, grad, {d.len, d.len}, [](float a, float g) { return g * float(!(a <= 0.0f)); });
+}
+FOR_EACH_FLOAT(relu_gradient, (T* dx, const T* y, const T* grad, MapDims d), (dx, y, grad, d))
+
 // sum + c * x with the product rounded too, as PyTorch and the CPU form round it.
 __device__ inline float add_term(float sum, float c, float x) { return __fadd_rn(sum, __fmul_rn(c, x)); }
 

@@ -613,3 +613,45 @@ __device__ void layer_norm_gradient_sums(
 FOR_EACH_FLOAT(
     layer_norm_gradient_sums, (float* sums, const T* x, const T* grad, const float* statistics, LayerNormDims d),
     (sums, x, grad, statistics, d))
+
+// --- batch norm by given moments ---
+
+struct BatchNormDims {
+    unsigned long long len;
+    unsigned channels;
+    float eps;
+};
+
+// y = (x - mean) / deviation * gamma + beta, by channel. A thread an element.
+template <typename T>
+__device__ void batch_norm_with(
+    T* y, const T* x, const float* gamma, const float* beta, const float* mean, const float* variance, BatchNormDims d) {
+    for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < d.len; i += size_t(gridDim.x) * blockDim.x) {
+        const unsigned c = i % d.channels;
+        const float scale = gamma[c] / sqrtf(variance[c] + d.eps);
+        y[i] = from_float<T>(fmaf(to_float(x[i]) - mean[c], scale, beta[c]));
+    }
+}
+FOR_EACH_FLOAT(
+    batch_norm_with,
+    (T* y, const T* x, const float* gamma, const float* beta, const float* mean, const float* variance,
+     BatchNormDims d),
+    (y, x, gamma, beta, mean, variance, d))
+
+struct MomentsDims {
+    unsigned channels;
+    float eps;
+    float unbiased;  // n / (n - 1)
+    unsigned reserved;
+};
+
+// Mean and unbiased variance [C] of each channel from mean and 1 / deviation [C, 2]. A thread a channel.
+extern "C" __global__ void batch_moments(float* mean, float* variance, const float* statistics, MomentsDims d) {
+    const unsigned c = blockIdx.x * blockDim.x + threadIdx.x;
+    if (c >= d.channels) return;
+    const float rstd = statistics[2 * c + 1];
+    mean[c] = statistics[2 * c];
+    // NaN remains; the mean of squares is not negative, though its last digits may be lost beside eps.
+    const float biased = 1.0f / (rstd * rstd) - d.eps;
+    variance[c] = (biased < 0.0f ? 0.0f : biased) * d.unbiased;
+}

@@ -13,6 +13,7 @@ use nadir::noise::Mt19937;
 use nadir::ops::cross_entropy::{CrossEntropy, cross_entropy};
 use nadir::ops::gradient::backward;
 use nadir::pipeline::Cancel;
+use nadir::tensor::cuda::choose;
 use nadir::tensor::{DType, Device, Tensor};
 use nadir::train::checkpoint::Resume;
 use nadir::train::classify::ClassifyTask;
@@ -26,13 +27,13 @@ const TOLERANCE: f32 = 1e-5;
 const EXACT: f32 = 1e-6;
 
 fn load(name: &str, keep: Keep) -> Result<ResNet> {
-    load_as(name, keep, DType::F32)
+    load_as(name, keep, DType::F32, Device::Cpu)
 }
 
-fn load_as(name: &str, keep: Keep, dtype: DType) -> Result<ResNet> {
+fn load_as(name: &str, keep: Keep, dtype: DType, device: Device) -> Result<ResNet> {
     let folder = golden::path(&format!("models/{name}"));
     let config = ResNetConfig::read(&Config::open(folder.join("config.json"))?)?;
-    let params = Params::new(Weights::open(&folder, None)?, dtype, Device::Cpu).keeping(keep);
+    let params = Params::new(Weights::open(&folder, None)?, dtype, device).keeping(keep);
     let model = ResNet::load(config, &params)?;
     // PyTorch counts batches, and reads files without the count.
     let unused = params.finish()?;
@@ -69,7 +70,7 @@ fn check_training(name: &str) -> Result<()> {
 
 fn check_training_in(dtype: DType, name: &str, tolerance: f32) -> Result<()> {
     let golden = golden::open(&format!("models/{name}"))?;
-    let model = load_as(name, Keep::Trainable, dtype)?;
+    let model = load_as(name, Keep::Trainable, dtype, Device::Cpu)?;
     let logits = model.forward_training(&get(&golden, "images").to_dtype(dtype)?)?;
     assert_close("logits", &logits, &get(&golden, "training.logits"), tolerance);
     let targets: Vec<u32> =
@@ -173,20 +174,35 @@ fn frozen_networks_do_not_train_and_configurations_are_checked() -> Result<()> {
 /// Twenty steps of AdamW from the same weights on the same batches: each loss within 1e-4 of torch's.
 #[test]
 fn the_first_losses_are_those_of_torch() -> Result<()> {
+    check_losses(Device::Cpu, 20)
+}
+
+/// Some of them on a GPU, where there is one.
+#[test]
+fn a_gpu_finds_the_losses_of_torch() -> Result<()> {
+    match choose("cuda") {
+        Ok((device, _)) => check_losses(device, 6),
+        Err(error) if std::env::var_os("NADIR_REQUIRE_CUDA").is_some() => Err(error),
+        Err(_) => Ok(()),
+    }
+}
+
+/// The first `steps` of them, on `device`.
+fn check_losses(device: Device, steps: usize) -> Result<()> {
     let golden = golden::open("models/resnet18")?;
     let expected = get(&golden, "steps.losses").to_vec::<f32>()?;
-    let model = load("resnet18", Keep::Trainable)?;
+    let model = load_as("resnet18", Keep::Trainable, DType::F32, device)?;
     let all: Vec<_> =
         parameters(&model).into_iter().filter(|(_, parameter)| parameter.is_trainable()).collect();
     let settings = Settings { learning_rate: 1e-3, ..Settings::default() };
     let mut optimizer = Optimizer::new(&all, false)?;
     // torch draws [B, C, H, W].
     let mut noise = Mt19937::new(71);
-    for (step, expected) in expected.iter().enumerate() {
+    for (step, expected) in expected.iter().take(steps).enumerate() {
         let images = Tensor::from_vec(noise.randn(8 * 3 * 32 * 32), [8, 3, 32, 32])?;
         let images = images.permute(&[0, 2, 3, 1])?.contiguous()?;
         let targets: Vec<u32> = (0..8).map(|i| (3 * i + step as u32) % 10).collect();
-        let targets = Tensor::from_vec(targets, [8])?;
+        let targets = Tensor::from_vec(targets, [8])?.to_device(device)?;
         let logits = model.forward_training(&images)?;
         let loss = cross_entropy(&logits, &targets, CrossEntropy::default())?;
         let found = loss.to_vec::<f32>()?[0];
@@ -218,7 +234,7 @@ fn blue_marble() -> Dataset {
 fn train(folder: &std::path::Path, settings: &Settings, stop: u64) -> Vec<(&'static str, f64)> {
     let (data, held_out) = blue_marble().split(0.2, 1).unwrap();
     let shape = |classes| ResNetConfig::resnet18(8, classes);
-    let task = ClassifyTask::new(&data, shape, settings.seed).unwrap().smoothing(0.1);
+    let task = ClassifyTask::new(&data, shape, settings.seed, Device::Cpu).unwrap().smoothing(0.1);
     let cancel = Cancel::default();
     let run = Run {
         task: &task,
@@ -260,7 +276,7 @@ fn classes_are_learnt() {
 
     // What was exported is what was measured.
     let classifier = folder.path().join("classifier");
-    let again = ClassifyTask::open(&classifier, &blue_marble()).unwrap();
+    let again = ClassifyTask::open(&classifier, &blue_marble(), Device::Cpu).unwrap();
     let (_, held_out) = blue_marble().split(0.2, 1).unwrap();
     let mut found = 0.0;
     for batch in held_out.pass(16, 1).unwrap() {
@@ -277,7 +293,8 @@ fn classes_are_learnt() {
         serde_json::from_slice(&std::fs::read(classifier.join("config.json")).unwrap()).unwrap();
     config["classes"][0] = "moon".into();
     std::fs::write(classifier.join("config.json"), config.to_string()).unwrap();
-    let error = ClassifyTask::open(&classifier, &blue_marble()).err().unwrap().to_string();
+    let error =
+        ClassifyTask::open(&classifier, &blue_marble(), Device::Cpu).err().unwrap().to_string();
     assert!(error.contains("moon") && error.contains("config.json"), "{error}");
 }
 

@@ -270,17 +270,10 @@ fn train_classify(args: TrainClassify) -> anyhow::Result<()> {
     if !(0.0..=1.0).contains(&args.label_smoothing) {
         return Err(Error::argument("label_smoothing", args.label_smoothing, "0 to 1").into());
     }
-    if common.device == "auto" {
-        common.device = Device::Cpu.to_string();
-    }
     train(&common, |data, device| {
-        if device != Device::Cpu {
-            let expected = "cpu: classifiers cannot be trained on a GPU yet";
-            return Err(Error::argument("device", device, expected));
-        }
         let task = match &args.init_from {
-            Some(folder) => ClassifyTask::open(folder, data)?,
-            None => ClassifyTask::new(data, shape, seed)?,
+            Some(folder) => ClassifyTask::open(folder, data, device)?,
+            None => ClassifyTask::new(data, shape, seed, device)?,
         };
         Ok(task.smoothing(args.label_smoothing).exporting(args.export_dtype))
     })

@@ -9,7 +9,7 @@ use crate::tensor::Tensor;
 const EPS: f32 = 1e-5;
 
 /// Share by which a batch moves the running statistics; likewise.
-const MOMENTUM: f64 = 0.1;
+const MOMENTUM: f32 = 0.1;
 
 /// Batch normalisation of [B, H, W, C].
 pub struct BatchNorm {

@@ -1,13 +1,49 @@
-//! Cross entropy of logits: what classifiers and language models minimise.
+//! Cross entropy of logits: what classifiers and language models minimise. Kernels: `kernels/cross_entropy.cu`.
+
+use bytemuck::NoUninit;
 
 use super::elementwise::require_float;
 use super::gradient::Call;
+use super::kernels::{LaunchConfig, kernels, to_u32};
 use super::{Grads, Inputs, Meta, Op, Saves, apply, tensors};
 use crate::cpu::math::Math;
 use crate::cpu::parallel::{for_each_chunk, for_each_row};
 use crate::dispatch_float;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Float, Real, Tensor};
+
+kernels! {
+    /// A warp a row.
+    fn cross_entropy_rows(losses: Out<f32>, logits: In, targets: In<u32>, dims: CrossEntropyDims);
+    /// One block.
+    fn cross_entropy_mean(
+        mean: Out<f32>,
+        count: Array<Out<f32>, 1>,
+        losses: In<f32>,
+        targets: In<u32>,
+        dims: CrossEntropyDims,
+    );
+    /// A warp a row.
+    fn cross_entropy_gradient(
+        dx: Out,
+        logits: In,
+        targets: In<u32>,
+        grad: In<f32>,
+        count: In<f32>,
+        dims: CrossEntropyDims,
+    );
+}
+
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+struct CrossEntropyDims {
+    rows: u32,
+    classes: u32,
+    ignores: u32,
+    ignored: u32,
+    own: f32,
+    every: f32,
+}
 
 /// How [`cross_entropy`] sees targets.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -21,11 +57,12 @@ pub struct CrossEntropy {
 /// Mean over rows of `-sum(q log softmax(logits))`, where q is 1 at the row's target (less `label_smoothing`, which is
 /// spread over all classes): `torch.nn.functional.cross_entropy`.
 ///
-/// `logits` [.., C]; `targets` [..], u32, below C. The result has no dimensions; f32 (f64 for f64).
+/// `logits` [.., C]; `targets` [..], u32, below C. The result has no dimensions; f32 (f64 for f64). On a GPU targets are
+/// read back, to be checked.
 ///
 /// # Errors
 /// `Shape` when `targets` does not have the rows' shape; `DType` when `logits` are no floats or `targets` not u32;
-/// `Value` for a target that is no class, or when every row is ignored; `NoKernel` on a GPU.
+/// `Value` for a target that is no class, or when every row is ignored.
 pub fn cross_entropy(logits: &Tensor, targets: &Tensor, settings: CrossEntropy) -> Result<Tensor> {
     if !(0.0..=1.0).contains(&settings.label_smoothing) {
         let expected = "0 to 1";
@@ -51,6 +88,23 @@ impl CrossEntropy {
             return Err(Error::value("cross_entropy", "every row is ignored"));
         }
         Ok(targets)
+    }
+
+    /// What a kernel is told of rows of `logits`, and a launch with a warp for each.
+    fn dims(&self, logits: &Tensor) -> Result<(LaunchConfig, CrossEntropyDims)> {
+        const WARPS: u32 = 4;
+        let classes = logits.dim(logits.rank() - 1);
+        let rows = to_u32(self.name(), logits.len() / classes)?;
+        let (own, every) = self.shares(classes);
+        let dims = CrossEntropyDims {
+            rows,
+            classes: to_u32(self.name(), classes)?,
+            ignores: self.ignore_index.is_some().into(),
+            ignored: self.ignore_index.unwrap_or_default(),
+            own: own as f32,
+            every: every as f32,
+        };
+        Ok((LaunchConfig::new([rows.div_ceil(WARPS), 1], WARPS * 32), dims))
     }
 
     /// Shares of the target's class and of each class.
@@ -80,7 +134,12 @@ impl Op for CrossEntropy {
             return Err(Error::DType { op: self.name(), expected: "u32 targets", found });
         }
         let dtype = if logits.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-        Ok(vec![Meta { shape: (&[][..]).into(), dtype }])
+        let mut outputs = vec![Meta { shape: (&[][..]).into(), dtype }];
+        // How many rows count.
+        if inputs.recorded() {
+            outputs.push(outputs[0]);
+        }
+        Ok(outputs)
     }
 
     fn cpu(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
@@ -109,17 +168,26 @@ impl Op for CrossEntropy {
             });
             Ok(())
         })?;
-        let count = targets.iter().flatten().count();
-        let mean = losses.iter().sum::<f64>() / count as f64;
-        match outputs[0].dtype() {
-            DType::F64 => outputs[0].as_mut_slice::<f64>()?[0] = mean,
-            _ => outputs[0].as_mut_slice::<f32>()?[0] = mean as f32,
+        let count = targets.iter().flatten().count() as f64;
+        for (out, value) in outputs.iter_mut().zip([losses.iter().sum::<f64>() / count, count]) {
+            match out.dtype() {
+                DType::F64 => out.as_mut_slice::<f64>()?[0] = value,
+                _ => out.as_mut_slice::<f32>()?[0] = value as f32,
+            }
         }
         Ok(())
     }
 
-    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
-        Err(Error::no_kernel(self.name()))
+    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let (logits, targets) = (inputs[0].contiguous()?, inputs[1].contiguous()?);
+        self.targets(&targets, logits.dim(logits.rank() - 1))?;
+        let (config, dims) = self.dims(&logits)?;
+        let mut losses = Tensor::uninit([targets.len()], DType::F32, logits.device())?;
+        kernel::cross_entropy_rows(config, &mut losses, &logits, &targets, dims)?;
+        let [mean, count @ ..] = outputs else { unreachable!("inferred above") };
+        let count = &mut count.iter_mut().collect::<Vec<_>>();
+        let config = LaunchConfig::new([1, 1], 256);
+        kernel::cross_entropy_mean(config, mean, count, &losses, &targets, dims)
     }
 
     fn saves(&self) -> Saves {
@@ -127,7 +195,7 @@ impl Op for CrossEntropy {
     }
 
     fn backward(&self, call: &Call, grad: &Tensor) -> Result<Grads> {
-        let inputs = tensors(&[call.tensor(0)?, call.tensor(1)?, grad]);
+        let inputs = tensors(&[call.tensor(0)?, call.tensor(1)?, grad, call.output(1)?]);
         Ok(vec![Some(apply(CrossEntropyGradient(*self), &inputs)?), None])
     }
 }
@@ -140,7 +208,7 @@ fn log_sum_exp<T: Float<Acc: Math>>(x: &[T]) -> (f64, f64) {
     (largest, wide().map(|x| (x - largest).exp()).sum())
 }
 
-/// `(softmax(logits) - q) grad / rows`; inputs `logits`, `targets`, `grad`.
+/// `(softmax(logits) - q) grad / count`; inputs `logits`, `targets`, `grad`, `count`.
 #[derive(Clone, Copy, Debug)]
 struct CrossEntropyGradient(CrossEntropy);
 
@@ -158,9 +226,11 @@ impl Op for CrossEntropyGradient {
         let classes = logits.dim(logits.rank() - 1);
         let targets = self.0.targets(&inputs[1], classes)?;
         let (own, every) = self.0.shares(classes);
-        let grad = inputs[2].to_dtype(DType::F64)?.to_vec::<f64>()?;
-        let grad = grad.first().copied().unwrap_or(f64::NAN);
-        let factor = grad / targets.iter().flatten().count() as f64;
+        let number = |i: usize| {
+            let values = inputs[i].to_dtype(DType::F64)?.to_vec::<f64>()?;
+            Ok::<_, Error>(values.first().copied().unwrap_or(f64::NAN))
+        };
+        let factor = number(2)? / number(3)?;
         dispatch_float!(self.name(), logits.dtype(), T => {
             let logits = logits.as_slice::<T>()?;
             for_each_row(outputs[0].as_mut_slice::<T>()?, classes, |row, out| {
@@ -179,8 +249,12 @@ impl Op for CrossEntropyGradient {
         })
     }
 
-    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
-        Err(Error::no_kernel(self.name()))
+    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let [logits, targets, grad, count] = [0, 1, 2, 3].map(|i| inputs[i].contiguous());
+        let (logits, targets, grad, count) = (logits?, targets?, grad?, count?);
+        let (config, dims) = self.0.dims(&logits)?;
+        let dx = &mut outputs[0];
+        kernel::cross_entropy_gradient(config, dx, &logits, &targets, &grad, &count, dims)
     }
 
     fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {

@@ -41,6 +41,7 @@ kernels! {
     fn scale(y: Out, x: In, dims: ScaleDims);
     fn clamp(y: Out, x: In, dims: ClampDims);
     fn clamp_gradient(dx: Out, x: In, grad: In, dims: ClampDims);
+    fn relu_gradient(dx: Out, y: In, grad: In, dims: MapDims);
     fn linear_combination(y: Out, x: Array<In, 8>, dims: LinearCombinationDims);
     fn silu(y: Out, x: In, dims: MapDims);
     fn gelu(y: Out, x: In, dims: MapDims);

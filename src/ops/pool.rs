@@ -1,12 +1,42 @@
-//! Pooling of NHWC images: the largest or the mean of each window.
+//! Pooling of NHWC images: the largest or the mean of each window. Kernels: `kernels/pool.cu`.
+
+use bytemuck::NoUninit;
 
 use super::elementwise::require_float;
 use super::gradient::Call;
+use super::kernels::{LaunchConfig, kernels, to_u32};
 use super::{Grads, Inputs, Meta, Op, apply, tensors};
 use crate::cpu::parallel::{for_each_chunk, for_each_row};
 use crate::dispatch_float;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Float, Real, Tensor};
+
+kernels! {
+    fn max_pool2d(y: Out, places: Array<Out<u32>, 1>, x: In, dims: PoolDims);
+    fn max_pool2d_gradient(dx: Out, grad: In, places: In<u32>, dims: PoolDims);
+    fn mean_pool2d(y: Out, x: In, dims: PoolDims);
+}
+
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+struct PoolDims {
+    len: u64,
+    channels: u32,
+    height: u32,
+    width: u32,
+    from_height: u32,
+    from_width: u32,
+    size: u32,
+    stride: u32,
+    padding: u32,
+    back: u32,
+    reserved: u32,
+}
+
+/// A thread an element of `out`, as far as 4096 blocks reach; they take further turns beyond.
+fn by_element(out: &Tensor) -> LaunchConfig {
+    LaunchConfig::new([out.len().div_ceil(256).clamp(1, 4096) as u32, 1], 256)
+}
 
 /// Windows over an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +55,7 @@ pub struct Window {
 ///
 /// # Errors
 /// `Shape` when `x` is no image batch, a window does not fit into the padded image, the stride is 0, or more than half
-/// of a window may be padding; `DType` for integers; `NoKernel` on a GPU.
+/// of a window may be padding; `DType` for integers.
 pub fn max_pool2d(x: &Tensor, window: Window) -> Result<Tensor> {
     apply(MaxPool(window), &tensors(&[x]))
 }
@@ -55,6 +85,26 @@ impl Window {
         let windows = |n: usize| (n + 2 * padding - size) / stride + 1;
         let shape = [batch, windows(height), windows(width), channels].into();
         Ok(Meta { shape, dtype: x.dtype() })
+    }
+
+    /// What a kernel is told of a pooling from `x` to `out`, or of its gradient, from windows to pixels.
+    fn dims(&self, op: &'static str, x: &Tensor, out: &Tensor, back: bool) -> Result<PoolDims> {
+        let (_, from_height, from_width, _) = x.dims4()?;
+        let (_, height, width, channels) = out.dims4()?;
+        let to_u32 = |n| to_u32(op, n);
+        Ok(PoolDims {
+            len: out.len() as u64,
+            channels: to_u32(channels)?,
+            height: to_u32(height)?,
+            width: to_u32(width)?,
+            from_height: to_u32(from_height)?,
+            from_width: to_u32(from_width)?,
+            size: to_u32(self.size)?,
+            stride: to_u32(self.stride)?,
+            padding: to_u32(self.padding)?,
+            back: back.into(),
+            reserved: 0,
+        })
     }
 
     /// The positions among `n` that window `i` covers.
@@ -140,8 +190,14 @@ impl Op for MaxPool {
         })
     }
 
-    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
-        Err(Error::no_kernel(self.name()))
+    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let x = inputs[0].contiguous()?;
+        let (_, height, width, _) = x.dims4()?;
+        to_u32(self.name(), height * width)?;
+        let [out, places @ ..] = outputs else { unreachable!("inferred above") };
+        let dims = self.0.dims(self.name(), &x, out, false)?;
+        let places = &mut places.iter_mut().collect::<Vec<_>>();
+        kernel::max_pool2d(by_element(out), out, places, &x, dims)
     }
 
     fn backward(&self, call: &Call, grad: &Tensor) -> Result<Grads> {
@@ -206,8 +262,11 @@ impl Op for MaxPoolGradient {
         })
     }
 
-    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
-        Err(Error::no_kernel(self.name()))
+    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let (grad, places) = (inputs[0].contiguous()?, inputs[1].contiguous()?);
+        let out = &mut outputs[0];
+        let dims = self.window.dims(self.name(), &grad, out, true)?;
+        kernel::max_pool2d_gradient(by_element(out), out, &grad, &places, dims)
     }
 
     fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {
@@ -236,8 +295,10 @@ impl Op for AvgPool {
         self.0.means(self.name(), &x, out_height, rows, columns, &mut outputs[0])
     }
 
-    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
-        Err(Error::no_kernel(self.name()))
+    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let (x, out) = (inputs[0].contiguous()?, &mut outputs[0]);
+        let dims = self.0.dims(self.name(), &x, out, false)?;
+        kernel::mean_pool2d(by_element(out), out, &x, dims)
     }
 
     fn backward(&self, call: &Call, grad: &Tensor) -> Result<Grads> {
@@ -273,8 +334,10 @@ impl Op for AvgPoolGradient {
         window.means(self.name(), &grad, height, rows, columns, &mut outputs[0])
     }
 
-    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
-        Err(Error::no_kernel(self.name()))
+    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let (grad, out) = (inputs[0].contiguous()?, &mut outputs[0]);
+        let dims = self.window.dims(self.name(), &grad, out, true)?;
+        kernel::mean_pool2d(by_element(out), out, &grad, dims)
     }
 
     fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {

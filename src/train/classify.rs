@@ -29,28 +29,34 @@ pub struct ClassifyTask {
     loss: CrossEntropy,
     /// What the model is exported in.
     dtype: DType,
+    device: Device,
 }
 
 impl ClassifyTask {
-    /// A new network for the classes of `data`; `shape` is given their number.
+    /// A new network for the classes of `data`, on `device`; `shape` is given their number.
     ///
     /// # Errors
     /// `data` has no classes.
-    pub fn new(data: &Dataset, shape: impl Fn(usize) -> ResNetConfig, seed: u64) -> Result<Self> {
+    pub fn new(
+        data: &Dataset,
+        shape: impl Fn(usize) -> ResNetConfig,
+        seed: u64,
+        device: Device,
+    ) -> Result<Self> {
         data.require_classes()?;
         let new = move |name: &str, shape: &[usize]| match name.ends_with("running_var") {
             true => Tensor::full(shape, 1.0, DType::F32, Device::Cpu),
             false => initial(seed, name, shape),
         };
-        let params = Params::initial(new, DType::F32, Device::Cpu).keeping(Keep::Trainable);
-        Self::with(ResNet::load(shape(data.classes().len()), &params)?, data)
+        let params = Params::initial(new, DType::F32, device).keeping(Keep::Trainable);
+        Self::with(ResNet::load(shape(data.classes().len()), &params)?, data, device)
     }
 
-    /// The network in a folder with `config.json` and weights.
+    /// The network in a folder with `config.json` and weights, on `device`.
     ///
     /// # Errors
     /// It cannot be read, or tells other classes apart than those of `data`.
-    pub fn open(folder: &Path, data: &Dataset) -> Result<Self> {
+    pub fn open(folder: &Path, data: &Dataset, device: Device) -> Result<Self> {
         data.require_classes()?;
         let path = folder.join("config.json");
         let config = Config::open(&path)?;
@@ -64,13 +70,13 @@ impl ClassifyTask {
             return Err(Error::file(&path, "classes", expected, found, advice));
         }
         let weights = Weights::open(folder, None)?;
-        let params = Params::new(weights, DType::F32, Device::Cpu).keeping(Keep::Trainable);
+        let params = Params::new(weights, DType::F32, device).keeping(Keep::Trainable);
         let net = ResNet::load(config, &params)?;
         params.finish()?;
-        Self::with(net, data)
+        Self::with(net, data, device)
     }
 
-    fn with(net: ResNet, data: &Dataset) -> Result<Self> {
+    fn with(net: ResNet, data: &Dataset, device: Device) -> Result<Self> {
         Ok(Self {
             net,
             classes: data.classes().to_vec(),
@@ -78,6 +84,7 @@ impl ClassifyTask {
             normalize: data.normalize(),
             loss: CrossEntropy::default(),
             dtype: DType::F32,
+            device,
         })
     }
 
@@ -90,6 +97,10 @@ impl ClassifyTask {
     /// The same, exported in `dtype`.
     pub fn exporting(self, dtype: Option<DType>) -> Self {
         Self { dtype: dtype.unwrap_or(self.dtype), ..self }
+    }
+
+    fn targets(&self, batch: &Batch) -> Result<Tensor> {
+        Tensor::from_slice(&batch.labels, [batch.labels.len()])?.to_device(self.device)
     }
 
     fn config(&self) -> Value {
@@ -127,7 +138,7 @@ impl Task for ClassifyTask {
     }
 
     fn loss(&self, batch: &Batch, _: &mut Random) -> Result<Loss> {
-        let targets = Tensor::from_slice(&batch.labels, [batch.labels.len()])?;
+        let targets = self.targets(batch)?;
         let logits = self.net.forward_training(&batch.images)?;
         let total = cross_entropy(&logits, &targets, self.loss)?;
         let accuracy = right(&logits, &batch.labels)? / batch.labels.len() as f64;
@@ -136,7 +147,7 @@ impl Task for ClassifyTask {
 
     fn validate(&self, batch: &Batch, _: &mut Random) -> Result<Measured> {
         let count = batch.labels.len();
-        let targets = Tensor::from_slice(&batch.labels, [count])?;
+        let targets = self.targets(batch)?;
         let logits = self.net.forward(&batch.images)?;
         let loss = cross_entropy(&logits, &targets, CrossEntropy::default())?;
         let accuracy = right(&logits, &batch.labels)?;

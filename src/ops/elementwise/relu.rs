@@ -1,6 +1,6 @@
 //! [`relu`](super::relu): its gradient reads the result, which the next layer holds anyway.
 
-use super::{Binary, ClampDims, Zip, kernel, map, require_float, spread, zip_with};
+use super::{Binary, ClampDims, MapDims, Zip, kernel, map, require_float, spread, zip_with};
 use crate::cpu::math::Math;
 use crate::cpu::simd::Simd;
 use crate::dispatch_float;
@@ -88,8 +88,10 @@ impl Op for ReluGradient {
         })
     }
 
-    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
-        Err(Error::no_kernel(self.name()))
+    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let (y, grad) = (inputs[0].contiguous()?, inputs[1].contiguous()?);
+        let dims = MapDims { len: y.len() as u64 };
+        kernel::relu_gradient(spread(y.len() * y.dtype().size()), &mut outputs[0], &y, &grad, dims)
     }
 
     fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {
