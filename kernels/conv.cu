@@ -106,42 +106,41 @@ struct Patches {
     }
 };
 
-// x [B, H, W, C], or [B, H / 2, W / 2, C] to be doubled, w [O, KH, KW, C], y and residual [B, OH, OW, O]; partial [splits, M, O], null unless k is split.
+// x [B, H, W, C], or [B, H / 2, W / 2, C] to be doubled, w [O, KH, KW, C], y and residual [B, OH, OW, O]; sums and arrived as in
+// gemm::Parts.
 // grid (tiles, splits)
 template <class Shape, typename T>
 __device__ void convolve(
-    T* y, const T* x, const T* w, Pointers<float, 1> partial, Pointers<const float, 1> bias,
-    Pointers<const float, 1> add, Pointers<const T, 1> residual, const ConvDims& d) {
-    const unsigned split = blockIdx.y;
-    float* const sums = partial.at[0] ? partial.at[0] + size_t(split) * d.m * d.n : nullptr;
-    const gemm::Epilogue<T> end = {y,   sums, bias.at[0],      add.at[0],    residual.at[0],
-                                   d.m, d.n,  d.rows_of_image, d.activation, d.scale,        d.add_stride};
-    const gemm::Share<Shape, T> share(d.n, d.k, split, d.splits);
+    T* y, const T* x, const T* w, Pointers<float, 1> sums, Pointers<unsigned, 1> arrived,
+    Pointers<const float, 1> bias, Pointers<const float, 1> add, Pointers<const T, 1> residual, const ConvDims& d) {
+    const gemm::Epilogue<T> end = {
+        y, bias.at[0], add.at[0], residual.at[0], d.m, d.n, d.rows_of_image, d.activation, d.scale, d.add_stride};
+    const gemm::Share<Shape, T> share(d.n, d.k, blockIdx.y, d.splits);
     const Patches<T, Shape::M> patches(x, share.m0, share.begin, d);
     const gemm::Rows<T, Shape::N> weights(w, share.n0, d.n, share.begin, d.k);
-    gemm::product<Shape>(patches, weights, share.steps, share.m0, share.n0, end);
+    gemm::product<Shape>(patches, weights, share, {sums.at[0], arrived.at[0], blockIdx.y, d.splits}, end);
 }
 
 template <typename T>
 __device__ void conv2d_large(
-    T* y, const T* x, const T* w, Pointers<float, 1> partial, Pointers<const float, 1> bias,
-    Pointers<const float, 1> add, Pointers<const T, 1> residual, const ConvDims& d) {
-    convolve<typename gemm::Tiles<T>::Large>(y, x, w, partial, bias, add, residual, d);
+    T* y, const T* x, const T* w, Pointers<float, 1> sums, Pointers<unsigned, 1> arrived,
+    Pointers<const float, 1> bias, Pointers<const float, 1> add, Pointers<const T, 1> residual, const ConvDims& d) {
+    convolve<typename gemm::Tiles<T>::Large>(y, x, w, sums, arrived, bias, add, residual, d);
 }
 FOR_EACH_FLOAT(
     conv2d_large,
-    (T* y, const T* x, const T* w, Pointers<float, 1> partial, Pointers<const float, 1> bias,
-     Pointers<const float, 1> add, Pointers<const T, 1> residual, ConvDims d),
-    (y, x, w, partial, bias, add, residual, d))
+    (T* y, const T* x, const T* w, Pointers<float, 1> sums, Pointers<unsigned, 1> arrived,
+     Pointers<const float, 1> bias, Pointers<const float, 1> add, Pointers<const T, 1> residual, ConvDims d),
+    (y, x, w, sums, arrived, bias, add, residual, d))
 
 template <typename T>
 __device__ void conv2d_small(
-    T* y, const T* x, const T* w, Pointers<float, 1> partial, Pointers<const float, 1> bias,
-    Pointers<const float, 1> add, Pointers<const T, 1> residual, const ConvDims& d) {
-    convolve<typename gemm::Tiles<T>::Small>(y, x, w, partial, bias, add, residual, d);
+    T* y, const T* x, const T* w, Pointers<float, 1> sums, Pointers<unsigned, 1> arrived,
+    Pointers<const float, 1> bias, Pointers<const float, 1> add, Pointers<const T, 1> residual, const ConvDims& d) {
+    convolve<typename gemm::Tiles<T>::Small>(y, x, w, sums, arrived, bias, add, residual, d);
 }
 FOR_EACH_FLOAT(
     conv2d_small,
-    (T* y, const T* x, const T* w, Pointers<float, 1> partial, Pointers<const float, 1> bias,
-     Pointers<const float, 1> add, Pointers<const T, 1> residual, ConvDims d),
-    (y, x, w, partial, bias, add, residual, d))
+    (T* y, const T* x, const T* w, Pointers<float, 1> sums, Pointers<unsigned, 1> arrived,
+     Pointers<const float, 1> bias, Pointers<const float, 1> add, Pointers<const T, 1> residual, ConvDims d),
+    (y, x, w, sums, arrived, bias, add, residual, d))

@@ -9,6 +9,9 @@
 // in conv.cu. Sums are in f32, over k in one order whatever m, n, the tile and the batch are, so a row of y does not
 // depend on its neighbours. 16-bit elements go through the tensor cores, f32 through ordinary multiply-adds.
 //
+// Where there are few tiles, blocks share out the k of each. The last of a tile's blocks to be done adds what all of them left
+// in memory, in the order of their parts of k, and ends the sums: which block that is does not show.
+//
 // A block has a tile of y. Tiles of A and B arrive in three stages by cp.async, two on their way while one is multiplied.
 // A row of a tile is 128 bytes of k, eight 16-byte chunks; chunk c of row r lies at c ^ (r % 8), so that eight
 // neighbouring rows touch all banks once.
@@ -31,6 +34,7 @@ constexpr unsigned DEPTH = CHUNKS * LANES<T>;
 template <unsigned M_, unsigned N_, unsigned WARP_M_, unsigned WARP_N_>
 struct Tile {
     static constexpr unsigned M = M_, N = N_, WARP_M = WARP_M_, WARP_N = WARP_N_;
+    static constexpr unsigned SIZE = M * N;
     static constexpr unsigned STAGE = (M + N) * CHUNKS;  // 16-byte chunks
     static_assert(M / WARP_M * (N / WARP_N) * WARP == THREADS, "four warps");
 };
@@ -71,13 +75,12 @@ __device__ void activate(float (&x)[N], unsigned activation) {
     }
 }
 
-// What follows the sums. Absent tensors are null; with `partial` [M, N], sums are stored there as they are.
+// What follows the sums. Absent tensors are null.
 template <typename T>
 struct Epilogue {
     static constexpr int N = LANES<T>;  // elements that are stored at a time
 
     T* y;
-    float* partial;
     const float *bias, *add;
     const T* residual;
     unsigned m, n;
@@ -107,14 +110,13 @@ struct Epilogue {
         for (int i = 0; i < N; i++) sums[i] += x[i];
     }
 
-    template <typename E>
-    __device__ void write(E* p, const float (&x)[N], unsigned column) const {
+    __device__ void write(T* p, const float (&x)[N], unsigned column) const {
         if (wide) {
             store(p, x, true);
         } else {
 #pragma unroll
             for (int i = 0; i < N; i++) {
-                if (column + i < n) p[i] = from_float<E>(x[i]);
+                if (column + i < n) p[i] = from_float<T>(x[i]);
             }
         }
     }
@@ -130,7 +132,6 @@ struct Epilogue {
     __device__ void operator()(unsigned row, unsigned column, float (&sums)[N], const float (&offset)[N]) const {
         if (row >= m || column >= n) return;
         const size_t at = size_t(row) * n + column;
-        if (partial) return write(partial + at, sums, column);
 #pragma unroll
         for (int i = 0; i < N; i++) sums[i] += offset[i];
         if (add) add_from(sums, add + size_t(row / rows_of_image) * add_stride + column, column);
@@ -243,6 +244,49 @@ struct Rows {
     }
 };
 
+// --- parts of k ---
+
+// What the blocks of a tile that share out k leave for the last of them; `sums` is null where none do.
+struct Parts {
+    float* sums;        // [tiles, splits, outputs of a tile], these as threads have them: four of a thread, then its neighbour's
+    unsigned* arrived;  // [tiles], zeros before and after
+    unsigned split, splits;
+
+    template <class Shape>
+    __device__ float4* of(unsigned split) const {
+        return reinterpret_cast<float4*>(sums) + (size_t(blockIdx.x) * splits + split) * (Shape::SIZE / 4) + threadIdx.x;
+    }
+
+    // Leaves a block's sums, and is true in the last block of the tile to do so.
+    template <class Shape, class Sums>
+    __device__ bool leave(const Sums& all) const {
+        float4* const to = of<Shape>(split);
+        all.each([&](unsigned i, const float(&x)[4]) { to[i * THREADS] = make_float4(x[0], x[1], x[2], x[3]); });
+        __threadfence();
+        __syncthreads();
+        const bool is_last = threadIdx.x == 0 && atomicInc(arrived + blockIdx.x, splits - 1) == splits - 1;
+        if (!__syncthreads_or(is_last)) return false;
+        __threadfence();
+        return true;
+    }
+
+    // N fours of this thread's sums from the given one on, of all parts in their order.
+    template <class Shape, unsigned N>
+    __device__ void add(float (&x)[N][4], unsigned first) const {
+#pragma unroll
+        for (unsigned i = 0; i < N; i++) x[i][0] = x[i][1] = x[i][2] = x[i][3] = 0.0f;
+#pragma unroll 1
+        for (unsigned split = 0; split < splits; split++) {
+            const float4* const from = of<Shape>(split) + first * THREADS;
+#pragma unroll
+            for (unsigned i = 0; i < N; i++) {
+                const float4 part = from[i * THREADS];
+                x[i][0] += part.x, x[i][1] += part.y, x[i][2] += part.z, x[i][3] += part.w;
+            }
+        }
+    }
+};
+
 // --- multiplying ---
 
 // One warp's part of a tile by the tensor cores: products m16n8k16, four of them along a tile's depth. What is multiplied
@@ -287,25 +331,43 @@ struct Multiplier {
         }
     }
 
+    // Calls f with four sums at a time, and which four they are.
+    template <typename F>
+    __device__ void each(F f) const {
+#pragma unroll
+        for (unsigned i = 0; i < FRAGMENTS_M; i++) {
+#pragma unroll
+            for (unsigned j = 0; j < FRAGMENTS_N; j++) f(i * FRAGMENTS_N + j, sum[i][j]);
+        }
+    }
+
     // In one access, which the compiler would take apart here and there.
     static __device__ void store_pair(float* to, float first, float second) {
         asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(shared_address(to)), "f"(first), "f"(second) : "memory");
     }
 
-    // Ends the sums, a strip of 16 rows at a time.
-    __device__ void finish(float* strip, unsigned m0, unsigned n0, const Epilogue<T>& end) {
+    // Ends the sums, those of `parts` where there are any, a strip of 16 rows at a time.
+    __device__ void finish(float* strip, unsigned m0, unsigned n0, const Parts& parts, const Epilogue<T>& end) {
         const unsigned lane = threadIdx.x % WARP;
+        const auto put = [&](const float(&x)[FRAGMENTS_N][4]) {
+#pragma unroll
+            for (unsigned j = 0; j < FRAGMENTS_N; j++) {
+                float* const to = strip + lane / 4 * STRIDE + j * 8 + lane % 4 * 2;
+                store_pair(to, x[j][0], x[j][1]);
+                store_pair(to + 8 * STRIDE, x[j][2], x[j][3]);
+            }
+        };
 #pragma unroll 1
         for (unsigned strip_at = 0; strip_at < FRAGMENTS_M; strip_at++) {
             __syncwarp();
+            if (parts.sums) {
+                float x[FRAGMENTS_N][4];
+                parts.add<Shape>(x, strip_at * FRAGMENTS_N);
+                put(x);
+            } else {
 #pragma unroll
-            for (unsigned i = 0; i < FRAGMENTS_M; i++) {
-                if (i != strip_at) continue;
-#pragma unroll
-                for (unsigned j = 0; j < FRAGMENTS_N; j++) {
-                    float* const to = strip + lane / 4 * STRIDE + j * 8 + lane % 4 * 2;
-                    store_pair(to, sum[i][j][0], sum[i][j][1]);
-                    store_pair(to + 8 * STRIDE, sum[i][j][2], sum[i][j][3]);
+                for (unsigned i = 0; i < FRAGMENTS_M; i++) {
+                    if (i == strip_at) put(sum[i]);
                 }
             }
             __syncwarp();
@@ -353,7 +415,15 @@ struct Multiplier<float, Shape> {
         }
     }
 
-    __device__ void finish(float* strip, unsigned m0, unsigned n0, const Epilogue<float>& end) {
+    template <typename F>
+    __device__ void each(F f) const {
+        static_assert(EACH_N == 4, "four sums at a time");
+#pragma unroll
+        for (unsigned i = 0; i < EACH_M; i++) f(i, sum[i]);
+    }
+
+    __device__ void finish(float* strip, unsigned m0, unsigned n0, const Parts& parts, const Epilogue<float>& end) {
+        if (parts.sums) parts.add<Shape>(sum, 0);
         const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
 #pragma unroll 1
         for (unsigned strip_at = 0; strip_at < EACH_M; strip_at++) {
@@ -370,14 +440,30 @@ struct Multiplier<float, Shape> {
     }
 };
 
-// The tile of y at (m0, n0): `steps` tiles of A and B, from where the loaders stand.
+// Where a block's tile lies, and its share of k.
+template <class Shape, typename T>
+struct Share {
+    unsigned m0, n0, begin, steps;
+
+    __device__ Share(unsigned n, unsigned k, unsigned split, unsigned splits) {
+        const unsigned tiles_n = (n + Shape::N - 1) / Shape::N;
+        m0 = blockIdx.x / tiles_n * Shape::M;
+        n0 = blockIdx.x % tiles_n * Shape::N;
+        const unsigned all = (k + DEPTH<T> - 1) / DEPTH<T>, each = (all + splits - 1) / splits;
+        const unsigned first = min(split * each, all);
+        begin = first * DEPTH<T>;
+        steps = min(each, all - first);
+    }
+};
+
+// A block's tile of y, from where the loaders stand.
 template <class Shape, typename T, class A>
-__device__ void product(A a, Rows<T, Shape::N> b, unsigned steps, unsigned m0, unsigned n0, const Epilogue<T>& end) {
+__device__ void product(A a, Rows<T, Shape::N> b, const Share<Shape, T>& share, const Parts& parts, const Epilogue<T>& end) {
     extern __shared__ uint4 memory[];
     static_assert(THREADS / WARP * Multiplier<T, Shape>::STRIP <= STAGES * Shape::STAGE * 4, "strips fit");
     unsigned fetched = 0, free = 0;
     const auto fetch = [&] {
-        if (fetched < steps) {
+        if (fetched < share.steps) {
             uint4* const stage = memory + free * Shape::STAGE;
             a.fill(stage);
             b.fill(stage + Shape::M * CHUNKS);
@@ -407,7 +493,7 @@ __device__ void product(A a, Rows<T, Shape::N> b, unsigned steps, unsigned m0, u
     arrive();
     read(0);
 #pragma unroll 1
-    for (unsigned step = 0; step < steps; step++) {
+    for (unsigned step = 0; step < share.steps; step++) {
         fetch();  // over the stage before this one, which everybody has done with
 #pragma unroll
         for (unsigned slice = 0; slice < SLICES; slice++) {
@@ -420,26 +506,11 @@ __device__ void product(A a, Rows<T, Shape::N> b, unsigned steps, unsigned m0, u
         }
         if (!AHEAD) next();
     }
+    if (parts.sums && !parts.leave<Shape>(multiplier)) return;
     wait_for_copies<0>();
     __syncthreads();
     float* const strip = reinterpret_cast<float*>(memory) + threadIdx.x / WARP * Multiplier<T, Shape>::STRIP;
-    multiplier.finish(strip, m0, n0, end.aligned());
+    multiplier.finish(strip, share.m0, share.n0, parts, end.aligned());
 }
-
-// Where a block's tile lies, and its share of k.
-template <class Shape, typename T>
-struct Share {
-    unsigned m0, n0, begin, steps;
-
-    __device__ Share(unsigned n, unsigned k, unsigned split, unsigned splits) {
-        const unsigned tiles_n = (n + Shape::N - 1) / Shape::N;
-        m0 = blockIdx.x / tiles_n * Shape::M;
-        n0 = blockIdx.x % tiles_n * Shape::N;
-        const unsigned all = (k + DEPTH<T> - 1) / DEPTH<T>, each = (all + splits - 1) / splits;
-        const unsigned first = min(split * each, all);
-        begin = first * DEPTH<T>;
-        steps = min(each, all - first);
-    }
-};
 
 }  // namespace gemm

@@ -12,74 +12,43 @@ struct MatmulDims {
     unsigned add_stride;
 };
 
-template <typename T>
-__device__ gemm::Epilogue<T> epilogue(
-    T* y, float* partial, Pointers<const float, 1> bias, Pointers<const float, 1> add, Pointers<const T, 1> residual,
-    const MatmulDims& d) {
-    return {y, partial, bias.at[0], add.at[0], residual.at[0], d.m, d.n, d.rows_of_image, d.activation, d.scale, d.add_stride};
-}
-
-// a [batch, M, K], b [batch, N, K], y and residual [batch, M, N]; partial [splits, M, N], null unless k is split.
+// a [batch, M, K], b [batch, N, K], y and residual [batch, M, N]; sums and arrived as in gemm::Parts.
 // grid (tiles, batch * splits), one of which is 1
 template <class Shape, typename T>
 __device__ void multiply(
-    T* y, const T* a, const T* b, Pointers<float, 1> partial, Pointers<const float, 1> bias,
-    Pointers<const float, 1> add, Pointers<const T, 1> residual, const MatmulDims& d) {
+    T* y, const T* a, const T* b, Pointers<float, 1> sums, Pointers<unsigned, 1> arrived,
+    Pointers<const float, 1> bias, Pointers<const float, 1> add, Pointers<const T, 1> residual, const MatmulDims& d) {
     const unsigned split = d.splits > 1 ? blockIdx.y : 0, entry = d.splits > 1 ? 0 : blockIdx.y;
     const size_t out = size_t(entry) * d.m * d.n;
-    float* const sums = partial.at[0] ? partial.at[0] + size_t(split) * d.m * d.n : nullptr;
     if (residual.at[0]) residual.at[0] += out;
+    const gemm::Epilogue<T> end = {
+        y + out, bias.at[0], add.at[0], residual.at[0], d.m, d.n, d.rows_of_image, d.activation, d.scale, d.add_stride};
     const gemm::Share<Shape, T> share(d.n, d.k, split, d.splits);
     const gemm::Rows<T, Shape::M> rows_a(a + entry * d.a_stride, share.m0, d.m, share.begin, d.k);
     const gemm::Rows<T, Shape::N> rows_b(b + entry * d.b_stride, share.n0, d.n, share.begin, d.k);
-    gemm::product<Shape>(rows_a, rows_b, share.steps, share.m0, share.n0, epilogue(y + out, sums, bias, add, residual, d));
+    gemm::product<Shape>(rows_a, rows_b, share, {sums.at[0], arrived.at[0], split, d.splits}, end);
 }
 
 template <typename T>
 __device__ void matmul_large(
-    T* y, const T* a, const T* b, Pointers<float, 1> partial, Pointers<const float, 1> bias,
-    Pointers<const float, 1> add, Pointers<const T, 1> residual, const MatmulDims& d) {
-    multiply<typename gemm::Tiles<T>::Large>(y, a, b, partial, bias, add, residual, d);
+    T* y, const T* a, const T* b, Pointers<float, 1> sums, Pointers<unsigned, 1> arrived,
+    Pointers<const float, 1> bias, Pointers<const float, 1> add, Pointers<const T, 1> residual, const MatmulDims& d) {
+    multiply<typename gemm::Tiles<T>::Large>(y, a, b, sums, arrived, bias, add, residual, d);
 }
 FOR_EACH_FLOAT(
     matmul_large,
-    (T* y, const T* a, const T* b, Pointers<float, 1> partial, Pointers<const float, 1> bias,
-     Pointers<const float, 1> add, Pointers<const T, 1> residual, MatmulDims d),
-    (y, a, b, partial, bias, add, residual, d))
+    (T* y, const T* a, const T* b, Pointers<float, 1> sums, Pointers<unsigned, 1> arrived,
+     Pointers<const float, 1> bias, Pointers<const float, 1> add, Pointers<const T, 1> residual, MatmulDims d),
+    (y, a, b, sums, arrived, bias, add, residual, d))
 
 template <typename T>
 __device__ void matmul_small(
-    T* y, const T* a, const T* b, Pointers<float, 1> partial, Pointers<const float, 1> bias,
-    Pointers<const float, 1> add, Pointers<const T, 1> residual, const MatmulDims& d) {
-    multiply<typename gemm::Tiles<T>::Small>(y, a, b, partial, bias, add, residual, d);
+    T* y, const T* a, const T* b, Pointers<float, 1> sums, Pointers<unsigned, 1> arrived,
+    Pointers<const float, 1> bias, Pointers<const float, 1> add, Pointers<const T, 1> residual, const MatmulDims& d) {
+    multiply<typename gemm::Tiles<T>::Small>(y, a, b, sums, arrived, bias, add, residual, d);
 }
 FOR_EACH_FLOAT(
     matmul_small,
-    (T* y, const T* a, const T* b, Pointers<float, 1> partial, Pointers<const float, 1> bias,
-     Pointers<const float, 1> add, Pointers<const T, 1> residual, MatmulDims d),
-    (y, a, b, partial, bias, add, residual, d))
-
-// Adds the partial sums [splits, M, N] in their order, and ends them.
-template <typename T>
-__device__ void add_splits(
-    T* y, const float* partial, Pointers<const float, 1> bias, Pointers<const float, 1> add,
-    Pointers<const T, 1> residual, const MatmulDims& d) {
-    constexpr int N = gemm::Epilogue<T>::N;
-    const gemm::Epilogue<T> end = epilogue<T>(y, nullptr, bias, add, residual, d).aligned();
-    const unsigned chunks = (d.n + N - 1) / N;
-    const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    const unsigned row = unsigned(i / chunks), column = unsigned(i % chunks) * N;
-    if (row >= d.m) return;
-    float sums[N] = {};
-    for (unsigned split = 0; split < d.splits; split++) {
-        end.add_from(sums, partial + (size_t(split) * d.m + row) * d.n + column, column);
-    }
-    float offset[N];
-    end.bias_of(column, offset);
-    end(row, column, sums, offset);
-}
-FOR_EACH_FLOAT(
-    add_splits,
-    (T* y, const float* partial, Pointers<const float, 1> bias, Pointers<const float, 1> add,
-     Pointers<const T, 1> residual, MatmulDims d),
-    (y, partial, bias, add, residual, d))
+    (T* y, const T* a, const T* b, Pointers<float, 1> sums, Pointers<unsigned, 1> arrived,
+     Pointers<const float, 1> bias, Pointers<const float, 1> add, Pointers<const T, 1> residual, MatmulDims d),
+    (y, a, b, sums, arrived, bias, add, residual, d))

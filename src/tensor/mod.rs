@@ -74,6 +74,18 @@ impl Tensor {
         Ok(Self::whole(storage, shape, dtype))
     }
 
+    /// `[len]` zeros, u32, for blocks of one kernel on `device` to count each other with, which leaves them zeros.
+    ///
+    /// Only kernels may write here, and nobody look: all kernels of a stream, or of a graph, have the same memory.
+    ///
+    /// # Errors
+    /// `Argument` for the CPU.
+    pub(crate) fn counters(len: usize, device: Device) -> Result<Self> {
+        let shape = Shape::from([len]);
+        let buffer = cuda::Buffer::counters(device, byte_len(&shape, DType::U32)?)?;
+        Ok(Self::whole(Storage::Cuda(buffer), shape, DType::U32))
+    }
+
     /// A tensor with every element equal to `value`, rounded to `dtype`.
     ///
     /// # Errors

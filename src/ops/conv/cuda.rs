@@ -6,7 +6,7 @@ use super::{Conv2dConfig, NAME};
 use crate::error::{Error, Result};
 use crate::ops::kernels::{kernels, to_u32};
 use crate::ops::matmul::Epilogue;
-use crate::ops::matmul::cuda::{Ends, Plan, Sizes, add_splits};
+use crate::ops::matmul::cuda::{Ends, Plan, Sizes, each_part};
 use crate::tensor::Tensor;
 
 kernels! {
@@ -15,7 +15,8 @@ kernels! {
         y: Out,
         x: In,
         w: In,
-        partial: Array<Out<f32>, 1>,
+        sums: Array<Out<f32>, 1>,
+        arrived: Array<Out<u32>, 1>,
         bias: Array<In<f32>, 1>,
         add_channel: Array<In<f32>, 1>,
         residual: Array<In, 1>,
@@ -26,7 +27,8 @@ kernels! {
         y: Out,
         x: In,
         w: In,
-        partial: Array<Out<f32>, 1>,
+        sums: Array<Out<f32>, 1>,
+        arrived: Array<Out<u32>, 1>,
         bias: Array<In<f32>, 1>,
         add_channel: Array<In<f32>, 1>,
         residual: Array<In, 1>,
@@ -101,14 +103,10 @@ pub(super) fn convolve(
     };
     let launch = plan.config(NAME, sizes, 1)?;
     let [bias, add_channel, residual] = &ends.tensors();
-    let mut partial = plan.partial(sizes, out)?;
-    let mut sums: Vec<&mut Tensor> = partial.iter_mut().collect();
+    let mut parts = plan.parts(sizes, out)?;
+    let (sums, arrived) = &mut each_part(&mut parts);
     let kernel = if plan.large { kernel::conv2d_large } else { kernel::conv2d_small };
-    kernel(launch, out, &x, w, &mut sums, bias, add_channel, residual, dims)?;
-    match partial {
-        Some(partial) => add_splits(NAME, &partial, sizes, &ends, epilogue, out),
-        None => Ok(()),
-    }
+    kernel(launch, out, &x, w, sums, arrived, bias, add_channel, residual, dims)
 }
 
 #[cfg(test)]

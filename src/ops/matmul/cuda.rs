@@ -14,7 +14,8 @@ kernels! {
         y: Out,
         a: In,
         b: In,
-        partial: Array<Out<f32>, 1>,
+        sums: Array<Out<f32>, 1>,
+        arrived: Array<Out<u32>, 1>,
         bias: Array<In<f32>, 1>,
         add_channel: Array<In<f32>, 1>,
         residual: Array<In, 1>,
@@ -25,16 +26,8 @@ kernels! {
         y: Out,
         a: In,
         b: In,
-        partial: Array<Out<f32>, 1>,
-        bias: Array<In<f32>, 1>,
-        add_channel: Array<In<f32>, 1>,
-        residual: Array<In, 1>,
-        dims: MatmulDims,
-    );
-    /// A thread a 16-byte chunk of the output.
-    fn add_splits(
-        y: Out,
-        partial: In<f32>,
+        sums: Array<Out<f32>, 1>,
+        arrived: Array<Out<u32>, 1>,
         bias: Array<In<f32>, 1>,
         add_channel: Array<In<f32>, 1>,
         residual: Array<In, 1>,
@@ -126,7 +119,7 @@ impl Plan {
     /// The launch of `batch` products.
     pub fn config(&self, op: &'static str, sizes: Sizes, batch: usize) -> Result<LaunchConfig> {
         let [tile_m, tile_n] = self.tile;
-        let tiles = sizes.m.div_ceil(tile_m) * sizes.n.div_ceil(tile_n);
+        let tiles = self.tiles(sizes);
         let others = batch * self.splits;
         if others > 65_535 {
             return Err(Error::shape(
@@ -142,10 +135,21 @@ impl Plan {
         })
     }
 
-    /// Memory for the sums of each split [splits, m, n], where there are several.
-    pub fn partial(&self, sizes: Sizes, like: &Tensor) -> Result<Option<Tensor>> {
-        let shape = [self.splits, sizes.m, sizes.n];
-        (self.splits > 1).then(|| Tensor::uninit(shape, DType::F32, like.device())).transpose()
+    fn tiles(&self, sizes: Sizes) -> usize {
+        let [tile_m, tile_n] = self.tile;
+        sizes.m.div_ceil(tile_m) * sizes.n.div_ceil(tile_n)
+    }
+
+    /// Where a tile's blocks leave what they summed, if k is split: sums [tiles, splits, outputs of a tile], and how many
+    /// blocks are done `[tiles]`.
+    pub fn parts(&self, sizes: Sizes, like: &Tensor) -> Result<Option<[Tensor; 2]>> {
+        if self.splits == 1 {
+            return Ok(None);
+        }
+        let (tiles, on) = (self.tiles(sizes), like.device());
+        let [tile_m, tile_n] = self.tile;
+        let sums = Tensor::uninit([tiles, self.splits, tile_m * tile_n], DType::F32, on)?;
+        Ok(Some([sums, Tensor::counters(tiles, on)?]))
     }
 }
 
@@ -201,31 +205,17 @@ pub(super) fn multiply_rows(
     (dims.a_stride, dims.b_stride) = ((m * k) as u64, (n * k) as u64);
     let config = plan.config(op, sizes, batch)?;
     let [bias, add_channel, residual] = &ends.tensors();
-    let mut partial = plan.partial(sizes, out)?;
-    let mut sums: Vec<&mut Tensor> = partial.iter_mut().collect();
+    let mut parts = plan.parts(sizes, out)?;
+    let (sums, arrived) = &mut each_part(&mut parts);
     let launch = if plan.large { kernel::matmul_large } else { kernel::matmul_small };
-    launch(config, out, a, b, &mut sums, bias, add_channel, residual, dims)?;
-    match partial {
-        Some(partial) => add_splits(op, &partial, sizes, &ends, epilogue, out),
-        None => Ok(()),
-    }
+    launch(config, out, a, b, sums, arrived, bias, add_channel, residual, dims)
 }
 
-/// `epilogue` of the sum of `partial` [splits, m, n] over its splits.
-pub(in crate::ops) fn add_splits(
-    op: &'static str,
-    partial: &Tensor,
-    sizes: Sizes,
-    ends: &Ends,
-    epilogue: &Epilogue,
-    out: &mut Tensor,
-) -> Result<()> {
-    let dims = dims(op, sizes, partial.dim(0), ends, epilogue)?;
-    let lanes = 16 / out.dtype().size();
-    let blocks = (sizes.m * sizes.n.div_ceil(lanes)).div_ceil(256);
-    let config = LaunchConfig::new([to_u32(op, blocks)?, 1], 256);
-    let [bias, add_channel, residual] = &ends.tensors();
-    kernel::add_splits(config, out, partial, bias, add_channel, residual, dims)
+/// [`Plan::parts`] as kernels take them.
+pub(in crate::ops) fn each_part(
+    parts: &mut Option<[Tensor; 2]>,
+) -> (Vec<&mut Tensor>, Vec<&mut Tensor>) {
+    parts.iter_mut().map(|[sums, arrived]| (sums, arrived)).unzip()
 }
 
 /// `value * gelu(gate)` of `a b^T + bias`, where rows of `b` [N, K] and elements of `bias` are values in the first half, gates in
@@ -246,7 +236,7 @@ pub(super) fn multiply_gated(
     let dims = MatmulDims { activation: GEGLU, ..dims };
     let launch = if plan.large { kernel::matmul_large } else { kernel::matmul_small };
     let [bias, ..] = &ends.tensors();
-    launch(plan.config(op, sizes, 1)?, out, a, b, &mut [], bias, &[], &[], dims)
+    launch(plan.config(op, sizes, 1)?, out, a, b, &mut [], &mut [], bias, &[], &[], dims)
 }
 
 /// The number of the kernels' gated end, behind those of [`Activation`](super::Activation).
@@ -293,12 +283,14 @@ fn dims(
     })
 }
 
-/// The least bytes that tiles of this plan move: each operand's once a tile of outputs, outputs once.
+/// The least bytes that tiles of this plan move: each operand's once a tile of outputs, outputs once; sums of parts of k there
+/// and back.
 #[cfg(test)]
 pub(in crate::ops) fn least_bytes(sizes: Sizes, plan: Plan, size: usize) -> usize {
     let [tile_m, tile_n] = plan.tile;
     let rows = sizes.m * sizes.n.div_ceil(tile_n) + sizes.n * sizes.m.div_ceil(tile_m);
-    (rows * sizes.k + sizes.m * sizes.n) * size
+    let parts = if plan.splits > 1 { plan.splits * plan.tiles(sizes) * tile_m * tile_n } else { 0 };
+    (rows * sizes.k + sizes.m * sizes.n) * size + 2 * parts * size_of::<f32>()
 }
 
 #[cfg(test)]
@@ -309,6 +301,7 @@ mod tests {
         bits, check_batch, check_sums, counted, devices, random, sums_in_f64,
     };
     use crate::ops::weight::{Layout, Weight};
+    use crate::tensor::cuda::{Graph, Stream};
     use crate::tensor::{Device, Shape};
 
     /// x [.., K] by the rows of w [N, K].
@@ -405,11 +398,35 @@ mod tests {
         }
     }
 
+    /// Blocks that share out k count each other by zeros in memory, which a stream or a graph has to itself and gets back.
+    #[test]
+    fn parts_of_k_are_added_in_every_stream_and_at_every_launch() {
+        let Some(gpu) = devices().find(|device| *device != Device::Cpu) else { return };
+        let on = |shape: [usize; 3]| random(shape, 9).to_device(gpu).unwrap();
+        let (x, w) = (on([2, 64, 2336]), on([1, 70, 2336]).reshape([70, 2336]).unwrap());
+        assert_eq!(plan(x.dims(), 70, DType::F32).splits, 3);
+        let weight = Weight::frozen(&w, Layout::Matrix, DType::F32).unwrap();
+        let multiply = || linear(&x, &weight, Epilogue::default());
+        let expected = bits(&multiply().unwrap());
+        let streams = [Stream::new(gpu).unwrap(), Stream::new(gpu).unwrap()];
+        for _ in 0..3 {
+            let all = streams.each_ref().map(|stream| stream.scope(multiply).unwrap());
+            all.iter().for_each(|y| assert_eq!(bits(y), expected));
+        }
+        let twice = || Ok([multiply()?, multiply()?]);
+        let mut graph = Graph::capture(gpu, twice).unwrap();
+        assert_eq!(graph.nodes(), 3, "zeros once, and a launch for each product");
+        for _ in 0..3 {
+            multiply().unwrap(); // beside the graph, in another's memory
+            graph.launch().unwrap().iter().for_each(|y| assert_eq!(bits(y), expected));
+        }
+    }
+
     #[test]
     fn operands_are_read_once_a_tile_and_without_bank_conflicts() {
         const TEST: &str =
             "ops::matmul::cuda::tests::operands_are_read_once_a_tile_and_without_bank_conflicts";
-        let cases = [([1, 2560, 320], 1280), ([1, 200, 320], 136)];
+        let cases = [([1, 2560, 320], 1280), ([1, 200, 320], 136), ([1, 64, 2336], 72)];
         let dtypes = [DType::F32, DType::F16, DType::BF16];
         let launches = counted(TEST, || {
             for (x, n) in cases {
@@ -432,7 +449,7 @@ mod tests {
         for (launch, (&(x, n), dtype)) in launches.into_iter().zip(cases) {
             let sizes = Sizes { m: x[1], n, k: x[2], rows_of_image: x[1] };
             let plan = plan(&x, n, dtype);
-            assert_eq!(plan.large, n == 1280);
+            assert_eq!((plan.large, plan.splits), (n == 1280, if n == 72 { 3 } else { 1 }));
             let least = least_bytes(sizes, plan, dtype.size());
             let moved = launch["sectors"].as_u64().unwrap() * 32;
             assert!(moved as f64 <= 1.15 * least as f64, "{launch}: {moved} for {least} bytes");

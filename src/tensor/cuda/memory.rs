@@ -9,6 +9,7 @@ use super::gpu::{Gpu, lock};
 use super::graph::Arena;
 use super::stream::{Access, Queue, Stream, Usage, Use};
 use crate::error::{Error, Result};
+use crate::types::Device;
 
 /// An allocation, given back when nobody holds it any more.
 pub(super) struct Memory {
@@ -70,6 +71,22 @@ impl Memory {
             }
         };
         Ok(Arc::new(Self { ptr, capacity, home }))
+    }
+
+    /// As [`Self::new`], the first `len` bytes zeros.
+    pub(super) fn zeroed(stream: &Stream, len: usize) -> Result<Arc<Self>> {
+        let memory = Self::new(stream, len)?;
+        if len > 0 {
+            stream.submit("zeroing", &[(memory.clone(), Access::Write)], |raw| {
+                // SAFETY: the memory has len bytes or more, and lives until after this work in its stream.
+                unsafe { result::memset_d8_async(memory.ptr, 0, len, raw) }
+            })?;
+        }
+        Ok(memory)
+    }
+
+    pub(super) fn capacity(&self) -> usize {
+        self.capacity
     }
 
     /// Has the next work of `stream` wait for the uses of this memory that must come first, and remembers it. Under
@@ -141,15 +158,19 @@ impl Buffer {
 
     /// `len` zero bytes.
     pub(crate) fn zeroed(ordinal: usize, len: usize) -> Result<Self> {
-        let buffer = Self::uninit(ordinal, len)?;
-        if len > 0 {
-            let stream = Stream::current_on(buffer.gpu)?;
-            stream.submit("zeroing", &[buffer.used(Access::Write)], |raw| {
-                // SAFETY: the buffer is len bytes long, and lives until after this work in its stream.
-                unsafe { result::memset_d8_async(buffer.memory.ptr, 0, len, raw) }
-            })?;
-        }
-        Ok(buffer)
+        let gpu = Gpu::open(ordinal)?;
+        let memory = Memory::zeroed(&Stream::current_on(gpu)?, len)?;
+        Ok(Self { gpu, memory, len })
+    }
+
+    /// `len` bytes of the current stream's counters ([`Stream::counters`]).
+    ///
+    /// # Errors
+    /// `Argument` for the CPU.
+    pub(crate) fn counters(device: Device, len: usize) -> Result<Self> {
+        let gpu = Gpu::of(device)?;
+        let memory = Stream::current_on(gpu)?.counters(len)?;
+        Ok(Self { gpu, memory, len })
     }
 
     /// A copy of the host's bytes, which may change as soon as this returns.

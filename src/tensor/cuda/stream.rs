@@ -38,6 +38,7 @@ struct Handle {
     queue: &'static Queue,
     /// What is put into the stream is not done but gathered.
     capture: Option<Capture>,
+    counters: Mutex<Option<Arc<Memory>>>,
 }
 
 /// A stream of the driver's, and the free memory whose past uses all lie in it.
@@ -86,14 +87,15 @@ impl Stream {
                 queue
             }
         };
-        Ok(Self(Arc::new(Handle { queue, capture: None })))
+        Ok(Self(Arc::new(Handle { queue, capture: None, counters: Mutex::default() })))
     }
 
     /// A stream whose work is gathered by `capture`.
     pub(super) fn capturing(gpu: &'static Gpu, capture: Capture) -> Result<Self> {
         let idle = lock(&gpu.queues.idle_captures).pop();
         let queue = idle.map_or_else(|| Queue::create(gpu), Ok)?;
-        Ok(Self(Arc::new(Handle { queue, capture: Some(capture) })))
+        let capture = Some(capture);
+        Ok(Self(Arc::new(Handle { queue, capture, counters: Mutex::default() })))
     }
 
     /// The stream that this thread's work on `device` goes into.
@@ -139,6 +141,22 @@ impl Stream {
 
     pub(super) fn capture(&self) -> Option<&Capture> {
         self.0.capture.as_ref()
+    }
+
+    /// Memory for the counters by which blocks of a kernel learn which of them is the last: zeros to begin with, and each
+    /// kernel leaves zeros. The stream's kernels share it, since they do not run side by side; a captured graph has its own,
+    /// and zeroes it first.
+    pub(super) fn counters(&self, len: usize) -> Result<Arc<Memory>> {
+        /// More than most kernels need.
+        const LEAST: usize = 4096;
+        let mut counters = lock(&self.0.counters);
+        match &*counters {
+            Some(memory) if memory.capacity() >= len => Ok(memory.clone()),
+            _ => {
+                let memory = Memory::zeroed(self, len.next_power_of_two().max(LEAST))?;
+                Ok(counters.insert(memory).clone())
+            }
+        }
     }
 
     /// # Errors

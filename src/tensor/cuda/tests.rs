@@ -99,6 +99,33 @@ fn memory_keeps_what_it_is_given() {
     );
 }
 
+/// A stream's kernels share their counters; another stream, and a graph, has its own. A larger number begins with zeros too.
+#[test]
+fn counters_belong_to_one_stream_or_graph() {
+    if !is_there_for_tests() {
+        return;
+    }
+    let counters = |n| Tensor::counters(n, GPU).unwrap();
+    let zeros = |t: &Tensor| assert_eq!(t.to_vec::<u32>().unwrap(), vec![0; t.len()]);
+    let few = counters(3);
+    zeros(&few);
+    assert_eq!(address(&few), address(&counters(1000)));
+    let many = counters(100_000);
+    zeros(&many);
+    assert_ne!(address(&few), address(&many));
+    assert_eq!(address(&many), address(&counters(3)));
+    let other = Stream::new(GPU).unwrap().scope(|| counters(3));
+    let graph = Graph::capture(GPU, || Ok([counters(3), counters(7)])).unwrap();
+    let [first, second] = graph.outputs();
+    assert_eq!(address(first), address(second));
+    assert_eq!(graph.nodes(), 1);
+    for own in [&other, first] {
+        assert!([&few, &many].iter().all(|shared| address(shared) != address(own)));
+    }
+    assert_ne!(address(&other), address(first));
+    assert!(matches!(Tensor::counters(3, Device::Cpu), Err(Error::Argument { .. })));
+}
+
 /// More than the ring holds, in large parts and in many small ones, each gone from the host at once.
 #[test]
 fn uploads_do_not_need_the_host_any_more() {
