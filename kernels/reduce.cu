@@ -111,3 +111,20 @@ __device__ void sum_columns(U* y, const T* x, ColumnDims d) {
     y[(size_t(blockIdx.y) * d.chunks + chunk) * d.columns + column] = from_float<U>(sum / d.divisor);
 }
 FOR_EACH_PAIR(sum_columns, (U* y, const T* x, ColumnDims d), (y, x, d))
+
+// The gradient of an extreme y [rows] of rows x [rows, columns], shared among those that are equal to it. A warp a row.
+template <typename T>
+__device__ void extreme_gradient(T* dx, const T* x, const T* y, const T* grad, ReduceDims d) {
+    const unsigned row = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
+    if (row >= d.rows) return;
+    const unsigned lane = threadIdx.x % WARP;
+    const float extreme = to_float(y[row]);
+    const T* const from = x + size_t(row) * d.columns;
+    float equal = 0.0f;
+    for (unsigned c = lane; c < d.columns; c += WARP) equal += to_float(from[c]) == extreme;
+    const float share = to_float(grad[row]) / warp_sum(equal);
+    for (unsigned c = lane; c < d.columns; c += WARP) {
+        dx[size_t(row) * d.columns + c] = from_float<T>(to_float(from[c]) == extreme ? share : 0.0f * share);
+    }
+}
+FOR_EACH_FLOAT(extreme_gradient, (T* dx, const T* x, const T* y, const T* grad, ReduceDims d), (dx, x, y, grad, d))

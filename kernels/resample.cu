@@ -96,7 +96,7 @@ __device__ void resize_bilinear(T* y, const T* x, ResizeDims d) {
 }
 FOR_EACH_FLOAT(resize_bilinear, (T* y, const T* x, ResizeDims d), (y, x, d))
 
-// --- gradient of the nearest pixel: the sum over all pixels that were taken from one ---
+// --- gradients: the sum over all pixels that were taken from one, each by its weight ---
 
 // The first of `count` positions that was taken from `at` or one behind it; positions rise with what they were taken from.
 __device__ inline unsigned first_from(unsigned at, unsigned count, unsigned from, float scale, unsigned repeat) {
@@ -110,7 +110,41 @@ __device__ inline unsigned first_from(unsigned at, unsigned count, unsigned from
     return low;
 }
 
-template <int N, typename T>
+// The first of `count` positions whose point lies behind pixel `at` or one behind that; likewise.
+__device__ inline unsigned first_behind(unsigned at, unsigned count, unsigned from, float scale) {
+    unsigned low = 0, high = count;
+    while (low < high) {
+        const unsigned middle = (low + high) / 2;
+        if (between(middle, from, scale).low < at) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
+// Positions that took from a pixel are neighbours.
+struct Positions {
+    unsigned begin, end;
+};
+
+struct Nearest {
+    static __device__ Positions of(unsigned at, unsigned count, unsigned from, float scale, unsigned repeat) {
+        return {first_from(at, count, from, scale, repeat), first_from(at + 1, count, from, scale, repeat)};
+    }
+    static __device__ float weight(unsigned, unsigned, unsigned, float) { return 1.0f; }
+};
+
+struct Bilinear {
+    static __device__ Positions of(unsigned at, unsigned count, unsigned from, float scale, unsigned) {
+        return {first_behind(at > 0 ? at - 1 : 0, count, from, scale), first_behind(at + 1, count, from, scale)};
+    }
+    // Of pixel `at` for position i.
+    static __device__ float weight(unsigned i, unsigned at, unsigned from, float scale) {
+        const Between b = between(i, from, scale);
+        return (b.low == at ? 1.0f - b.fraction : 0.0f) + (b.high == at ? b.fraction : 0.0f);
+    }
+};
+
+template <typename F, int N, typename T>
 __device__ void add_pixels(T* dx, const T* grad, const ResizeDims& d) {
     const bool wide = is_aligned(dx) && is_aligned(grad);
     const unsigned vectors = d.channels / N;
@@ -119,17 +153,17 @@ __device__ void add_pixels(T* dx, const T* grad, const ResizeDims& d) {
         const unsigned pixel = i / vectors, channel = i % vectors * N;
         const unsigned row = pixel / d.from_width % d.from_height, column = pixel % d.from_width;
         const T* image = grad + size_t(pixel / d.from_width / d.from_height) * d.height * d.width * d.channels;
-        const unsigned y0 = first_from(row, d.height, d.from_height, d.scale_y, d.repeat_y);
-        const unsigned y1 = first_from(row + 1, d.height, d.from_height, d.scale_y, d.repeat_y);
-        const unsigned x0 = first_from(column, d.width, d.from_width, d.scale_x, d.repeat_x);
-        const unsigned x1 = first_from(column + 1, d.width, d.from_width, d.scale_x, d.repeat_x);
+        const Positions ys = F::of(row, d.height, d.from_height, d.scale_y, d.repeat_y);
+        const Positions xs = F::of(column, d.width, d.from_width, d.scale_x, d.repeat_x);
         float sum[N] = {};
-        for (unsigned y = y0; y < y1; y++) {
-            for (unsigned x = x0; x < x1; x++) {
+        for (unsigned y = ys.begin; y < ys.end; y++) {
+            const float by_row = F::weight(y, row, d.from_height, d.scale_y);
+            for (unsigned x = xs.begin; x < xs.end; x++) {
+                const float weight = by_row * F::weight(x, column, d.from_width, d.scale_x);
                 float g[N];
                 load(g, image + (size_t(y) * d.width + x) * d.channels + channel, wide);
 #pragma unroll
-                for (int k = 0; k < N; k++) sum[k] += g[k];
+                for (int k = 0; k < N; k++) sum[k] = fmaf(weight, g[k], sum[k]);
             }
         }
         store(dx + i * N, sum, wide);
@@ -140,9 +174,19 @@ __device__ void add_pixels(T* dx, const T* grad, const ResizeDims& d) {
 template <typename T>
 __device__ void resize_nearest_gradient(T* dx, const T* grad, ResizeDims d) {
     if (d.channels % LANES<T> == 0) {
-        add_pixels<LANES<T>>(dx, grad, d);
+        add_pixels<Nearest, LANES<T>>(dx, grad, d);
     } else {
-        add_pixels<1>(dx, grad, d);
+        add_pixels<Nearest, 1>(dx, grad, d);
     }
 }
 FOR_EACH_FLOAT(resize_nearest_gradient, (T* dx, const T* grad, ResizeDims d), (dx, grad, d))
+
+template <typename T>
+__device__ void resize_bilinear_gradient(T* dx, const T* grad, ResizeDims d) {
+    if (d.channels % LANES<T> == 0) {
+        add_pixels<Bilinear, LANES<T>>(dx, grad, d);
+    } else {
+        add_pixels<Bilinear, 1>(dx, grad, d);
+    }
+}
+FOR_EACH_FLOAT(resize_bilinear_gradient, (T* dx, const T* grad, ResizeDims d), (dx, grad, d))

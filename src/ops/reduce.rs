@@ -5,7 +5,7 @@ use bytemuck::NoUninit;
 use super::elementwise::{add, require_float, scale};
 use super::gradient::Call;
 use super::kernels::{LaunchConfig, kernels, to_u32};
-use super::{Grads, Inputs, Meta, Op, apply, tensors};
+use super::{Grads, Inputs, Meta, Op, Saves, apply, tensors};
 use crate::cpu::math::Math;
 use crate::cpu::parallel::for_each_chunk;
 use crate::cpu::simd::{fold, simd, widened};
@@ -21,6 +21,8 @@ kernels! {
     fn reduce_by_warps(y: Out, x: In, dims: ReduceDims);
     /// A block a row.
     fn reduce_by_blocks(y: Out, x: In, dims: ReduceDims);
+    /// A warp a row.
+    fn extreme_gradient(dx: Out, x: In, y: In, grad: In, dims: ReduceDims);
     /// A block 32 columns of a chunk of rows.
     fn sum_columns(y: Out<U>, x: In<T>, dims: ColumnDims);
 }
@@ -56,7 +58,8 @@ pub fn mean(x: &Tensor, dims: &[usize]) -> Result<Tensor> {
     reduce(x, dims, Reduction::Mean)
 }
 
-/// The largest element over `dims`, which the result no longer has; NaN if any is NaN.
+/// The largest element over `dims`, which the result no longer has; NaN if any is NaN. Elements that are equal share the
+/// gradient, as with `torch.amax`.
 ///
 /// # Errors
 /// `Shape` also when there is no element to choose from; likewise for [`min`].
@@ -64,7 +67,7 @@ pub fn max(x: &Tensor, dims: &[usize]) -> Result<Tensor> {
     reduce(x, dims, Reduction::Max)
 }
 
-/// The least element over `dims`, which the result no longer has; NaN if any is NaN.
+/// The least element over `dims`, likewise.
 pub fn min(x: &Tensor, dims: &[usize]) -> Result<Tensor> {
     reduce(x, dims, Reduction::Min)
 }
@@ -178,6 +181,13 @@ impl Op for Reduce {
         }
     }
 
+    fn saves(&self) -> Saves {
+        match self.reduction {
+            Reduction::Sum | Reduction::Mean => Saves::default(),
+            Reduction::Max | Reduction::Min => Saves { inputs: &[0], result: true },
+        }
+    }
+
     fn backward(&self, call: &Call, grad: &Tensor) -> Result<Grads> {
         let x = call.meta(0).ok_or_else(|| Error::no_gradient(self.name()))?;
         let rank = x.shape.len();
@@ -185,16 +195,73 @@ impl Op for Reduce {
         let grad = match self.reduction {
             Reduction::Sum => grad.clone(),
             Reduction::Mean => scale(grad, 1.0 / elements as f32)?,
-            Reduction::Max | Reduction::Min => return Err(Error::no_gradient(self.name())),
+            Reduction::Max | Reduction::Min => {
+                let x = call.tensor(0)?;
+                let order: Vec<usize> = self.kept(x).chain(self.dims.iter().copied()).collect();
+                let x = x.permute(&order)?;
+                let dx = apply(ExtremeGradient, &tensors(&[&x, call.output(0)?, grad]))?;
+                return Ok(vec![Some(dx.permute(&inverse(&order))?)]);
+            }
         };
         // Repeated along what was summed over: those dimensions first, then back to their places.
         let kept = (0..rank).filter(|d| !self.dims.contains(d));
         let order: Vec<usize> = self.dims.iter().copied().chain(kept).collect();
         let shape: Vec<usize> = order.iter().map(|&d| x.shape[d]).collect();
         let repeated = add(&Tensor::zeros(&shape, x.dtype, grad.device())?, &grad)?;
-        let back: Vec<usize> =
-            (0..rank).map(|d| order.iter().position(|&o| o == d).unwrap_or(d)).collect();
-        Ok(vec![Some(repeated.permute(&back)?)])
+        Ok(vec![Some(repeated.permute(&inverse(&order))?)])
+    }
+}
+
+/// The permutation that takes dimensions back from `order`.
+fn inverse(order: &[usize]) -> Vec<usize> {
+    (0..order.len()).map(|d| order.iter().position(|&o| o == d).unwrap_or(d)).collect()
+}
+
+/// Gradient of [`max`] and [`min`] over the last dimensions; inputs `x`, the extremes, `grad`.
+#[derive(Clone, Copy, Debug)]
+struct ExtremeGradient;
+
+impl Op for ExtremeGradient {
+    fn name(&self) -> &'static str {
+        "extreme_gradient"
+    }
+
+    fn infer(&self, inputs: &Inputs) -> Result<Vec<Meta>> {
+        Ok(vec![Meta::like(&inputs[0])])
+    }
+
+    fn cpu(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let [x, y, grad] = [0, 1, 2].map(|i| inputs[i].contiguous());
+        let (x, y, grad) = (x?, y?, grad?);
+        dispatch_float!(self.name(), x.dtype(), T => {
+            let (x, y, grad) = (x.as_slice::<T>()?, y.as_slice::<T>()?, grad.as_slice::<T>()?);
+            let n = x.len() / y.len();
+            for_each_chunk(outputs[0].as_mut_slice::<T>()?, n, |row, dx| {
+                let (x, y) = (&x[row * n..][..n], y[row].to_acc());
+                let equal = x.iter().filter(|x| x.to_acc() == y).count();
+                // NaN equals nothing: 0 times infinity is NaN again.
+                let share = grad[row].to_acc() / <T as Float>::Acc::from_f64(equal as f64);
+                for (dx, x) in dx.iter_mut().zip(x) {
+                    let weight = if x.to_acc() == y { 1.0 } else { 0.0 };
+                    *dx = T::from_acc(share * <T as Float>::Acc::from_f64(weight));
+                }
+            });
+            Ok(())
+        })
+    }
+
+    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let [x, y, grad] = [0, 1, 2].map(|i| inputs[i].contiguous());
+        let (x, y, grad) = (x?, y?, grad?);
+        let (rows, columns) =
+            (to_u32(self.name(), y.len())?, to_u32(self.name(), x.len() / y.len())?);
+        let dims = ReduceDims { rows, columns, reduction: 0 };
+        let config = LaunchConfig::new([rows.div_ceil(4), 1], 4 * 32);
+        kernel::extreme_gradient(config, &mut outputs[0], &x, &y, &grad, dims)
+    }
+
+    fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {
+        Err(Error::no_gradient(self.name()))
     }
 }
 
@@ -396,13 +463,36 @@ mod tests {
 
     #[test]
     fn gradients_are_those_of_differences() {
-        let x = [random([3, 4, 5], 61)];
-        for dims in [&[][..], &[0], &[1], &[2], &[2, 0], &[0, 1, 2]] {
-            check_gradient("sum", &x, |x| sum(x[0], dims));
-            check_gradient("mean", &x, |x| mean(x[0], dims));
+        for shape in [[3, 4, 5], [1, 1, 1], [7, 2, 33], [2, 65, 3]] {
+            let x = random(shape, 61);
+            // No two are so near that a difference changes which is the largest.
+            let mut order: Vec<usize> = (0..x.len()).collect();
+            let of = values(&x);
+            order.sort_by(|&a, &b| of[a].total_cmp(&of[b]));
+            let mut apart = vec![0.0f32; x.len()];
+            order.iter().enumerate().for_each(|(rank, &at)| apart[at] = 0.01 * rank as f32);
+            let (x, apart) = ([x], [Tensor::from_vec(apart, shape).unwrap()]);
+            for dims in [&[][..], &[0], &[1], &[2], &[2, 0], &[0, 1, 2]] {
+                check_gradient("sum", &x, |x| sum(x[0], dims));
+                check_gradient("mean", &x, |x| mean(x[0], dims));
+                check_gradient("max", &apart, |x| max(x[0], dims));
+                check_gradient("min", &apart, |x| min(x[0], dims));
+            }
         }
-        let refused = crate::ops::gradient::backward(max(&x[0].variable(), &[0, 1, 2]).unwrap());
-        assert!(matches!(refused, Err(Error::NoGradient { op: "max" })));
+    }
+
+    #[test]
+    fn equal_extremes_share_a_gradient() {
+        for device in devices() {
+            let gradient = |values_of: Vec<f32>| {
+                let x = Tensor::from_vec(values_of, [5]).unwrap().to_device(device).unwrap();
+                let x = x.variable();
+                let gradients = crate::ops::gradient::backward(max(&x, &[0]).unwrap()).unwrap();
+                values(gradients.get(&x).unwrap())
+            };
+            assert_eq!(gradient(vec![2.0, -1.0, 2.0, 0.0, 1.0]), [0.5, 0.0, 0.5, 0.0, 0.0]);
+            assert!(gradient(vec![2.0, f32::NAN, 2.0, 0.0, 1.0]).iter().all(|g| g.is_nan()));
+        }
     }
 
     #[test]

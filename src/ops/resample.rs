@@ -17,6 +17,7 @@ kernels! {
     fn resize_nearest(y: Out, x: In, dims: ResizeDims);
     fn resize_bilinear(y: Out, x: In, dims: ResizeDims);
     fn resize_nearest_gradient(dx: Out, grad: In, dims: ResizeDims);
+    fn resize_bilinear_gradient(dx: Out, grad: In, dims: ResizeDims);
 }
 
 #[derive(Clone, Copy, NoUninit)]
@@ -149,9 +150,8 @@ impl Op for Resize {
     }
 
     fn backward(&self, call: &Call, grad: &Tensor) -> Result<Grads> {
-        let of = call.meta(0).filter(|_| self.filter == Filter::Nearest);
-        let Some(of) = of else { return Err(Error::no_gradient("resize_bilinear")) };
-        let gradient = NearestGradient { size: (of.shape[1], of.shape[2]) };
+        let Some(of) = call.meta(0) else { return Err(Error::no_gradient(self.name())) };
+        let gradient = ResizeGradient { size: (of.shape[1], of.shape[2]), filter: self.filter };
         Ok(vec![Some(apply(gradient, &tensors(&[grad]))?)])
     }
 }
@@ -186,16 +186,17 @@ fn by_vectors(out: &Tensor) -> LaunchConfig {
     LaunchConfig::new([blocks as u32, 1], 256)
 }
 
-/// Gradient of [`resize_nearest`]: the sum over the pixels that each pixel was repeated in; input `grad`.
+/// Gradient of [`Resize`]: the sum over the pixels that each pixel went into, by its weight there; input `grad`.
 #[derive(Clone, Copy, Debug)]
-struct NearestGradient {
+struct ResizeGradient {
     /// Height and width before the resize.
     size: (usize, usize),
+    filter: Filter,
 }
 
-impl Op for NearestGradient {
+impl Op for ResizeGradient {
     fn name(&self) -> &'static str {
-        "resize_nearest_gradient"
+        "resize_gradient"
     }
 
     fn infer(&self, inputs: &Inputs) -> Result<Vec<Meta>> {
@@ -209,21 +210,20 @@ impl Op for NearestGradient {
         let grad = inputs[0].contiguous()?;
         let (_, from_height, from_width, channels) = grad.dims4()?;
         let (height, width) = self.size;
-        let (ys, xs) = (nearest(height, from_height), nearest(width, from_width));
-        // Positions rise with those they were taken from, so a pixel's repetitions are neighbours.
-        let of =
-            |all: &[usize], i| all.partition_point(|&x| x < i)..all.partition_point(|&x| x <= i);
         dispatch_float!(self.name(), grad.dtype(), T => {
+            let ys = self.filter.shares::<<T as Float>::Acc>(height, from_height);
+            let xs = self.filter.shares::<<T as Float>::Acc>(width, from_width);
             let grad = grad.as_slice::<T>()?;
             for_each_row(outputs[0].as_mut_slice::<T>()?, width * channels, |i, row| {
                 let mut sum = vec![<T as Float>::Acc::ZERO; channels];
-                for (x, pixel) in row.chunks_exact_mut(channels).enumerate() {
+                for (pixel, xs) in row.chunks_exact_mut(channels).zip(&xs) {
                     sum.fill(<T as Float>::Acc::ZERO);
-                    for from_y in of(&ys, i % height) {
-                        for from_x in of(&xs, x) {
+                    for &(from_y, by_row) in &ys[i % height] {
+                        for &(from_x, by_column) in xs {
                             let at = (i / height * from_height + from_y) * from_width + from_x;
                             let from = &grad[at * channels..][..channels];
-                            sum.iter_mut().zip(from).for_each(|(sum, g)| *sum += g.to_acc());
+                            let weight = by_row * by_column;
+                            sum.iter_mut().zip(from).for_each(|(sum, g)| *sum += weight * g.to_acc());
                         }
                     }
                     pixel.iter_mut().zip(&sum).for_each(|(p, &sum)| *p = T::from_acc(sum));
@@ -238,11 +238,38 @@ impl Op for NearestGradient {
         let (batch, height, width, channels) = grad.dims4()?;
         let pixels = batch * self.size.0 * self.size.1;
         let dims = dims([self.size.0, self.size.1], [height, width], channels, pixels)?;
-        kernel::resize_nearest_gradient(by_vectors(out), out, &grad, dims)
+        let config = by_vectors(out);
+        match self.filter {
+            Filter::Nearest => kernel::resize_nearest_gradient(config, out, &grad, dims),
+            Filter::Bilinear => kernel::resize_bilinear_gradient(config, out, &grad, dims),
+        }
     }
 
     fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {
         Err(Error::no_gradient(self.name()))
+    }
+}
+
+impl Filter {
+    /// For each of `from` positions those among `to` that it went into, ascending, and its weight there.
+    fn shares<A: Real>(self, from: usize, to: usize) -> Vec<Vec<(usize, A)>> {
+        let mut shares = vec![Vec::new(); from];
+        match self {
+            Self::Nearest => {
+                for (i, at) in nearest(from, to).into_iter().enumerate() {
+                    shares[at].push((i, A::ONE));
+                }
+            }
+            Self::Bilinear => {
+                for (i, Between { low, high, fraction }) in
+                    bilinear(from, to).into_iter().enumerate()
+                {
+                    shares[low].push((i, A::ONE - fraction));
+                    shares[high].push((i, fraction));
+                }
+            }
+        }
+        shares
     }
 }
 
@@ -308,8 +335,6 @@ simd! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::gradient::backward;
-    use crate::ops::reduce::sum;
     use crate::ops::testing::{check, check_batch, check_gradient, check_nan, random};
 
     type Size = (usize, usize);
@@ -398,12 +423,13 @@ mod tests {
 
     #[test]
     fn gradients_are_those_of_differences() {
-        for (shape, size) in CASES {
+        let more = (0..20).map(|i| {
+            ([1 + i % 3, 1 + i % 5, 1 + i % 7, 1 + 3 * i % 10], (1 + 5 * i % 8, 1 + 7 * i % 9))
+        });
+        for (shape, size) in CASES.into_iter().chain(more) {
             check_gradient("resize_nearest", &[random(shape, 6)], |x| resize_nearest(x[0], size));
+            check_gradient("resize_bilinear", &[random(shape, 7)], |x| resize_bilinear(x[0], size));
         }
-        let y = resize_bilinear(&random([1, 2, 2, 3], 7).variable(), (4, 4)).unwrap();
-        let refused = backward(sum(&y, &[0, 1, 2, 3]).unwrap());
-        assert!(matches!(refused, Err(Error::NoGradient { op: "resize_bilinear" })));
     }
 
     #[test]
