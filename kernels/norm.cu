@@ -645,13 +645,96 @@ struct MomentsDims {
     unsigned reserved;
 };
 
-// Mean and unbiased variance [C] of each channel from mean and 1 / deviation [C, 2]. A thread a channel.
+// Mean and unbiased variance [C] of each channel from what group_norm leaves: centre, mean about it, 1 / deviation [C, 3]. A
+// thread a channel.
 extern "C" __global__ void batch_moments(float* mean, float* variance, const float* statistics, MomentsDims d) {
     const unsigned c = blockIdx.x * blockDim.x + threadIdx.x;
     if (c >= d.channels) return;
-    const float rstd = statistics[2 * c + 1];
-    mean[c] = statistics[2 * c];
+    const float* const of = statistics + 3 * size_t(c);
+    const float rstd = of[2];
+    mean[c] = of[0] + of[1];
     // NaN remains; the mean of squares is not negative, though its last digits may be lost beside eps.
     const float biased = 1.0f / (rstd * rstd) - d.eps;
     variance[c] = (biased < 0.0f ? 0.0f : biased) * d.unbiased;
 }
+
+// --- root mean square ---
+
+// A warp a row.
+template <int N, typename T>
+__device__ void rms_norm_row(T* y, const T* x, const float* gamma, const LayerNormDims& d) {
+    const bool wide = is_aligned(x) && is_aligned(y);
+    const unsigned lane = threadIdx.x % WARP;
+    float squares = 0.0f;
+    for (unsigned c = lane * N; c < d.columns; c += WARP * N) {
+        float a[N];
+        load(a, x + c, wide);
+#pragma unroll
+        for (int i = 0; i < N; i++) squares = fmaf(a[i], a[i], squares);
+    }
+    const float scale = 1.0f / sqrtf(warp_sum(squares) / float(d.columns) + d.eps);
+    for (unsigned c = lane * N; c < d.columns; c += WARP * N) {
+        float a[N];
+        load(a, x + c, wide);
+#pragma unroll
+        for (int i = 0; i < N; i++) a[i] = a[i] * scale * gamma[c + i];
+        store(y + c, a, wide);
+    }
+}
+
+template <typename T>
+__device__ void rms_norm(T* y, const T* x, const float* gamma, LayerNormDims d) {
+    const unsigned row = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
+    if (row >= d.rows) return;  // a whole warp leaves together
+    const size_t at = size_t(row) * d.columns;
+    if (d.columns % LANES<T> == 0) {
+        rms_norm_row<LANES<T>>(y + at, x + at, gamma, d);
+    } else {
+        rms_norm_row<1>(y + at, x + at, gamma, d);
+    }
+}
+FOR_EACH_FLOAT(rms_norm, (T* y, const T* x, const float* gamma, LayerNormDims d), (y, x, gamma, d))
+
+// dx = r (gamma g - x r^2 mean(gamma g x)), r as above.
+template <int N, typename T>
+__device__ void rms_norm_gradient_row(T* dx, const T* x, const float* gamma, const T* grad, const LayerNormDims& d) {
+    const bool wide = is_aligned(dx) && is_aligned(x) && is_aligned(grad);
+    const unsigned lane = threadIdx.x % WARP;
+    const float n = float(d.columns);
+    float squares = 0.0f, products = 0.0f;
+    for (unsigned c = lane * N; c < d.columns; c += WARP * N) {
+        float a[N], g[N];
+        load(a, x + c, wide);
+        load(g, grad + c, wide);
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            squares = fmaf(a[i], a[i], squares);
+            products = fmaf(g[i] * gamma[c + i], a[i], products);
+        }
+    }
+    const float scale = 1.0f / sqrtf(warp_sum(squares) / n + d.eps);
+    const float along = warp_sum(products) / n * scale * scale;
+    for (unsigned c = lane * N; c < d.columns; c += WARP * N) {
+        float a[N], g[N];
+        load(a, x + c, wide);
+        load(g, grad + c, wide);
+#pragma unroll
+        for (int i = 0; i < N; i++) a[i] = scale * (g[i] * gamma[c + i] - a[i] * along);
+        store(dx + c, a, wide);
+    }
+}
+
+template <typename T>
+__device__ void rms_norm_gradient(T* dx, const T* x, const float* gamma, const T* grad, LayerNormDims d) {
+    const unsigned row = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
+    if (row >= d.rows) return;
+    const size_t at = size_t(row) * d.columns;
+    if (d.columns % LANES<T> == 0) {
+        rms_norm_gradient_row<LANES<T>>(dx + at, x + at, gamma, grad + at, d);
+    } else {
+        rms_norm_gradient_row<1>(dx + at, x + at, gamma, grad + at, d);
+    }
+}
+FOR_EACH_FLOAT(
+    rms_norm_gradient, (T* dx, const T* x, const float* gamma, const T* grad, LayerNormDims d),
+    (dx, x, gamma, grad, d))

@@ -139,7 +139,7 @@ mod tests {
     use crate::ops::elementwise::scale;
     use crate::ops::testing::{
         assert_close, bits, check_against, check_batch, check_gradient, check_nan, devices, random,
-        unit_roundoff, values,
+        shapes, unit_roundoff, values,
     };
     use crate::tensor::Device;
 
@@ -436,6 +436,14 @@ mod tests {
                     |x| attention(x[0], x[1], x[2], AttentionConfig { scale: 0.7, causal }),
                 );
             }
+        }
+        for (i, [b, t, h, d]) in shapes().enumerate() {
+            let (keys, causal) = (t + i % 3, i % 2 == 0);
+            let inputs =
+                [random([b, t, h, d], 4), random([b, keys, h, d], 5), random([b, keys, h, d], 6)];
+            check_gradient("attention", &inputs, |x| {
+                attention(x[0], x[1], x[2], AttentionConfig { scale: 0.7, causal })
+            });
         }
         let inputs = [random([2, 3, 2, 4], 1), random([2, 5, 2, 4], 2), random([2, 5, 2, 4], 3)];
         let lengths = Tensor::from_slice(&[2u32, 4], [2]).unwrap();

@@ -232,7 +232,7 @@ mod tests {
     use crate::cpu::simd;
     use crate::ops::activation::Activation;
     use crate::ops::testing::{
-        Sum, bits, check_batch, check_gradient, check_sums, random, random_in, values,
+        Sum, bits, check_batch, check_gradient, check_sums, random, random_in, shapes, values,
     };
     use crate::tensor::{DType, Tensor};
 
@@ -305,7 +305,11 @@ mod tests {
     #[test]
     fn gradients_are_those_of_differences() {
         let f64s = |shape: [usize; 4], seed| random_in(DType::F64, shape, seed);
-        for (image, o, [kh, kw], config) in [
+        // The smallest images are narrower than the kernel without their padding.
+        let more = shapes().enumerate().map(|(i, image)| {
+            (image, 1 + i % 4, [3 - i % 2, 3], Conv2dConfig::new(1 + i / 2 % 2, 1))
+        });
+        let given = [
             ([1, 1, 1, 1], 1, [1, 1], Conv2dConfig::new(1, 0)),
             ([2, 5, 3, 4], 3, [3, 3], Conv2dConfig::new(1, 1)),
             ([1, 4, 7, winograd::CHANNELS], 2, [3, 3], Conv2dConfig::new(1, 1)),
@@ -313,7 +317,8 @@ mod tests {
             ([1, 7, 8, 2], 5, [3, 3], Conv2dConfig { stride: 2, padding: [0, 1, 0, 1] }),
             ([1, 8, 9, 2], 3, [5, 2], Conv2dConfig { stride: 3, padding: [2, 0, 1, 3] }),
             ([3, 2, 5, 7], 2, [1, 1], Conv2dConfig::new(1, 0)),
-        ] {
+        ];
+        for (image, o, [kh, kw], config) in given.into_iter().chain(more) {
             let [b, h, w, i] = image;
             let weight = |t: &Tensor| Weight::plain(t, Layout::Convolution, t.dtype());
             let out =

@@ -569,9 +569,10 @@ mod tests {
     use crate::ops::gradient::backward;
     use crate::ops::layout::concat;
     use crate::ops::testing::{
-        assert_close, check, check_batch, check_gradient, check_nan, devices, random, values,
+        assert_close, check, check_batch, check_gradient, check_nan, devices, random, shapes,
+        values,
     };
-    use crate::tensor::Device;
+    use crate::tensor::{Device, Shape};
 
     fn exact_gelu(x: f64) -> f64 {
         0.5 * x * (1.0 + erf_f64(x / 2f64.sqrt()))
@@ -784,7 +785,8 @@ mod tests {
 
     #[test]
     fn gradients_are_those_of_differences() {
-        for shape in [&[1][..], &[7], &[3, 5, 33]] {
+        let given = [&[1][..], &[7], &[3, 5, 33]].map(Shape::new);
+        for shape in given.into_iter().chain(shapes::<3>().map(Shape::from)) {
             let x = random(shape, 31);
             let one = std::slice::from_ref(&x);
             for activation in Activation::ALL {
@@ -794,8 +796,10 @@ mod tests {
             // Steps of 1/8 between bounds at odd sixteenths: no difference reaches across a kink.
             let steps =
                 x.to_vec::<f32>().unwrap().iter().map(|x| (8.0 * x).round() / 8.0).collect();
-            let steps = Tensor::from_vec(steps, shape).unwrap();
-            check_gradient("clamp", &[steps], |x| clamp(x[0], -0.6875, 1.0625));
+            let steps = [Tensor::from_vec(steps, shape).unwrap()];
+            check_gradient("clamp", &steps, |x| clamp(x[0], -0.6875, 1.0625));
+            let beside = Tensor::full(shape, 0.0625, DType::F32, Device::Cpu).unwrap();
+            check_gradient("relu", &[sub(&steps[0], &beside).unwrap()], |x| relu(x[0]));
             let others = [x.clone(), random(shape, 32), random(shape, 33)];
             check_gradient("linear_combination", &others, |x| {
                 linear_combination(&[(0.5, x[0]), (-1.25, x[1]), (2.0, x[2])])
@@ -813,7 +817,9 @@ mod tests {
                 check_gradient(name, &[random(a, 34), random(b, 35)], |x| op(x[0], x[1]));
             }
         }
-        for shape in [&[2][..], &[3, 14], &[2, 5, 66]] {
+        let given = [&[2][..], &[3, 14], &[2, 5, 66]].map(Shape::new);
+        let even = shapes::<3>().map(|[a, b, c]| Shape::from([a, b, 2 * c]));
+        for shape in given.into_iter().chain(even) {
             check_gradient("geglu", &[random(shape, 36)], |x| geglu(x[0]));
         }
     }

@@ -269,7 +269,7 @@ pub fn timestep_embedding(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{bits, check_gradient, devices, random};
+    use crate::ops::testing::{bits, check_gradient, devices, random, shapes};
 
     #[test]
     fn rows_are_copied_in_every_dtype() {
@@ -316,6 +316,13 @@ mod tests {
         check_gradient("embedding", &[random([11, 7], 2)], |t| {
             embedding(&ids.to_device(t[0].device())?, t[0])
         });
+        for [count, rows, channels] in shapes() {
+            let ids = (0..count).map(|i| (3 * i % rows) as i64).collect::<Vec<_>>();
+            let ids = Tensor::from_vec(ids, [count]).unwrap();
+            check_gradient("embedding", &[random([rows, channels], 3)], |t| {
+                embedding(&ids.to_device(t[0].device())?, t[0])
+            });
+        }
         // Many more ids than one block of a GPU looks through, most of them the same.
         let ids = (0..1500).map(|i| if i % 5 == 0 { i % 11 } else { 2 }).collect::<Vec<i64>>();
         let ids = Tensor::from_vec(ids, [1500]).unwrap();

@@ -350,7 +350,7 @@ impl Copy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{check_gradient, devices, random, strided};
+    use crate::ops::testing::{check_gradient, devices, random, shapes, strided};
     use crate::tensor::{Device, Shape};
 
     /// `shape` seen through `order` from a tensor whose dimension `i` lies between `before[i]` and `after[i]` others.
@@ -508,8 +508,9 @@ mod tests {
 
     #[test]
     fn gradients_are_those_of_differences() {
-        for dim in 0..3 {
-            let part = |length, seed| random(Shape::from([2, 3, 5]).with(dim, length), seed);
+        let all = [[2, 3, 5]].into_iter().chain(shapes());
+        for (shape, dim) in all.flat_map(|shape| (0..3).map(move |dim| (shape, dim))) {
+            let part = |length, seed| random(Shape::from(shape).with(dim, length), seed);
             let parts = [part(1, 51), part(4, 52), part(2, 53)];
             check_gradient("concat", &parts, |x| concat(x, dim));
             check_gradient("concat with itself", &parts[..1], |x| concat(&[x[0], x[0]], dim));

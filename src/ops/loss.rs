@@ -415,7 +415,9 @@ fn fill_by_element(
 mod tests {
     use super::*;
     use crate::ops::elementwise::linear_combination;
-    use crate::ops::testing::{assert_close, check_gradient, check_nan, devices, random, values};
+    use crate::ops::testing::{
+        assert_close, check_gradient, check_nan, devices, random, shapes, values,
+    };
 
     const SHAPES: [&[usize]; 5] = [&[1, 1], &[7, 3], &[2, 5, 3, 4], &[3, 1025], &[1, 2, 2, 700]];
 
@@ -468,14 +470,15 @@ mod tests {
 
     #[test]
     fn gradients_are_those_of_differences() {
-        for shape in SHAPES {
+        let given = SHAPES.map(Shape::new);
+        for shape in given.into_iter().chain(shapes::<3>().map(Shape::from)) {
             let [x, y, noise] = [3, 4, 5].map(|seed| random(shape, seed));
             let (pair, three) = ([x.clone(), y.clone()], [x, y, noise]);
             check_gradient("squared_error", &pair, |t| squared_error(t[0], t[1]));
             check_gradient("kl_divergence", &pair, |t| kl_divergence(t[0], t[1]));
             check_gradient("sample_gaussian", &three, |t| sample_gaussian(t[0], t[1], t[2]));
             // Away from where it has none: 3 and more apart.
-            let apart = linear_combination(&[(0.25, &pair[1]), (1.0, &threes(shape))]).unwrap();
+            let apart = linear_combination(&[(0.25, &pair[1]), (1.0, &threes(&shape))]).unwrap();
             let far = [scale(&pair[0], 0.1).unwrap(), apart];
             check_gradient("absolute_error", &far, |t| absolute_error(t[0], t[1]));
         }

@@ -289,7 +289,7 @@ mod tests {
     use crate::cpu::simd;
     use crate::ops::testing::{
         Sum, assert_sums, bits, check_batch, check_gradient, check_sums, devices, random,
-        random_in, values,
+        random_in, shapes, values,
     };
     use crate::ops::weight::Layout;
 
@@ -451,6 +451,7 @@ mod tests {
     #[test]
     fn gradients_are_those_of_differences() {
         let f64s = |shape: &[usize], seed| random_in(DType::F64, shape, seed);
+        let plain = |w: &Tensor| Weight::plain(w, Layout::Matrix, w.dtype());
         for (x, k, n) in [(&[1][..], 1, 1), (&[7], 5, 3), (&[2, 5], 33, 17), (&[3, 4, 2], 6, 9)] {
             let (of_x, of_y) = ([x, &[k]].concat(), [x, &[n]].concat());
             let images = if x.is_empty() { 1 } else { x[0] };
@@ -461,7 +462,6 @@ mod tests {
                 f64s(&[images, n], 24),
                 f64s(&of_y, 25),
             ];
-            let plain = |w: &Tensor| Weight::plain(w, Layout::Matrix, w.dtype());
             check_gradient("linear", &inputs[..2], |t| {
                 linear(t[0], &plain(t[1])?, Epilogue::default())
             });
@@ -481,6 +481,28 @@ mod tests {
             check_gradient("linear, frozen", &inputs[..1], |t| {
                 let weight = inputs[1].to_dtype(t[0].dtype())?.to_device(t[0].device())?;
                 linear(t[0], &frozen(&weight, t[0].dtype()), Epilogue::default())
+            });
+        }
+        for [m, k, n] in shapes() {
+            let inputs = [
+                f64s(&[2, m, k], 28),
+                f64s(&[n, k], 29),
+                f64s(&[n], 30),
+                f64s(&[2, n], 31),
+                f64s(&[2, m, n], 32),
+            ];
+            check_gradient("linear", &inputs, |t| {
+                let epilogue = Epilogue {
+                    bias: Some(t[2]),
+                    add_channel: Some(t[3]),
+                    residual: Some(t[4]),
+                    act: Activation::Silu,
+                    scale: 0.75,
+                };
+                linear(t[0], &plain(t[1])?, epilogue)
+            });
+            check_gradient("matmul", &[f64s(&[2, m, k], 33), f64s(&[2, k, n], 34)], |t| {
+                matmul(t[0], t[1])
             });
         }
         for (a, b) in [

@@ -1,4 +1,4 @@
-//! Normalisations: group (with SiLU fused), layer, and batch in a file of its own. Kernels: `kernels/norm.cu`.
+//! Normalisations: group (with SiLU fused), layer, and by batch or root mean square in files of their own. Kernels: `kernels/norm.cu`.
 //!
 //! Variances are means of squared deviations from the mean, never of squares, and means that f32 rounds
 //! are corrected by the mean of what deviates from them: a mean a thousand times the deviation costs no digit.
@@ -6,9 +6,11 @@
 mod batch;
 mod cuda;
 mod gradient;
+mod rms;
 
 pub use batch::{Moments, batch_norm, batch_norm_with, moved};
 pub use cuda::concat_group_norm;
+pub use rms::rms_norm;
 
 use super::activation::{Identity, Map, Silu};
 use super::elementwise::require_float;
@@ -460,9 +462,10 @@ mod tests {
     use super::*;
     use crate::ops::elementwise::add;
     use crate::ops::testing::{
-        assert_close, check, check_batch, check_gradient, check_nan, devices, random, values,
+        assert_close, check, check_batch, check_gradient, check_nan, devices, random, shapes,
+        values,
     };
-    use crate::tensor::Device;
+    use crate::tensor::{Device, Shape};
 
     /// gamma about 1 and beta about 0, f32.
     fn parameters(channels: usize) -> (Tensor, Tensor) {
@@ -652,13 +655,19 @@ mod tests {
 
     #[test]
     fn gradients_are_those_of_differences() {
-        for (shape, groups) in [
+        // Of two elements all that is left is a sign.
+        let more = shapes().enumerate().map(|(i, [b, h, w, c])| {
+            let groups = 1 + i % 3;
+            ([b, h + 2, w, c * groups], groups)
+        });
+        let given = [
             ([1, 2, 1, 2], 1),
             ([2, 3, 5, 6], 3),
             ([3, 1, 7, 5], 5),
             ([2, 9, 4, 33], 11),
             ([1, 5, 3, 40], 1),
-        ] {
+        ];
+        for (shape, groups) in given.into_iter().chain(more) {
             let (gamma, beta) = parameters(shape[3]);
             let inputs = [random(shape, 71), gamma, beta];
             for silu in [false, true] {
@@ -674,7 +683,9 @@ mod tests {
     #[test]
     fn gradients_of_layer_norm_are_those_of_differences() {
         // Of two elements all that is left is a sign. The last has more rows than are summed together.
-        for shape in [&[1, 5][..], &[7], &[3, 5, 33], &[140, 4]] {
+        let given = [&[1, 5][..], &[7], &[3, 5, 33], &[140, 4]].map(Shape::new);
+        let more = shapes::<2>().map(|[rows, channels]| Shape::from([rows, channels + 3]));
+        for shape in given.into_iter().chain(more) {
             let (gamma, beta) = parameters(shape[shape.len() - 1]);
             check_gradient("layer_norm", &[random(shape, 74), gamma, beta], |t| {
                 layer_norm(t[0], t[1], t[2], 1e-5)

@@ -184,7 +184,7 @@ mod tests {
     use super::*;
     use crate::ops::elementwise::scale;
     use crate::ops::testing::{
-        check, check_batch, check_gradient, check_nan, devices, random, values,
+        check, check_batch, check_gradient, check_nan, devices, random, shapes, values,
     };
 
     fn reference(x: &[f64], n: usize) -> Vec<f64> {
@@ -213,6 +213,9 @@ mod tests {
     fn gradients_are_those_of_differences() {
         for shape in [&[1][..], &[7], &[3, 5], &[2, 3, 33]] {
             check_gradient("softmax", &[random(shape, 5)], |x| softmax(x[0]));
+        }
+        for shape in shapes::<3>() {
+            check_gradient("softmax", &[random(shape, 6)], |x| softmax(x[0]));
         }
     }
 

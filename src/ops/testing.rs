@@ -29,6 +29,11 @@ pub fn random_in(dtype: DType, shape: impl Into<Shape>, seed: u64) -> Tensor {
     random(shape, seed).to_dtype(dtype).unwrap()
 }
 
+/// Twenty shapes to check gradients on: odd and even lengths up to 10 + 2N, and ones.
+pub fn shapes<const N: usize>() -> impl Iterator<Item = [usize; N]> {
+    (0..20).map(|i| std::array::from_fn(|d| 1 + (i * (2 * d + 3) + d * d) % (5 + 2 * d)))
+}
+
 /// The elements as f64.
 pub fn values(t: &Tensor) -> Vec<f64> {
     t.to_device(Device::Cpu).unwrap().to_dtype(DType::F64).unwrap().to_vec::<f64>().unwrap()

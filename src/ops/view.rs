@@ -157,7 +157,7 @@ impl Tensor {
 mod tests {
     use super::*;
     use crate::ops::elementwise::add;
-    use crate::ops::testing::{check_gradient, random};
+    use crate::ops::testing::{check_gradient, random, shapes};
 
     fn iota(shape: impl Into<Shape>) -> Tensor {
         let shape = shape.into();
@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn gradients_are_those_of_differences() {
-        for shape in [[1, 1, 1], [2, 3, 5], [7, 4, 33]] {
+        for shape in [[1, 1, 1], [2, 3, 5], [7, 4, 33]].into_iter().chain(shapes()) {
             let x = [random(shape, 41)];
             let all: usize = shape.iter().product();
             check_gradient("reshape", &x, |x| x[0].reshape([all]));

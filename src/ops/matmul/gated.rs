@@ -83,7 +83,7 @@ impl Op for Gated {
 mod tests {
     use super::*;
     use crate::ops::testing::{
-        check_batch, check_gradient, devices, random, unit_roundoff, values,
+        check_batch, check_gradient, devices, random, shapes, unit_roundoff, values,
     };
     use crate::tensor::{DType, Device};
 
@@ -140,14 +140,17 @@ mod tests {
 
     #[test]
     fn gradients_pass_frozen_gates() {
-        let inputs = [random([3, 5, 8], 7), random([16], 9)];
-        let w = random([16, 8], 8);
-        check_gradient("linear_geglu", &inputs, |t| {
-            let (dtype, on) = (t[0].dtype(), t[0].device());
-            let on_gpu = on != Device::Cpu;
-            let layout = if on_gpu { Layout::Gated } else { Layout::Matrix };
-            let weight = Weight::frozen(&w.to_dtype(dtype)?.to_device(on)?, layout, dtype)?;
-            linear_geglu(t[0], &weight, Some(t[1]))
-        });
+        // A gate is laid out by 16 columns.
+        for [b, t, k] in [[3, 5, 8]].into_iter().chain(shapes()) {
+            let inputs = [random([b, t, k], 7), random([16], 9)];
+            let w = random([16, k], 8);
+            check_gradient("linear_geglu", &inputs, |t| {
+                let (dtype, on) = (t[0].dtype(), t[0].device());
+                let on_gpu = on != Device::Cpu;
+                let layout = if on_gpu { Layout::Gated } else { Layout::Matrix };
+                let weight = Weight::frozen(&w.to_dtype(dtype)?.to_device(on)?, layout, dtype)?;
+                linear_geglu(t[0], &weight, Some(t[1]))
+            });
+        }
     }
 }

@@ -88,7 +88,7 @@ pub fn batch_norm(
     let flat = x.reshape([1, positions, channels])?;
     let op = GroupNorm { groups: channels, eps, silu: false, statistics: true };
     let mut outputs = apply_all(op, &tensors(&[&flat, gamma, beta]))?;
-    let statistics = outputs.pop().ok_or_else(|| Error::shape(OP, "no statistics"))?; // [1, C, 2]
+    let statistics = outputs.pop().ok_or_else(|| Error::shape(OP, "no statistics"))?;
     let y = outputs.swap_remove(0).reshape(*x.shape())?;
     let op = MomentsOf { eps, positions, dtype: gamma.dtype() };
     let mut moments = apply_all(op, &tensors(&[&statistics.detach()]))?;
@@ -96,7 +96,8 @@ pub fn batch_norm(
     Ok((y, Moments { mean: moments.swap_remove(0), variance }))
 }
 
-/// [`Moments`] of what [`GroupNorm`] found; input `statistics` [1, C, 2]: mean and 1 / deviation, f64, on a GPU f32.
+/// [`Moments`] of what [`GroupNorm`] found; input `statistics`: [1, C, 2], mean and 1 / deviation, in f64; on a GPU
+/// [1, C, 3], a centre, the mean about it and 1 / deviation, in f32.
 #[derive(Clone, Copy, Debug)]
 struct MomentsOf {
     /// Added to the variance before.
@@ -265,7 +266,7 @@ pub fn moved(running: &Tensor, batch: &Tensor, momentum: f32) -> Result<Tensor> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{check, check_gradient, check_nan, random, strided, values};
+    use crate::ops::testing::{check, check_gradient, check_nan, devices, random, strided, values};
 
     const SHAPES: [&[usize]; 10] = [
         &[2, 1, 1, 1],
@@ -334,16 +335,17 @@ mod tests {
                 },
             );
             let x = random(shape, 6);
-            let found = of(&x).unwrap().1;
             let n = (x.len() / channels) as f64;
-            for c in 0..channels {
-                let (mean, variance) = moments(&values(&x), channels, c);
-                let variance = variance * n / (n - 1.0);
-                let (m, v) = (values(&found.mean)[c], values(&found.variance)[c]);
-                assert!(
-                    (m - mean).abs() <= 1e-6 && (v - variance).abs() <= 1e-5 * variance.max(1.0),
-                    "{c}"
-                );
+            for device in devices() {
+                let found = of(&x.to_device(device).unwrap()).unwrap().1;
+                for c in 0..channels {
+                    let (mean, variance) = moments(&values(&x), channels, c);
+                    let variance = variance * n / (n - 1.0);
+                    let (m, v) = (values(&found.mean)[c], values(&found.variance)[c]);
+                    let close = (m - mean).abs() <= 1e-6
+                        && (v - variance).abs() <= 1e-5 * variance.max(1.0);
+                    assert!(close, "{device}, {c}: {m} for {mean}, {v} for {variance}");
+                }
             }
         }
         let [gamma, beta, ..] = parameters(5);
