@@ -21,9 +21,12 @@ use nadir::ops::loss::{absolute_error, kl_divergence, sample_gaussian, squared_e
 use nadir::ops::reduce::mean;
 use nadir::pipeline::{Cancel, LoadOptions, Request, TextToImage};
 use nadir::tensor::cuda::choose;
+use nadir::tensor::tape::checkpointing;
 use nadir::tensor::{DType, Device, Tensor};
 use nadir::train::checkpoint::Resume;
-use nadir::train::diffusion::{DiffusionSettings, DiffusionTask, NewModel, Prediction};
+use nadir::train::diffusion::{
+    DiffusionSettings, DiffusionTask, LoraSettings, NewModel, Prediction,
+};
 use nadir::train::random::{Purpose, Random};
 use nadir::train::vae::VaeTask;
 use nadir::train::{
@@ -308,6 +311,36 @@ fn every_parameter_gets_a_gradient() {
             let zero = values.iter().all(|x| *x == 0.0);
             assert!(!zero || is_zero_by_symmetry(name), "{}: {name} has no gradient", task.name());
         }
+    }
+}
+
+/// Gradients of all tasks, low-rank adapters among them, have the same bits when blocks are computed again for them.
+#[test]
+fn blocks_that_are_computed_again_have_the_same_gradients() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let data = Dataset::open(pictures(folder, 6), DataSettings::default()).unwrap();
+    let batch: Batch = data.pass(3, 1).unwrap().next().unwrap().unwrap();
+    let model = folder.join("model");
+    diffusion_task(folder, Device::Cpu).export(&model, &Vec::new()).unwrap();
+    let lora = LoraSettings { lora_rank: Some(2), ..LoraSettings::default() };
+    let adapted = DiffusionTask::open(&model, settings(), true, Device::Cpu).unwrap();
+    let tasks: [Box<dyn Task>; 3] = [
+        Box::new(vae_task(Device::Cpu)),
+        Box::new(diffusion_task(folder, Device::Cpu)),
+        Box::new(adapted.adapting(&lora, 1).unwrap()),
+    ];
+    for task in tasks {
+        let parameters = task.parameters();
+        let learn = |sparing: bool| {
+            let loss = || task.loss(&batch, &mut Random::new(1, Purpose::Step, 0)).unwrap().total;
+            let loss = if sparing { checkpointing(loss) } else { loss() };
+            let value = loss.detach();
+            let mut all = in_order(&parameters, backward(loss).unwrap()).unwrap();
+            all.push(value);
+            all.iter().map(|t| t.to_vec::<f32>().unwrap()).collect::<Vec<_>>()
+        };
+        assert!(learn(true) == learn(false), "{}", task.name());
     }
 }
 

@@ -3,11 +3,13 @@
 //! Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".
 //! Reference implementation: transformers, `models/clip/modeling_clip.py`.
 
+use std::sync::Arc;
+
 use serde_json::json;
 
 use crate::error::{Error, Result};
 use crate::io::config::Config;
-use crate::nn::{Embedding, LayerNorm, Linear, MultiHeadAttention, Params, module};
+use crate::nn::{Embedding, LayerNorm, Linear, MultiHeadAttention, Params, checkpoint, module};
 use crate::ops::elementwise::add;
 use crate::ops::matmul::{Activation, Epilogue};
 use crate::tensor::Tensor;
@@ -122,7 +124,7 @@ pub struct ClipText {
     config: ClipTextConfig,
     tokens: Embedding,
     positions: Embedding,
-    layers: Vec<Layer>,
+    layers: Vec<Arc<Layer>>,
     norm: LayerNorm,
 }
 
@@ -206,10 +208,10 @@ impl ClipText {
 }
 
 impl Layer {
-    fn load(config: &ClipTextConfig, p: &Params) -> Result<Self> {
+    fn load(config: &ClipTextConfig, p: &Params) -> Result<Arc<Self>> {
         let (c, inner, eps) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
         let causal = true;
-        Ok(Self {
+        Ok(Arc::new(Self {
             norm1: LayerNorm::load(&p.pp("layer_norm1"), c, eps)?,
             attention: MultiHeadAttention::load_transformers(
                 &p.pp("self_attn"),
@@ -221,11 +223,15 @@ impl Layer {
             fc1: Linear::load(&p.pp("mlp.fc1"), c, inner, true)?,
             fc2: Linear::load(&p.pp("mlp.fc2"), inner, c, true)?,
             act: config.hidden_act,
-        })
+        }))
     }
 
-    /// `x` [B, T, C]
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    /// `x` [B, T, C]; a [segment](crate::tensor::tape::checkpoint).
+    fn forward(self: &Arc<Self>, x: &Tensor) -> Result<Tensor> {
+        checkpoint(self, &[x], |layer, inputs| layer.compute(&inputs[0]))
+    }
+
+    fn compute(&self, x: &Tensor) -> Result<Tensor> {
         let x = self.attention.forward(&self.norm1.forward(x)?, x)?;
         let h = self.norm2.forward(&x)?;
         let h = self.fc1.forward_with(&h, Epilogue { act: self.act, ..Epilogue::default() })?; // [B, T, inner]

@@ -3,12 +3,15 @@
 //! Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models". Reference
 //! implementation: diffusers, `models/unets/unet_2d_condition.py` and `unet_2d_blocks.py`.
 
+use std::sync::Arc;
+
 use serde_json::json;
 
 use crate::error::{Error, Result};
 use crate::io::config::Config;
 use crate::nn::{
-    Conv2d, GroupNorm, KeyValue, LayerNorm, Linear, MultiHeadAttention, Params, ResnetBlock, module,
+    Conv2d, GroupNorm, KeyValue, LayerNorm, Linear, MultiHeadAttention, Params, ResnetBlock,
+    checkpoint, module,
 };
 use crate::ops::conv::Conv2dConfig;
 use crate::ops::elementwise::silu;
@@ -376,8 +379,8 @@ impl Times {
 
 /// Residual blocks and attention at one resolution, then a halving.
 struct DownBlock {
-    resnets: Vec<ResnetBlock>,
-    attentions: Vec<Transformer>,
+    resnets: Vec<Arc<ResnetBlock>>,
+    attentions: Vec<Arc<Transformer>>,
     downsample: Option<Conv2d>,
 }
 
@@ -433,9 +436,9 @@ impl DownBlock {
 
 /// Residual block, attention, residual block at the coarsest resolution.
 struct MidBlock {
-    resnet1: ResnetBlock,
-    attention: Transformer,
-    resnet2: ResnetBlock,
+    resnet1: Arc<ResnetBlock>,
+    attention: Arc<Transformer>,
+    resnet2: Arc<ResnetBlock>,
 }
 
 module!(MidBlock {
@@ -464,8 +467,8 @@ impl MidBlock {
 
 /// Residual blocks and attention over what the way down left, then a doubling.
 struct UpBlock {
-    resnets: Vec<ResnetBlock>,
-    attentions: Vec<Transformer>,
+    resnets: Vec<Arc<ResnetBlock>>,
+    attentions: Vec<Arc<Transformer>>,
     upsample: Option<Conv2d>,
 }
 
@@ -531,7 +534,12 @@ impl UpBlock {
     }
 }
 
-fn load_resnet(config: &UnetConfig, p: &Params, level: usize, input: usize) -> Result<ResnetBlock> {
+fn load_resnet(
+    config: &UnetConfig,
+    p: &Params,
+    level: usize,
+    input: usize,
+) -> Result<Arc<ResnetBlock>> {
     let (output, temb) = (config.block_out_channels[level], 4 * config.block_out_channels[0]);
     // In SD 1.5 the 3x3 convolutions of the smallest images are a twelfth of the products and half of the weights.
     let p = if level + 1 == config.block_out_channels.len() { &p.compact() } else { p };
@@ -554,7 +562,7 @@ module!(Transformer {
 });
 
 impl Transformer {
-    fn load(config: &UnetConfig, p: &Params, level: usize) -> Result<Self> {
+    fn load(config: &UnetConfig, p: &Params, level: usize) -> Result<Arc<Self>> {
         /// diffusers fixes this one, whatever `norm_eps` says.
         const EPS: f32 = 1e-6;
         let width = config.block_out_channels[level];
@@ -567,24 +575,31 @@ impl Transformer {
                 config.heads[level],
             )
         };
-        Ok(Self {
+        Ok(Arc::new(Self {
             norm: GroupNorm::load(&p.pp("norm"), width, config.norm_num_groups, EPS)?,
             proj_in: Linear::load(&p.pp("proj_in"), width, width, true)?,
             layers: (0..config.transformer_layers[level]).map(layer).collect::<Result<_>>()?,
             proj_out: Linear::load(&p.pp("proj_out"), width, width, true)?,
-        })
+        }))
     }
 
-    /// `x` [B, h, w, C]
-    fn forward(&self, x: &Tensor, ctx: &mut Contexts) -> Result<Tensor> {
+    /// `x` [B, h, w, C]; a [segment](crate::tensor::tape::checkpoint).
+    fn forward(self: &Arc<Self>, x: &Tensor, ctx: &mut Contexts) -> Result<Tensor> {
+        let mut inputs = vec![x];
+        for _ in &self.layers {
+            let missing = || Error::shape("unet", "the context is of another model");
+            inputs.extend(ctx.next().ok_or_else(missing)?.tensors());
+        }
+        checkpoint(self, &inputs, |block, inputs| block.attend(&inputs[0], &inputs[1..]))
+    }
+
+    /// `x` [B, h, w, C], keys and values of each layer's text
+    fn attend(&self, x: &Tensor, texts: &[Tensor]) -> Result<Tensor> {
         let (b, h, w, c) = x.dims4()?;
         let pixels = x.reshape([b, h * w, c])?; // [B, T, C]
         let mut y = self.proj_in.forward(&self.norm.forward(x)?.reshape([b, h * w, c])?)?;
-        for layer in &self.layers {
-            let text = ctx
-                .next()
-                .ok_or_else(|| Error::shape("unet", "the context is of another model"))?;
-            y = layer.forward(&y, text)?;
+        for (layer, text) in self.layers.iter().zip(texts.chunks_exact(2)) {
+            y = layer.forward(&y, &KeyValue::of(&text[0], &text[1]))?;
         }
         let y = self
             .proj_out

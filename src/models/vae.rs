@@ -3,11 +3,13 @@
 //! Kingma & Welling 2014, "Auto-Encoding Variational Bayes"; Rombach et al. 2022, section 4.3. Reference
 //! implementation: diffusers, `models/autoencoders/autoencoder_kl.py` and `vae.py`.
 
+use std::sync::Arc;
+
 use serde_json::json;
 
 use crate::error::Result;
 use crate::io::config::Config;
-use crate::nn::{Conv2d, GroupNorm, MultiHeadAttention, Params, ResnetBlock, module};
+use crate::nn::{Conv2d, GroupNorm, MultiHeadAttention, Params, ResnetBlock, checkpoint, module};
 use crate::ops::conv::Conv2dConfig;
 use crate::ops::layout::concat;
 use crate::tensor::{DType, Device, Tensor};
@@ -285,7 +287,12 @@ impl Tile {
     }
 }
 
-fn load_resnet(config: &VaeConfig, p: &Params, input: usize, output: usize) -> Result<ResnetBlock> {
+fn load_resnet(
+    config: &VaeConfig,
+    p: &Params,
+    input: usize,
+    output: usize,
+) -> Result<Arc<ResnetBlock>> {
     ResnetBlock::load(p, input, output, None, config.norm_num_groups, EPS)
 }
 
@@ -300,7 +307,7 @@ struct Encoder {
 
 /// Residual blocks at one size, and the convolution that halves it.
 struct DownLevel {
-    resnets: Vec<ResnetBlock>,
+    resnets: Vec<Arc<ResnetBlock>>,
     halving: Option<Conv2d>,
 }
 
@@ -370,7 +377,7 @@ struct Decoder {
 
 /// Residual blocks at one size, and the convolution behind its doubling.
 struct UpLevel {
-    resnets: Vec<ResnetBlock>,
+    resnets: Vec<Arc<ResnetBlock>>,
     doubling: Option<Conv2d>,
 }
 
@@ -431,9 +438,9 @@ impl Decoder {
 
 /// Residual block, attention with one head, residual block.
 struct MidBlock {
-    resnet1: ResnetBlock,
-    attention: Option<MidAttention>,
-    resnet2: ResnetBlock,
+    resnet1: Arc<ResnetBlock>,
+    attention: Option<Arc<MidAttention>>,
+    resnet2: Arc<ResnetBlock>,
 }
 
 /// MultiHeadAttention between all pixels, one head, behind a norm.
@@ -443,6 +450,16 @@ struct MidAttention {
 }
 
 module!(MidAttention { "group_norm": norm, "": attention });
+
+impl MidAttention {
+    /// `x` [B, h, w, C]
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (b, h, w, c) = x.dims4()?;
+        let pixels = [b, h * w, c]; // [B, T, C]
+        let normal = self.norm.forward(x)?.reshape(pixels)?;
+        self.attention.forward(&normal, &x.reshape(pixels)?)?.reshape([b, h, w, c])
+    }
+}
 
 module!(MidBlock {
     "resnets.0": resnet1,
@@ -457,7 +474,7 @@ impl MidBlock {
             let p = p.pp("attentions.0");
             let norm = GroupNorm::load(&p.pp("group_norm"), width, config.norm_num_groups, EPS)?;
             let attention = MultiHeadAttention::load_diffusers(&p, width, width, 1, true)?;
-            Ok(MidAttention { norm, attention })
+            Ok(Arc::new(MidAttention { norm, attention }))
         });
         Ok(Self {
             resnet1: load_resnet(config, &p.pp("resnets.0"), width, width)?,
@@ -468,11 +485,8 @@ impl MidBlock {
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut x = self.resnet1.forward(x, None)?; // [B, h, w, C]
-        if let Some(MidAttention { norm, attention }) = &self.attention {
-            let (b, h, w, c) = x.dims4()?;
-            let pixels = [b, h * w, c]; // [B, T, C]
-            let y = attention.forward(&norm.forward(&x)?.reshape(pixels)?, &x.reshape(pixels)?)?;
-            x = y.reshape([b, h, w, c])?;
+        if let Some(attention) = &self.attention {
+            x = checkpoint(attention, &[&x], |block, inputs| block.forward(&inputs[0]))?;
         }
         self.resnet2.forward(&x, None)
     }

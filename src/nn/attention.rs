@@ -58,6 +58,16 @@ impl KeyValue {
         Ok(Self { k: concat(&k, 0)?, v: concat(&v, 0)? })
     }
 
+    /// Keys and values [B, S, heads, d].
+    pub fn tensors(&self) -> [&Tensor; 2] {
+        [&self.k, &self.v]
+    }
+
+    /// The context that has these [tensors](Self::tensors).
+    pub fn of(k: &Tensor, v: &Tensor) -> Self {
+        Self { k: k.clone(), v: v.clone() }
+    }
+
     /// Length of the context in tokens.
     pub fn tokens(&self) -> usize {
         self.k.dim(1)

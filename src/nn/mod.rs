@@ -13,7 +13,7 @@ pub use attention::{KeyValue, MultiHeadAttention};
 pub use batch_norm::BatchNorm;
 pub use layers::{Conv2d, Embedding, GroupNorm, LayerNorm, Linear};
 pub use parameter::{Module, Parameter, parameters};
-pub(crate) use parameter::{join, module};
+pub(crate) use parameter::{checkpoint, join, module};
 pub use params::{Keep, Params};
 pub use resnet::ResnetBlock;
 pub use save::save;

@@ -1,9 +1,10 @@
 //! Weights as layers hold them, and the walk over those of a model.
 
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::error::{Error, Result};
 use crate::ops::weight::Weight;
+use crate::tensor::tape;
 use crate::tensor::{DType, Shape, Tensor};
 
 /// A weight of a layer.
@@ -137,6 +138,14 @@ impl Parameter {
         Ok(())
     }
 
+    /// Lets go of the layout that was made to multiply by it, unless it is frozen; it is made again when it is needed.
+    fn let_go_of_layout(&self) -> Result<()> {
+        match self.with(|value| matches!(value, Value::LaidOut(_))).then(|| self.tensor()) {
+            Some(Some(tensor)) => self.replace(tensor),
+            _ => Ok(()),
+        }
+    }
+
     /// What an operation reads as it is.
     ///
     /// # Panics
@@ -169,6 +178,23 @@ pub trait Module {
     fn visit<'a>(&'a self, prefix: &str, visit: &mut dyn FnMut(String, &'a Parameter));
 }
 
+/// What `f` makes of a block and `inputs`, as a [segment](tape::checkpoint) of the computation. Where segments keep their
+/// inputs alone, the block's weights do not keep their layouts either.
+pub(crate) fn checkpoint<M: Module + Send + Sync + 'static>(
+    block: &Arc<M>,
+    inputs: &[&Tensor],
+    f: impl Fn(&M, &[Tensor]) -> Result<Tensor> + Send + Sync + 'static,
+) -> Result<Tensor> {
+    let (block, sparing) = (block.clone(), tape::is_checkpointing());
+    tape::checkpoint(inputs, move |inputs| {
+        let result = f(&block, inputs)?;
+        if sparing {
+            parameters(&*block).iter().try_for_each(|(_, weight)| weight.let_go_of_layout())?;
+        }
+        Ok(result)
+    })
+}
+
 /// The weights of a model by name.
 pub fn parameters(module: &dyn Module) -> Vec<(String, &Parameter)> {
     let mut all = Vec::new();
@@ -197,6 +223,12 @@ impl<M: Module> Module for Option<M> {
         if let Some(module) = self {
             module.visit(prefix, visit);
         }
+    }
+}
+
+impl<M: Module> Module for Arc<M> {
+    fn visit<'a>(&'a self, prefix: &str, visit: &mut dyn FnMut(String, &'a Parameter)) {
+        (**self).visit(prefix, visit);
     }
 }
 

@@ -18,7 +18,7 @@ use super::elementwise::add;
 use super::weight::Weight;
 use super::{Grads, Meta, Op, Slot};
 use crate::error::{Error, Result};
-use crate::tensor::tape::{Backward, Node, no_grad};
+use crate::tensor::tape::{Backward, Node, Rule, no_grad};
 use crate::tensor::{Device, Tensor};
 
 /// What one recorded call kept, as the operation's `backward` sees it. Nothing in it is recorded itself.
@@ -139,7 +139,7 @@ pub(super) fn record<O: Op>(op: O, slots: &[Slot], outputs: &[Tensor]) -> Arc<No
             .collect(),
     };
     let nodes = slots.iter().map(|slot| slot.node().cloned()).collect();
-    Node::new(nodes, Some(Box::new(Record { op, call })))
+    Node::new(nodes, Rule::Call(Box::new(Record { op, call })))
 }
 
 /// Gradients of the variables of a computation.
@@ -197,27 +197,49 @@ pub fn backward_from(output: Tensor, grad: Tensor) -> Result<Gradients> {
     no_grad(|| walk(root, grad.detach()))
 }
 
+/// Nodes by number, each with what is known of its gradient.
+type Pending = BTreeMap<u64, (Arc<Node>, Tensor)>;
+
 fn walk(root: Arc<Node>, grad: Tensor) -> Result<Gradients> {
     let mut gradients = Gradients::default();
-    let mut pending = BTreeMap::from([(root.number(), (root, grad))]);
+    let mut pending = Pending::from([(root.number(), (root, grad))]);
     // A node comes after all that were made from it, so its gradient is complete.
     while let Some((number, (node, grad))) = pending.pop_last() {
-        let Some(call) = node.backward() else {
-            gradients.0.insert(number, grad);
-            continue;
-        };
-        let grads = call.backward(&grad)?;
-        drop(grad);
-        for (input, grad) in node.inputs().iter().zip(grads) {
-            let (Some(input), Some(grad)) = (input, grad) else { continue };
-            let sum = match pending.remove(&input.number()) {
-                Some((_, before)) => add(&before, &grad)?,
-                None => grad,
-            };
-            pending.insert(input.number(), (input.clone(), sum));
+        match node.rule() {
+            Rule::Variable => {
+                gradients.0.insert(number, grad);
+            }
+            Rule::Call(call) => {
+                let grads = call.backward(&grad)?;
+                drop(grad);
+                for (input, grad) in node.inputs().iter().zip(grads) {
+                    if let (Some(input), Some(grad)) = (input, grad) {
+                        give(&mut pending, input, grad)?;
+                    }
+                }
+            }
+            // Its calls are younger than all that is pending: they come next, in the order in which they would have
+            // come had they been recorded at once, so that no sum is taken in another.
+            Rule::Segment(segment) => {
+                let output = node.record(segment)?;
+                if let Some(node) = output.node().cloned() {
+                    drop(output);
+                    give(&mut pending, &node, grad)?;
+                }
+            }
         }
     }
     Ok(gradients)
+}
+
+/// Adds to the gradient of a node.
+fn give(pending: &mut Pending, node: &Arc<Node>, grad: Tensor) -> Result<()> {
+    let sum = match pending.remove(&node.number()) {
+        Some((_, before)) => add(&before, &grad)?,
+        None => grad,
+    };
+    pending.insert(node.number(), (node.clone(), sum));
+    Ok(())
 }
 
 /// A tensor of zeros of this shape and dtype.

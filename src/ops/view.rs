@@ -7,7 +7,7 @@ use super::gradient::zeros;
 use super::layout::concat;
 use super::{Grads, Meta};
 use crate::error::{Error, Result};
-use crate::tensor::tape::{self, Backward, Node};
+use crate::tensor::tape::{self, Backward, Node, Rule};
 use crate::tensor::{Device, MAX_RANK, Shape, Tensor};
 
 /// How a tensor was seen anew.
@@ -68,7 +68,7 @@ impl Tensor {
         match self.node() {
             Some(node) if tape::is_recording() => {
                 let record = Record { view, of: Meta::like(self), device: self.device() };
-                seen.with_node(Node::new(vec![Some(node.clone())], Some(Box::new(record))))
+                seen.with_node(Node::new(vec![Some(node.clone())], Rule::Call(Box::new(record))))
             }
             _ => seen,
         }

@@ -76,7 +76,7 @@ impl Buffer {
             shrink_pool(MAX_HELD_GROWING);
         }
         let ptr = recycled.map_or_else(|| Self::allocate(capacity), Ok)?;
-        Ok(Self { ptr, len, capacity })
+        Ok(Self::of(ptr, len, capacity))
     }
 
     /// As [`Self::uninit`], for content that is soon let go of: unused memory of any size will do, rather than fresh
@@ -88,7 +88,7 @@ impl Buffer {
                 pool.free.range_mut(size_class(len)..).find(|(_, free)| !free.is_empty())?;
             let ptr = free.pop()?;
             pool.held -= capacity;
-            Some(Self { ptr, len, capacity })
+            Some(Self::of(ptr, len, capacity))
         });
         unused.map_or_else(|| Self::uninit(len), Ok)
     }
@@ -96,7 +96,14 @@ impl Buffer {
     /// `len` zero bytes.
     pub(crate) fn zeroed(len: usize) -> Result<Self> {
         let capacity = size_class(len);
-        Ok(Self { ptr: Self::allocate(capacity)?, len, capacity })
+        Ok(Self::of(Self::allocate(capacity)?, len, capacity))
+    }
+
+    /// Memory from [`Self::allocate`] with this capacity, or a class of it from the pool.
+    fn of(ptr: NonNull<u8>, len: usize, capacity: usize) -> Self {
+        #[cfg(test)]
+        in_use::add(capacity as isize);
+        Self { ptr, len, capacity }
     }
 
     /// Zeroed memory from the system, which may first need back what the pool holds.
@@ -154,6 +161,8 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        #[cfg(test)]
+        in_use::add(-(self.capacity as isize));
         if let Some(pool) = POOL.as_ref() {
             let mut pool = pool.lock().unwrap_or_else(|e| e.into_inner());
             if pool.held + self.capacity <= MAX_HELD {
@@ -195,6 +204,33 @@ fn shrink_pool(most: usize) {
             // SAFETY: the pool owned the memory, and has just let go of it.
             unsafe { Buffer::free(ptr, capacity) }
         }
+    }
+}
+
+/// Bytes of the buffers that a thread has made and that are still there.
+#[cfg(test)]
+pub(crate) mod in_use {
+    use std::cell::Cell;
+
+    thread_local! {
+        static NOW: Cell<isize> = const { Cell::new(0) };
+        static MOST: Cell<isize> = const { Cell::new(0) };
+    }
+
+    pub(super) fn add(bytes: isize) {
+        NOW.set(NOW.get() + bytes);
+        MOST.set(MOST.get().max(NOW.get()));
+    }
+
+    pub(crate) fn now() -> isize {
+        NOW.get()
+    }
+
+    /// The most while `f` ran, beside its result.
+    pub(crate) fn most<R>(f: impl FnOnce() -> R) -> (isize, R) {
+        MOST.set(NOW.get());
+        let result = f();
+        (MOST.get(), result)
     }
 }
 

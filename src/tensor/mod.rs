@@ -13,6 +13,8 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use crate::types::{DType, Device, Element, Float, MAX_RANK, Real, Shape};
+#[cfg(test)]
+pub(crate) use cpu::in_use;
 pub use cpu::release_unused_memory;
 
 use crate::cpu::parallel::for_each_row;

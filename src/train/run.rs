@@ -16,7 +16,7 @@ use crate::ops::adamw::length;
 use crate::ops::elementwise::{add, scale};
 use crate::ops::gradient::backward;
 use crate::pipeline::Cancel;
-use crate::tensor::tape::no_grad;
+use crate::tensor::tape::{checkpointing, no_grad};
 use crate::tensor::{DType, Device, Tensor};
 
 /// Pictures that a validation looks at together.
@@ -277,7 +277,10 @@ impl Run<'_> {
         for number in 0..count {
             let ended = || Error::value("train", "the data set has ended");
             let batch = batches.next().ok_or_else(ended)??;
-            let loss = self.task.loss(&batch, random)?;
+            let loss = match self.settings.gradient_checkpointing {
+                true => checkpointing(|| self.task.loss(&batch, random)),
+                false => self.task.loss(&batch, random),
+            }?;
             let value = loss.total.detach();
             let root = if count == 1 { loss.total } else { scale(&loss.total, share as f32)? };
             let gradients = in_order(parameters, backward(root)?)?;

@@ -20,6 +20,13 @@ pub struct Settings {
     #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
     pub gradient_accumulation_steps: usize,
 
+    /// Keep of each block what it is given, and compute it again for its gradient: less memory for more time, and the
+    /// same bits
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(action = clap::ArgAction::Set, default_value_t = false, hide_default_value = true)]
+    #[arg(hide_possible_values = true)]
+    pub gradient_checkpointing: bool,
+
     /// Steps of the whole run, those before a checkpoint included
     #[arg(long, value_name = "N", default_value_t = 1000, allow_negative_numbers = true)]
     pub max_train_steps: u64,
@@ -126,6 +133,7 @@ impl Default for Settings {
         Self {
             train_batch_size: 16,
             gradient_accumulation_steps: 1,
+            gradient_checkpointing: false,
             max_train_steps: 1000,
             learning_rate: 1e-4,
             lr_scheduler: Schedule::Constant,

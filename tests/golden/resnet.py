@@ -2,8 +2,9 @@
 
 Writes `models/resnet18/` and `models/resnet50/`: `config.json` (ours: torchvision has none), f16 safetensors under
 torchvision's names, and `golden.safetensors`: a batch, its logits and features, for training the loss, gradients and
-running statistics after one step forward, computed in f64, and the losses of twenty steps. `training.rounding` is how far
-PyTorch's own f32 is from those, at most, relative to the largest value of a tensor. Images are [B, H, W, C].
+running statistics after one step forward, computed in f64, and the losses of twenty steps, in bf16 by autocast too.
+`training.rounding` is how far PyTorch's own f32 is from those in f64, at most, relative to the largest value of a tensor.
+Images are [B, H, W, C].
 
     python tests/golden/resnet.py
 """
@@ -53,7 +54,7 @@ def randomize(model, seed):
     return model
 
 
-def losses(model):
+def losses(model, in_bf16=False):
     """Of twenty steps of AdamW; the batches are drawn on both sides."""
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-3, weight_decay=1e-2)
     generator = torch.Generator().manual_seed(71)
@@ -62,7 +63,8 @@ def losses(model):
         images = torch.randn(8, 3, 32, 32, generator=generator)
         targets = (3 * torch.arange(8) + step) % CLASSES
         with torch.enable_grad():
-            loss = cross_entropy(model(images), targets)
+            with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
+                loss = cross_entropy(model(images), targets)
             optimizer.zero_grad()
             loss.backward()
         optimizer.step()
@@ -114,6 +116,7 @@ def write(name, seed, block, layers, width):
     tensors |= {key: value for key, value in exact.items() if is_kept(key)}
     tensors["training.rounding"] = rounding
     tensors["steps.losses"] = torch.tensor(losses(randomize(narrow(block, layers, width), seed)))
+    tensors["steps.losses.bfloat16"] = torch.tensor(losses(randomize(narrow(block, layers, width), seed), True))
     print(name, sum(v.numel() for v in weights.values()), "weights, loss", exact["training.loss"].item(), "rounding", rounding.item())
     save_tensors(folder / "golden.safetensors", tensors)
 

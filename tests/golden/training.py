@@ -1,7 +1,7 @@
 """Golden training runs: twenty steps of AdamW, with a moving average of the weights, on one batch.
 
 Starts from the networks that `models.py` wrote. Writes `training/golden.safetensors`: for each network the batch, the loss of
-every step, and a weight with its average behind the last.
+every step, and a weight with its average behind the last; and the losses in bf16 and fp16 by autocast.
 
     python tests/golden/training.py
 """
@@ -14,9 +14,10 @@ STEPS = 20
 EMA_DECAY = 0.9
 
 
-def train(model, loss, watched):
+def train(model, loss, watched, dtype=torch.float32):
     """`loss()` is minimised. Returns losses, and the watched weight with its average."""
     torch.set_grad_enabled(True)
+    scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16)
     model.train()
     parameters = dict(model.named_parameters())
     optimizer = torch.optim.AdamW(parameters.values(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2)
@@ -24,10 +25,13 @@ def train(model, loss, watched):
     losses, norms = [], []
     for number in range(1, STEPS + 1):
         optimizer.zero_grad()
-        value = loss()
-        value.backward()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            value = loss()
+        scaler.scale(value).backward()
+        scaler.unscale_(optimizer)
         norms.append(torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0))
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         decay = min(EMA_DECAY, number / (9 + number))
         average.lerp_(parameters[watched].detach(), 1 - decay)
         losses.append(value.detach())
@@ -40,7 +44,7 @@ def train(model, loss, watched):
     }
 
 
-def unet():
+def unet(dtype):
     model = UNet2DConditionModel.from_pretrained(MODELS / "unet_sd21", torch_dtype=torch.float32)
     generator = torch.Generator().manual_seed(1)
     sample = torch.randn(3, 4, 8, 12, generator=generator)
@@ -51,11 +55,11 @@ def unet():
     def loss():
         return torch.nn.functional.mse_loss(model(sample, timesteps, text).sample, target)
 
-    result = train(model, loss, "mid_block.resnets.0.conv1.weight")
+    result = train(model, loss, "mid_block.resnets.0.conv1.weight", dtype)
     return result | {"sample": nhwc(sample), "text": text, "target": nhwc(target), "timesteps": timesteps}
 
 
-def vae():
+def vae(dtype):
     model = AutoencoderKL.from_pretrained(MODELS / "vae_plain", torch_dtype=torch.float32)
     generator = torch.Generator().manual_seed(2)
     image = torch.rand(2, 3, 20, 16, generator=generator) * 2 - 1
@@ -66,15 +70,19 @@ def vae():
         decoded = model.decode(posterior.mean + posterior.std * noise).sample
         return (decoded - image).abs().mean() + 1e-3 * posterior.kl().mean()
 
-    result = train(model, loss, "decoder.conv_in.weight")
+    result = train(model, loss, "decoder.conv_in.weight", dtype)
     return result | {"image": nhwc(image), "noise": nhwc(noise)}
 
 
 def main():
     tensors = {}
     for name, run in [("unet", unet), ("vae", vae)]:
-        result = run()
-        print(name, [round(float(x), 4) for x in result["losses"]])
+        result = run(torch.float32)
+        for dtype in ["bfloat16", "float16"]:
+            result[f"losses.{dtype}"] = run(getattr(torch, dtype))["losses"]
+        for key, losses in result.items():
+            if key.startswith("losses"):
+                print(name, key, [round(float(x), 4) for x in losses])
         tensors |= {f"{name}.{key}": value for key, value in result.items()}
     save_tensors(HERE / "training" / "golden.safetensors", tensors)
 
