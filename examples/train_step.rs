@@ -14,11 +14,12 @@ use nadir::nn::{Keep, Module, Params, parameters};
 use nadir::ops::gradient::backward;
 use nadir::ops::loss::squared_error;
 use nadir::ops::reduce::mean;
+use nadir::tensor::tape::checkpointing;
 use nadir::tensor::{DType, Device, Tensor};
 use nadir::train::diffusion::default_unet;
 use nadir::train::random::{Purpose, Random};
 use nadir::train::vae::default_config;
-use nadir::train::{Optimizer, Settings, in_order, norm};
+use nadir::train::{MixedPrecision, Optimizer, Settings, in_order, norm};
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Network {
@@ -37,6 +38,11 @@ struct Arguments {
     threads: usize,
     #[arg(long, default_value_t = 4)]
     repeat: usize,
+    #[arg(long, value_enum, default_value_t)]
+    mixed_precision: MixedPrecision,
+    /// Compute blocks again for their gradients.
+    #[arg(long)]
+    gradient_checkpointing: bool,
 }
 
 /// The value of a line of the process's status, in kB.
@@ -66,7 +72,8 @@ fn clock(
     let (mut wall, mut cpu) = (Vec::new(), Vec::new());
     for _ in 0..=arguments.repeat {
         let (start, before) = (Instant::now(), cpu_seconds());
-        let gradients = in_order(&all, backward(loss()?)?)?;
+        let loss = if arguments.gradient_checkpointing { checkpointing(&loss) } else { loss() };
+        let gradients = in_order(&all, backward(loss?)?)?;
         let shortened = (1.0 / (norm(&gradients)? + 1e-6)).min(1.0);
         optimizer.update(&all, &gradients, &settings, (1e-4, shortened))?;
         wall.push(start.elapsed().as_secs_f64());
@@ -97,7 +104,8 @@ fn main() -> anyhow::Result<()> {
             Random::new(1, Purpose::Weights, 0).uniform(shape, (inputs as f64).sqrt().recip())
         }
     };
-    let params = Params::initial(new, DType::F32, Device::Cpu).keeping(Keep::Trainable);
+    let dtype = arguments.mixed_precision.dtype();
+    let params = Params::initial(new, dtype, Device::Cpu).keeping(Keep::Trainable);
     let origin = Path::new("default");
     match arguments.network {
         Network::Unet => {
@@ -105,7 +113,7 @@ fn main() -> anyhow::Result<()> {
             let model = Unet::load(UnetConfig::read(&config)?, &params)?;
             let latents = random.normal([batch, 16, 16, 4])?;
             let target = random.normal([batch, 16, 16, 4])?;
-            let text = random.normal([batch, 77, 128])?;
+            let text = random.normal([batch, 77, 128])?.to_dtype(dtype)?;
             let timesteps: Vec<f32> = (0..batch).map(|i| (i * 37 % 1000) as f32).collect();
             clock(&arguments, &model, || {
                 let embedded = model.embed_timesteps(&timesteps)?;
@@ -118,7 +126,7 @@ fn main() -> anyhow::Result<()> {
             let model = Vae::load(VaeConfig::read(&config)?, &params)?;
             let images = random.normal([batch, 64, 64, 3])?;
             clock(&arguments, &model, || {
-                let decoded = model.decode(&model.encode(&images)?.mean)?;
+                let decoded = model.decode(&model.encode(&images)?.mean)?.to_dtype(DType::F32)?;
                 mean(&squared_error(&decoded, &images)?, &[0])
             })
         }

@@ -12,12 +12,12 @@ use nadir::data::{DataSettings, Dataset, Normalize};
 use nadir::io::atomic;
 use nadir::io::config::read_json;
 use nadir::models::resnet::ResNetConfig;
-use nadir::tensor::{DType, Device};
+use nadir::tensor::DType;
 use nadir::train::checkpoint::Resume;
 use nadir::train::classify::ClassifyTask;
 use nadir::train::diffusion::{DiffusionSettings, DiffusionTask, LoraSettings, NewModel};
 use nadir::train::vae::{self, Reconstruction, VaeTask};
-use nadir::train::{Event, Outcome, Progress, Run, SampleSettings, Settings, Task};
+use nadir::train::{Compute, Event, Outcome, Progress, Run, SampleSettings, Settings, Task};
 
 use super::draw::choose_device;
 use super::training_recipe::{ClassifyRecipe, DiffusionRecipe};
@@ -236,18 +236,18 @@ fn train_diffusion(args: TrainDiffusion) -> anyhow::Result<()> {
     args.diffusion.check()?;
     args.sampling.check()?;
     let (settings, seed) = (args.diffusion.clone(), args.common.settings.seed);
-    train(&args.common, |data, device| {
+    train(&args.common, |data, compute| {
         data.require_captions()?;
         let task = match (&args.init_from, &args.vae, &args.tokenizer) {
             (None, Some(vae), Some(tokenizer)) => {
                 let (unet, text_encoder) =
                     (args.unet_config.as_deref(), args.text_encoder_config.as_deref());
                 let parts = NewModel { vae, tokenizer, unet, text_encoder };
-                DiffusionTask::new(&parts, settings, seed, device)
+                DiffusionTask::new(&parts, settings, seed, compute)
             }
             (folder, ..) => {
                 let folder = folder.as_deref().unwrap_or(Path::new(""));
-                DiffusionTask::open(folder, settings, args.train_text_encoder, device)
+                DiffusionTask::open(folder, settings, args.train_text_encoder, compute)
             }
         };
         let task = task?.adapting(&args.lora, seed)?.exporting(args.export_dtype);
@@ -270,10 +270,10 @@ fn train_classify(args: TrainClassify) -> anyhow::Result<()> {
     if !(0.0..=1.0).contains(&args.label_smoothing) {
         return Err(Error::argument("label_smoothing", args.label_smoothing, "0 to 1").into());
     }
-    train(&common, |data, device| {
+    train(&common, |data, compute| {
         let task = match &args.init_from {
-            Some(folder) => ClassifyTask::open(folder, data, device)?,
-            None => ClassifyTask::new(data, shape, seed, device)?,
+            Some(folder) => ClassifyTask::open(folder, data, compute)?,
+            None => ClassifyTask::new(data, shape, seed, compute)?,
         };
         Ok(task.smoothing(args.label_smoothing).exporting(args.export_dtype))
     })
@@ -284,13 +284,13 @@ fn train_vae(args: TrainVae) -> anyhow::Result<()> {
         return Err(Error::argument("kl_weight", args.kl_weight, "0 or more").into());
     }
     let seed = args.common.settings.seed;
-    train(&args.common, |_, device| {
+    train(&args.common, |_, compute| {
         let task = match (&args.init_from, &args.config) {
-            (Some(folder), _) => VaeTask::open(folder, device)?,
-            (None, Some(file)) => VaeTask::new(file, read_json(file)?, seed, device)?,
+            (Some(folder), _) => VaeTask::open(folder, compute)?,
+            (None, Some(file)) => VaeTask::new(file, read_json(file)?, seed, compute)?,
             (None, None) => {
                 let origin = Path::new("the default configuration");
-                VaeTask::new(origin, vae::default_config(), seed, device)?
+                VaeTask::new(origin, vae::default_config(), seed, compute)?
             }
         };
         Ok(task.with_loss(args.reconstruction_loss, args.kl_weight))
@@ -306,7 +306,7 @@ fn command() -> String {
 /// Opens the data, makes the task, and runs it.
 fn train<T: Task>(
     common: &Common,
-    task: impl FnOnce(&Dataset, Device) -> nadir::Result<T>,
+    task: impl FnOnce(&Dataset, Compute) -> nadir::Result<T>,
 ) -> anyhow::Result<()> {
     let (mut settings, folder) = (common.settings.clone(), &common.output_dir);
     settings.check()?;
@@ -334,7 +334,8 @@ fn train<T: Task>(
     }
     let mut log = Log::new(common.quiet);
     let device = choose_device(&common.device, |line| log.say(line))?;
-    let task = task(&data, device)?;
+    let precision = settings.mixed_precision;
+    let task = task(&data, Compute { device, precision })?;
     let weights: usize = task.parameters().iter().map(|(_, p)| p.shape().elements()).sum();
     let held = held_out.as_ref().map_or(0, Dataset::len);
     log.say(&format!("{} pictures, {held} held out; {weights} weights", data.len()));
@@ -345,6 +346,7 @@ fn train<T: Task>(
         ("pictures", format!("{}, {held} held out", data.len())),
         ("weights", weights.to_string()),
         ("device", device.to_string()),
+        ("mixed precision", precision.name().to_owned()),
     ]
     .map(|(name, value)| (name.to_owned(), value));
     let run = Run {
@@ -400,6 +402,11 @@ impl Log {
     fn show(&mut self, event: Event) {
         match event {
             Event::Resumed(step) => self.say(&format!("resumed behind step {step}")),
+            Event::Converted(before, now) => self.say(&format!(
+                "the checkpoint was trained with --mixed_precision {}; its f32 weights go on with {}",
+                before.name(),
+                now.name()
+            )),
             Event::Step(progress) => self.step(&progress),
             Event::Validated(step, found) => {
                 let found: Vec<_> = found.iter().map(|(n, x)| format!("{n} {x:.4}")).collect();
@@ -412,17 +419,23 @@ impl Log {
 
     fn step(&mut self, progress: &Progress) {
         let &mut (first, began) = self.began.get_or_insert((progress.step - 1, Instant::now()));
-        self.losses.push(progress.loss);
+        if progress.loss.is_finite() {
+            self.losses.push(progress.loss);
+        }
         // The first step of this process has set the clock.
         let done = progress.step - first - 1;
         let rate = done as f64 / began.elapsed().as_secs_f64();
         let left = (progress.steps - progress.step) as f64 / rate;
         let mean = self.losses.iter().sum::<f64>() / self.losses.len() as f64;
+        let skipped = match progress.skipped {
+            0 => String::new(),
+            n => format!(", {n} skipped"),
+        };
         let parts: Vec<_> = progress.parts.iter().map(|(n, x)| format!("{n} {x:.4}")).collect();
         let parts =
             if parts.is_empty() { parts.join("") } else { format!(" ({})", parts.join(", ")) };
         let line = format!(
-            "loss {mean:.5}{parts}, rate {:.2e}, norm {:.2}, {:.1} pictures/s, {} left",
+            "loss {mean:.5}{parts}, rate {:.2e}, norm {:.2}{skipped}, {:.1} pictures/s, {} left",
             progress.rate,
             progress.gradient_norm,
             progress.speed,

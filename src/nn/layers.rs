@@ -7,7 +7,7 @@ use crate::ops::layout::concat;
 use crate::ops::matmul::{Epilogue, linear, linear_geglu};
 use crate::ops::weight::Layout;
 use crate::ops::{embedding, norm};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 
 /// y = x Wᵀ + b
 pub struct Linear {
@@ -238,6 +238,7 @@ impl LayerNorm {
 /// A table of vectors, looked up by id.
 pub struct Embedding {
     table: Parameter,
+    dtype: DType,
 }
 
 module!(Embedding { "weight": table });
@@ -248,17 +249,17 @@ impl Embedding {
     /// # Errors
     /// As [`Params::raw`].
     pub fn load(p: &Params, count: usize, channels: usize) -> Result<Self> {
-        Ok(Self { table: p.tensor("weight", &[count, channels])? })
+        Ok(Self { table: p.tensor("weight", &[count, channels])?, dtype: p.dtype() })
     }
 
     /// `ids` [..], wherever they are -> [.., channels]
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
         let table = self.table.value();
-        embedding::embedding(&ids.to_device(table.device())?, &table)
+        embedding::embedding(&ids.to_device(table.device())?, &table)?.to_dtype(self.dtype)
     }
 
     /// The first `n` rows [n, channels].
     pub fn first(&self, n: usize) -> Result<Tensor> {
-        self.table.value().narrow(0, 0, n)
+        self.table.value().narrow(0, 0, n)?.to_dtype(self.dtype)
     }
 }

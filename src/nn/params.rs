@@ -32,7 +32,7 @@ pub enum Keep {
     Frozen,
     /// The elements: weights can be read and changed.
     Plain,
-    /// The elements, and gradients reach them.
+    /// The elements, and gradients reach them: in f32 (f64 for layers in f64), whatever layers compute in.
     Trainable,
 }
 
@@ -221,7 +221,7 @@ impl Params {
         }))
     }
 
-    /// The weight `name` as a tensor of the layers' dtype on their device.
+    /// The weight `name` as a tensor of the layers' dtype on their device; f32 where it is trained in 16 bits.
     ///
     /// # Errors
     /// As [`Self::raw`].
@@ -251,7 +251,11 @@ impl Params {
 
     /// A tensor as layers hold it.
     fn kept(&self, raw: Tensor) -> Result<Tensor> {
-        let tensor = self.placed(raw)?.to_dtype(self.dtype)?;
+        let dtype = match self.keep {
+            Keep::Trainable if self.dtype != DType::F64 => DType::F32,
+            _ => self.dtype,
+        };
+        let tensor = self.placed(raw)?.to_dtype(dtype)?;
         Ok(if self.keep == Keep::Trainable { tensor.variable() } else { tensor })
     }
 

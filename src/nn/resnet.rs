@@ -125,7 +125,7 @@ mod tests {
     }
 
     /// Every second block is given what stands before the first of two, too.
-    fn loss(blocks: &Vec<Arc<ResnetBlock>>, x: &Tensor, temb: &Tensor) -> Tensor {
+    fn loss(blocks: &[Arc<ResnetBlock>], x: &Tensor, temb: &Tensor) -> Tensor {
         let mut x = x.clone();
         for pair in blocks.chunks_exact(2) {
             let times = [0, 1].map(|i| pair[i].time(temb).unwrap());

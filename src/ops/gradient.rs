@@ -167,11 +167,25 @@ impl Gradients {
 /// `Shape` unless `output` has one element, `Value` when no variable is behind it, `NoGradient` when an operation
 /// on the way has none.
 pub fn backward(output: Tensor) -> Result<Gradients> {
+    let one = one_like(&output)?;
+    backward_from(output, one)
+}
+
+/// The gradient of a single number by itself.
+fn one_like(output: &Tensor) -> Result<Tensor> {
     if output.len() != 1 {
         return Err(Error::expected_shape("backward", "output", "one element", output.shape()));
     }
-    let one = Tensor::full(*output.shape(), 1.0, output.dtype(), output.device())?;
-    backward_from(output, one)
+    Tensor::full(*output.shape(), 1.0, output.dtype(), output.device())
+}
+
+/// As [`backward`], adding to gradients that are there already.
+///
+/// # Errors
+/// As [`backward`].
+pub fn backward_into(output: Tensor, gradients: &mut Gradients) -> Result<()> {
+    let one = one_like(&output)?;
+    start(output, one, gradients)
 }
 
 /// As [`backward`], given the gradient `grad` of `output`, of its shape, dtype and device.
@@ -179,6 +193,12 @@ pub fn backward(output: Tensor) -> Result<Gradients> {
 /// # Errors
 /// `Shape`, `DType` or `Device` when `grad` does not fit, and as [`backward`].
 pub fn backward_from(output: Tensor, grad: Tensor) -> Result<Gradients> {
+    let mut gradients = Gradients::default();
+    start(output, grad, &mut gradients)?;
+    Ok(gradients)
+}
+
+fn start(output: Tensor, grad: Tensor, gradients: &mut Gradients) -> Result<()> {
     const OP: &str = "backward";
     if grad.shape() != output.shape() {
         return Err(Error::expected_shape(OP, "grad", &output.shape().to_string(), grad.shape()));
@@ -194,20 +214,23 @@ pub fn backward_from(output: Tensor, grad: Tensor) -> Result<Gradients> {
     };
     drop(output);
     // Nobody differentiates a gradient.
-    no_grad(|| walk(root, grad.detach()))
+    no_grad(|| walk(root, grad.detach(), gradients))
 }
 
 /// Nodes by number, each with what is known of its gradient.
 type Pending = BTreeMap<u64, (Arc<Node>, Tensor)>;
 
-fn walk(root: Arc<Node>, grad: Tensor) -> Result<Gradients> {
-    let mut gradients = Gradients::default();
+fn walk(root: Arc<Node>, grad: Tensor, gradients: &mut Gradients) -> Result<()> {
     let mut pending = Pending::from([(root.number(), (root, grad))]);
     // A node comes after all that were made from it, so its gradient is complete.
     while let Some((number, (node, grad))) = pending.pop_last() {
         match node.rule() {
             Rule::Variable => {
-                gradients.0.insert(number, grad);
+                let sum = match gradients.0.remove(&number) {
+                    Some(before) => add(&before, &grad)?,
+                    None => grad,
+                };
+                gradients.0.insert(number, sum);
             }
             Rule::Call(call) => {
                 let grads = call.backward(&grad)?;
@@ -229,7 +252,7 @@ fn walk(root: Arc<Node>, grad: Tensor) -> Result<Gradients> {
             }
         }
     }
-    Ok(gradients)
+    Ok(())
 }
 
 /// Adds to the gradient of a node.

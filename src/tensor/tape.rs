@@ -47,9 +47,12 @@ pub(crate) enum Rule {
     Segment(Segment),
 }
 
+/// Makes the result of a segment from its inputs.
+type Compute = dyn Fn(&[Tensor]) -> Result<Tensor> + Send + Sync;
+
 /// A part of a computation that was not recorded, and its inputs without their nodes.
 pub(crate) struct Segment {
-    compute: Box<dyn Fn(&[Tensor]) -> Result<Tensor> + Send + Sync>,
+    compute: Box<Compute>,
     inputs: Vec<Tensor>,
 }
 

@@ -10,6 +10,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::precision::LossScaler;
 use super::settings::Settings;
 use super::watch::Watch;
 use crate::error::{Error, Result};
@@ -35,26 +36,38 @@ pub struct State {
     pub task: String,
     /// Steps taken.
     pub step: u64,
+    /// Those of them that left the weights as they were, since a gradient overflowed.
+    #[serde(default)]
+    pub skipped: u64,
     /// Pictures seen.
     pub pictures: u64,
     /// The run's settings.
     pub settings: Settings,
+    /// What the tensors mean besides, by the names of the task's settings.
+    #[serde(default)]
+    pub particulars: BTreeMap<String, String>,
     /// What it has made of its losses.
     #[serde(default)]
     pub watch: Watch,
+    /// What losses are scaled by, in fp16.
+    #[serde(default)]
+    pub scaler: Option<LossScaler>,
 }
 
 impl State {
-    /// That of a run by this build.
-    pub fn new(task: &str, step: u64, pictures: u64, settings: &Settings, watch: &Watch) -> Self {
+    /// That of a run by this build which begins.
+    pub fn new(task: &str, particulars: BTreeMap<String, String>, settings: &Settings) -> Self {
         Self {
             format: FORMAT,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             task: task.to_owned(),
-            step,
-            pictures,
+            step: 0,
+            skipped: 0,
+            pictures: 0,
             settings: settings.clone(),
-            watch: watch.clone(),
+            particulars,
+            watch: Watch::default(),
+            scaler: LossScaler::new(settings.mixed_precision),
         }
     }
 }
@@ -212,7 +225,8 @@ mod tests {
     }
 
     fn written(folder: &Path, step: u64) -> PathBuf {
-        let state = State::new("test", step, 8 * step, &Settings::default(), &Watch::default());
+        let begun = State::new("test", BTreeMap::new(), &Settings::default());
+        let state = State { step, pictures: 8 * step, ..begun };
         write(folder, &state, &tensors(step as f64), Some(2)).unwrap()
     }
 

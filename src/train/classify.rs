@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::initial::initial;
+use super::precision::{Compute, MixedPrecision};
 use super::random::Random;
 use super::run::{Loss, Measured, Task, number_of};
 use super::vae::NoFile;
@@ -29,11 +30,11 @@ pub struct ClassifyTask {
     loss: CrossEntropy,
     /// What the model is exported in.
     dtype: DType,
-    device: Device,
+    compute: Compute,
 }
 
 impl ClassifyTask {
-    /// A new network for the classes of `data`, on `device`; `shape` is given their number.
+    /// A new network for the classes of `data`; `shape` is given their number, `compute` may be a device alone.
     ///
     /// # Errors
     /// `data` has no classes.
@@ -41,22 +42,24 @@ impl ClassifyTask {
         data: &Dataset,
         shape: impl Fn(usize) -> ResNetConfig,
         seed: u64,
-        device: Device,
+        compute: impl Into<Compute>,
     ) -> Result<Self> {
         data.require_classes()?;
         let new = move |name: &str, shape: &[usize]| match name.ends_with("running_var") {
             true => Tensor::full(shape, 1.0, DType::F32, Device::Cpu),
             false => initial(seed, name, shape),
         };
-        let params = Params::initial(new, DType::F32, device).keeping(Keep::Trainable);
-        Self::with(ResNet::load(shape(data.classes().len()), &params)?, data, device)
+        let compute = compute.into();
+        let params = Params::initial(new, compute.precision.dtype(), compute.device);
+        let params = params.keeping(Keep::Trainable);
+        Self::with(ResNet::load(shape(data.classes().len()), &params)?, data, compute)
     }
 
-    /// The network in a folder with `config.json` and weights, on `device`.
+    /// The network in a folder with `config.json` and weights; `compute` may be a device alone.
     ///
     /// # Errors
     /// It cannot be read, or tells other classes apart than those of `data`.
-    pub fn open(folder: &Path, data: &Dataset, device: Device) -> Result<Self> {
+    pub fn open(folder: &Path, data: &Dataset, compute: impl Into<Compute>) -> Result<Self> {
         data.require_classes()?;
         let path = folder.join("config.json");
         let config = Config::open(&path)?;
@@ -70,13 +73,15 @@ impl ClassifyTask {
             return Err(Error::file(&path, "classes", expected, found, advice));
         }
         let weights = Weights::open(folder, None)?;
-        let params = Params::new(weights, DType::F32, device).keeping(Keep::Trainable);
+        let compute = compute.into();
+        let params = Params::new(weights, compute.precision.dtype(), compute.device);
+        let params = params.keeping(Keep::Trainable);
         let net = ResNet::load(config, &params)?;
         params.finish()?;
-        Self::with(net, data, device)
+        Self::with(net, data, compute)
     }
 
-    fn with(net: ResNet, data: &Dataset, device: Device) -> Result<Self> {
+    fn with(net: ResNet, data: &Dataset, compute: Compute) -> Result<Self> {
         Ok(Self {
             net,
             classes: data.classes().to_vec(),
@@ -84,7 +89,7 @@ impl ClassifyTask {
             normalize: data.normalize(),
             loss: CrossEntropy::default(),
             dtype: DType::F32,
-            device,
+            compute,
         })
     }
 
@@ -100,7 +105,7 @@ impl ClassifyTask {
     }
 
     fn targets(&self, batch: &Batch) -> Result<Tensor> {
-        Tensor::from_slice(&batch.labels, [batch.labels.len()])?.to_device(self.device)
+        Tensor::from_slice(&batch.labels, [batch.labels.len()])?.to_device(self.compute.device)
     }
 
     fn config(&self) -> Value {
@@ -130,6 +135,10 @@ impl Task for ClassifyTask {
 
     fn parameters(&self) -> Vec<(String, &Parameter)> {
         parameters(&self.net).into_iter().filter(|(_, p)| p.is_trainable()).collect()
+    }
+
+    fn precision(&self) -> MixedPrecision {
+        self.compute.precision
     }
 
     /// Running statistics.

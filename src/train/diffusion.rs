@@ -1,11 +1,13 @@
 //! Training a denoiser with its text encoder (Ho et al. 2020; Rombach et al. 2022), as diffusers' `train_text_to_image.py`
 //! does: noise is added to the latents of a picture up to a random timestep, and the denoiser is to say what was added.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
 use super::initial::{initial, low_rank};
+use super::precision::{Compute, MixedPrecision};
 use super::random::Random;
 use super::records::Sample;
 use super::run::{Loss, Measured, Task};
@@ -27,7 +29,7 @@ use crate::ops::loss::squared_error;
 use crate::ops::reduce::mean;
 use crate::pipeline::sampler::alphas_cumprod;
 use crate::tensor::tape::no_grad;
-use crate::tensor::{DType, Device, Shape, Tensor};
+use crate::tensor::{DType, Shape, Tensor};
 use crate::text::tokenizer::ClipTokenizer;
 
 /// What the denoiser says.
@@ -193,7 +195,6 @@ struct Part<M> {
     model: M,
     config: Value,
     source: Option<Weights>,
-    device: Device,
 }
 
 impl<M: Module> Part<M> {
@@ -202,29 +203,31 @@ impl<M: Module> Part<M> {
         origin: &Path,
         config: Value,
         seed: u64,
-        device: Device,
+        compute: Compute,
         load: impl FnOnce(&Config, &Params) -> Result<M>,
     ) -> Result<Self> {
         let new = move |name: &str, shape: &[usize]| initial(seed, name, shape);
-        let params = Params::initial(new, DType::F32, device).keeping(Keep::Trainable);
+        let params = Params::initial(new, compute.precision.dtype(), compute.device);
+        let params = params.keeping(Keep::Trainable);
         let model = load(&Config::from_value(origin, config.clone())?, &params)?;
-        Ok(Self { model, config, source: None, device })
+        Ok(Self { model, config, source: None })
     }
 
     /// That in a folder with `config.json` and weights.
     fn open(
         folder: &Path,
         keep: Keep,
-        device: Device,
+        compute: Compute,
         load: impl FnOnce(&Config, &Params) -> Result<M>,
     ) -> Result<Self> {
         let path = folder.join("config.json");
         let config = read_json(&path)?;
         let weights = || Weights::open(folder, None);
-        let params = Params::new(weights()?, DType::F32, device).keeping(keep);
+        let params = Params::new(weights()?, compute.precision.dtype(), compute.device);
+        let params = params.keeping(keep);
         let model = load(&Config::from_value(&path, config.clone())?, &params)?;
         params.finish()?;
-        Ok(Self { model, config, source: Some(weights()?), device })
+        Ok(Self { model, config, source: Some(weights()?) })
     }
 
     /// The weights that it was loaded from.
@@ -251,6 +254,8 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
 struct Adapters {
     unet: LowRank,
     text_encoder: Option<LowRank>,
+    /// What else they are, by name.
+    particulars: BTreeMap<String, String>,
 }
 
 /// A denoiser and its text encoder that are trained.
@@ -269,10 +274,11 @@ pub struct DiffusionTask {
     adapters: Option<Adapters>,
     dtype: Option<DType>,
     sampling: SampleSettings,
+    compute: Compute,
 }
 
 impl DiffusionTask {
-    /// A new denoiser and text encoder, on `device`.
+    /// A new denoiser and text encoder; `compute` may be a device alone.
     ///
     /// # Errors
     /// A file cannot be read or understood, or the parts do not fit together.
@@ -280,8 +286,9 @@ impl DiffusionTask {
         parts: &NewModel,
         settings: DiffusionSettings,
         seed: u64,
-        device: Device,
+        compute: impl Into<Compute>,
     ) -> Result<Self> {
+        let compute = compute.into();
         let tokenizer = ClipTokenizer::open(parts.tokenizer)?;
         let default = Path::new("the default configuration");
         let config = |file: Option<&Path>, other: Value| match file {
@@ -289,15 +296,16 @@ impl DiffusionTask {
             None => Ok((default.to_path_buf(), other)),
         };
         let (origin, text_config) = config(parts.text_encoder, default_text_encoder(&tokenizer))?;
-        let text_encoder = Part::new(&origin, text_config, seed, device, load_text_encoder)?;
+        let text_encoder = Part::new(&origin, text_config, seed, compute, load_text_encoder)?;
         let (origin, unet_config) = config(parts.unet, default_unet())?;
-        let unet = Part::new(&origin, unet_config, seed, device, load_unet)?;
+        let unet = Part::new(&origin, unet_config, seed, compute, load_unet)?;
         let scheduler = default_scheduler(settings.prediction_type);
-        let vae = Part::open(parts.vae, Keep::Frozen, device, load_vae)?;
-        Self::assembled(unet, text_encoder, vae, parts.tokenizer, scheduler, settings, true)
+        let vae = Part::open(parts.vae, Keep::Frozen, compute, load_vae)?;
+        let networks = (unet, text_encoder, vae);
+        Self::assembled(networks, parts.tokenizer, scheduler, settings, true, compute)
     }
 
-    /// The model in a diffusers folder, on `device`; its own kind of prediction holds.
+    /// The model in a diffusers folder; its own kind of prediction holds. `compute` may be a device alone.
     ///
     /// # Errors
     /// As [`Self::new`].
@@ -305,34 +313,27 @@ impl DiffusionTask {
         folder: &Path,
         settings: DiffusionSettings,
         train_text_encoder: bool,
-        device: Device,
+        compute: impl Into<Compute>,
     ) -> Result<Self> {
+        let compute = compute.into();
         let keep = if train_text_encoder { Keep::Trainable } else { Keep::Frozen };
         let text_encoder =
-            Part::open(&folder.join("text_encoder"), keep, device, load_text_encoder)?;
-        let unet = Part::open(&folder.join("unet"), Keep::Trainable, device, load_unet)?;
-        let vae = Part::open(&folder.join("vae"), Keep::Frozen, device, load_vae)?;
+            Part::open(&folder.join("text_encoder"), keep, compute, load_text_encoder)?;
+        let unet = Part::open(&folder.join("unet"), Keep::Trainable, compute, load_unet)?;
+        let vae = Part::open(&folder.join("vae"), Keep::Frozen, compute, load_vae)?;
         let scheduler = read_json(&folder.join("scheduler/scheduler_config.json"))?;
         let tokenizer = folder.join("tokenizer");
-        Self::assembled(
-            unet,
-            text_encoder,
-            vae,
-            &tokenizer,
-            scheduler,
-            settings,
-            train_text_encoder,
-        )
+        let networks = (unet, text_encoder, vae);
+        Self::assembled(networks, &tokenizer, scheduler, settings, train_text_encoder, compute)
     }
 
     fn assembled(
-        unet: Part<Unet>,
-        text_encoder: Part<ClipText>,
-        vae: Part<Vae>,
+        (unet, text_encoder, vae): (Part<Unet>, Part<ClipText>, Part<Vae>),
         tokenizer: &Path,
         scheduler: Value,
         settings: DiffusionSettings,
         train_text_encoder: bool,
+        compute: Compute,
     ) -> Result<Self> {
         settings.check()?;
         let origin = Path::new("scheduler_config.json");
@@ -353,6 +354,7 @@ impl DiffusionTask {
             adapters: None,
             dtype: None,
             sampling: SampleSettings::default(),
+            compute,
         };
         let misfit = |what: &str, expected: usize, found: usize| {
             let advice = "These parts are not of one model.";
@@ -394,6 +396,13 @@ impl DiffusionTask {
         self.adapters = Some(Adapters {
             unet: new("unet", &self.unet.model)?,
             text_encoder: text_encoder.map(|module| new("text_encoder", module)).transpose()?,
+            particulars: [
+                ("lora_rank", rank.to_string()),
+                ("lora_alpha", alpha.to_string()),
+                ("lora_targets", settings.lora_targets.to_string()),
+            ]
+            .map(|(name, value)| (name.to_owned(), value))
+            .into(),
         });
         Ok(self)
     }
@@ -426,17 +435,18 @@ impl DiffusionTask {
             let expected = format!("a multiple of {factor}, the pixels along a latent");
             return Err(Error::argument("resolution", format!("{w}x{h}"), expected));
         }
-        let posterior = no_grad(|| vae.encode(&images.to_device(self.vae.device)?))?;
+        let posterior = no_grad(|| vae.encode(&images.to_device(self.compute.device)?))?;
         let noise = random.normal(*posterior.mean.shape())?.to_vec::<f32>()?;
-        let mean = posterior.mean.to_vec::<f32>()?;
+        let [mean, logvar] = [posterior.mean, posterior.logvar].map(|t| t.to_dtype(DType::F32));
+        let (mean, logvar) = (mean?.to_vec::<f32>()?, logvar?.to_vec::<f32>()?);
         let scale = vae.config().scaling_factor;
-        let values = mean.iter().zip(posterior.logvar.to_vec::<f32>()?).zip(noise);
+        let values = mean.iter().zip(logvar).zip(noise);
         Ok(values.map(|((m, l), n)| (m + (0.5 * l.clamp(-30.0, 20.0)).exp() * n) * scale).collect())
     }
 
     /// Gives the networks' weights what the adapters, as they are now, add to them.
     fn apply_adapters(&self) -> Result<()> {
-        let Some(Adapters { unet, text_encoder }) = &self.adapters else { return Ok(()) };
+        let Some(Adapters { unet, text_encoder, .. }) = &self.adapters else { return Ok(()) };
         unet.apply(&self.unet.model)?;
         text_encoder.iter().try_for_each(|all| all.apply(&self.text_encoder.model))
     }
@@ -475,7 +485,7 @@ impl DiffusionTask {
             }
         }
         let sent = |values: Vec<f32>, shape: Shape| {
-            Tensor::from_vec(values, shape)?.to_device(self.unet.device)
+            Tensor::from_vec(values, shape)?.to_device(self.compute.device)
         };
         let (noisy, target) = (sent(noisy, shape.into())?, sent(target, shape.into())?);
         // 3. the prediction
@@ -525,7 +535,7 @@ impl Task for DiffusionTask {
         let of = |part, all: Vec<(String, _)>| {
             all.into_iter().map(move |(name, parameter)| (format!("{part}.{name}"), parameter))
         };
-        if let Some(Adapters { unet, text_encoder }) = &self.adapters {
+        if let Some(Adapters { unet, text_encoder, .. }) = &self.adapters {
             let text_encoder = text_encoder.iter().flat_map(LowRank::parameters).collect();
             let all = of("unet", unet.parameters().collect());
             return all.chain(of("text_encoder", text_encoder)).collect();
@@ -535,6 +545,14 @@ impl Task for DiffusionTask {
             all.extend(of("text_encoder", parameters(&self.text_encoder.model)));
         }
         all
+    }
+
+    fn precision(&self) -> MixedPrecision {
+        self.compute.precision
+    }
+
+    fn particulars(&self) -> BTreeMap<String, String> {
+        self.adapters.as_ref().map_or_else(BTreeMap::new, |adapters| adapters.particulars.clone())
     }
 
     fn loss(&self, batch: &Batch, random: &mut Random) -> Result<Loss> {
@@ -557,7 +575,7 @@ impl Task for DiffusionTask {
             unet: &self.unet.model,
             vae: &self.vae.model,
             scheduler: &self.scheduler,
-            device: self.unet.device,
+            device: self.compute.device,
         };
         let empty = self.encode(&[""])?;
         let draw = |(prompt, seed): (&String, u64)| {
@@ -571,7 +589,7 @@ impl Task for DiffusionTask {
     /// A folder as `StableDiffusionPipeline.save_pretrained` writes it; of adapters the file alone that its
     /// `load_lora_weights` reads.
     fn export(&self, folder: &Path, _: &Measured) -> Result<()> {
-        if let Some(Adapters { unet, text_encoder }) = &self.adapters {
+        if let Some(Adapters { unet, text_encoder, .. }) = &self.adapters {
             let dtype = self.dtype.unwrap_or(DType::F32);
             let mut tensors = unet.tensors("unet.", self.unet.stored(), dtype)?;
             if let Some(adapters) = text_encoder {

@@ -12,6 +12,7 @@ pub mod classify;
 pub mod diffusion;
 mod initial;
 mod optimizer;
+mod precision;
 pub mod random;
 mod records;
 mod run;
@@ -23,6 +24,7 @@ mod watch;
 
 pub use crate::ops::adamw::length as norm;
 pub use optimizer::{Optimizer, in_order};
+pub use precision::{Compute, LossScaler, MixedPrecision};
 pub use records::Sample;
 pub use run::{Event, Loss, Measured, Outcome, Progress, Run, Task};
 pub use samples::SampleSettings;

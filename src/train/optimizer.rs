@@ -16,7 +16,7 @@ struct Slot {
 /// The state of the optimiser.
 pub struct Optimizer {
     slots: Vec<Slot>,
-    /// Steps taken.
+    /// Updates of the weights.
     step: u64,
 }
 
@@ -35,7 +35,7 @@ impl Optimizer {
         Ok(Self { slots: parameters.iter().map(slot).collect::<Result<_>>()?, step: 0 })
     }
 
-    /// Steps taken.
+    /// Updates of the weights so far.
     pub fn step(&self) -> u64 {
         self.step
     }
@@ -114,7 +114,7 @@ impl Optimizer {
         Ok(state)
     }
 
-    /// Takes up what [`state`](Self::state) gave, behind `step` steps; `read` gives it by name and shape.
+    /// Takes up what [`state`](Self::state) gave, behind `step` updates; `read` gives it by name and shape.
     ///
     /// # Errors
     /// What `read` answers.

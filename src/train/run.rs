@@ -1,20 +1,21 @@
 //! The loop of a run.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::checkpoint::{self, Checkpoint, Resume, State};
 use super::optimizer::{Optimizer, in_order};
+use super::precision::{LossScaler, MixedPrecision};
 use super::random::{Purpose, Random};
 use super::records::{Records, Sample};
 use super::settings::Settings;
-use super::watch::Watch;
 use crate::data::{Batch, Dataset};
 use crate::error::{Error, Result};
 use crate::nn::Parameter;
 use crate::ops::adamw::length;
-use crate::ops::elementwise::{add, scale};
-use crate::ops::gradient::backward;
+use crate::ops::elementwise::scale;
+use crate::ops::gradient::{Gradients, backward_into};
 use crate::pipeline::Cancel;
 use crate::tensor::tape::{checkpointing, no_grad};
 use crate::tensor::{DType, Device, Tensor};
@@ -40,6 +41,17 @@ pub trait Task {
 
     /// The weights that are trained, by name.
     fn parameters(&self) -> Vec<(String, &Parameter)>;
+
+    /// What its networks compute in.
+    fn precision(&self) -> MixedPrecision {
+        MixedPrecision::No
+    }
+
+    /// What its weights mean besides their names and shapes, by the names of its settings: a checkpoint is good for the
+    /// same alone.
+    fn particulars(&self) -> BTreeMap<String, String> {
+        BTreeMap::new()
+    }
 
     /// What else changes in training and belongs to a checkpoint: running statistics, by name.
     fn buffers(&self) -> Vec<(String, &Parameter)> {
@@ -88,10 +100,28 @@ pub struct Progress {
     pub parts: Measured,
     /// Learning rate.
     pub rate: f64,
-    /// Length of the gradient before it was shortened.
+    /// Length of the gradient before it was shortened; not finite in a step that was skipped.
     pub gradient_norm: f64,
+    /// Steps so far that left the weights as they were, since a gradient in fp16 overflowed.
+    pub skipped: u64,
+    /// What the loss was scaled by, in fp16.
+    pub loss_scale: Option<f64>,
     /// Pictures a second in this step.
     pub speed: f64,
+}
+
+impl Progress {
+    /// What is recorded of it, by name. A loss that is not finite leaves nothing.
+    fn values(&self) -> Measured {
+        let mut values =
+            vec![("loss", self.loss), ("rate", self.rate), ("gradient_norm", self.gradient_norm)];
+        values.extend(&self.parts);
+        values.retain(|(_, value)| value.is_finite());
+        if let Some(scale) = self.loss_scale {
+            values.extend([("loss_scale", scale), ("skipped_steps", self.skipped as f64)]);
+        }
+        values
+    }
 }
 
 /// What a run tells while it goes on.
@@ -99,6 +129,8 @@ pub struct Progress {
 pub enum Event {
     /// It goes on behind this many steps.
     Resumed(u64),
+    /// What it goes on from was trained in the first precision, and is trained in the second from now on.
+    Converted(MixedPrecision, MixedPrecision),
     /// A step was taken.
     Step(Progress),
     /// Held-out pictures were looked at, behind this many steps.
@@ -148,132 +180,156 @@ impl Run<'_> {
     pub fn run(&self, report: &mut dyn FnMut(Event)) -> Result<Outcome> {
         let (settings, task) = (self.settings, self.task);
         settings.check()?;
+        if task.precision() != settings.mixed_precision {
+            let expected = format!("{}, in which the task computes", task.precision().name());
+            let found = settings.mixed_precision.name();
+            return Err(Error::argument("mixed_precision", found, expected));
+        }
         let parameters = task.parameters();
         let mut optimizer = Optimizer::new(&parameters, settings.use_ema)?;
-        let (pictures, mut watch) = self.restore(&mut optimizer, &parameters, report)?;
+        let mut state = self.restore(&mut optimizer, &parameters, report)?;
         let mut records =
-            Records::open(self.folder, task.name(), settings, self.about, optimizer.step())?;
+            Records::open(self.folder, task.name(), settings, self.about, state.step)?;
         let (batch, seed) = (settings.train_batch_size, settings.seed);
-        let mut loader = self.data.stream(batch, seed, pictures, settings.loader_threads)?;
-        let (first, steps) = (optimizer.step(), settings.max_train_steps);
+        let mut loader = self.data.stream(batch, seed, state.pictures, settings.loader_threads)?;
+        let steps = settings.max_train_steps;
         let mut saved = true;
-        while optimizer.step() < steps && !watch.is_over(settings) && !self.cancel.is_cancelled() {
+        while state.step < steps && !state.watch.is_over(settings) && !self.cancel.is_cancelled() {
             let started = Instant::now();
-            let step = optimizer.step();
             // 1. loss and gradient
-            let mut random = Random::new(seed, Purpose::Step, step);
-            let (loss, gradients) = self.gradients(&parameters, &mut loader, &mut random)?;
-            let gradient_norm = length(&gradients)?;
-            let total = loss.0;
-            if !total.is_finite() || !gradient_norm.is_finite() {
-                return Err(Error::NotFinite(format!(
-                    "step {}: a loss of {total} and a gradient of length {gradient_norm}: resume from a checkpoint \
-                     with a lower learning rate",
-                    step + 1
-                )));
+            let mut random = Random::new(seed, Purpose::Step, state.step);
+            let loss_scale = state.scaler.as_ref().map(LossScaler::scale);
+            let factor = loss_scale.unwrap_or(1.0);
+            let ((loss, parts), gradients) =
+                self.gradients(&parameters, &mut loader, &mut random, factor)?;
+            let gradient_norm = length(&gradients)? / factor;
+            let is_finite = loss.is_finite() && gradient_norm.is_finite();
+            match &mut state.scaler {
+                Some(scaler) => scaler.take_up(is_finite)?,
+                None if is_finite => {}
+                None => {
+                    return Err(Error::NotFinite(format!(
+                        "step {}: a loss of {loss} and a gradient of length {gradient_norm}: resume from a checkpoint \
+                         with a lower learning rate",
+                        state.step + 1
+                    )));
+                }
             }
             // 2. step
-            let rate = settings.rate_at(step, watch.rate(settings));
-            let shortened = (settings.max_grad_norm / (gradient_norm + 1e-6)).min(1.0);
-            optimizer.update(&parameters, &gradients, settings, (rate, shortened))?;
+            let rate = settings.rate_at(state.step, state.watch.rate(settings));
+            if is_finite {
+                let shortened = (settings.max_grad_norm / (gradient_norm + 1e-6)).min(1.0);
+                optimizer.update(&parameters, &gradients, settings, (rate, shortened / factor))?;
+                state.watch.step(loss);
+            } else {
+                state.skipped += 1;
+            }
             drop(gradients);
+            state.step += 1;
+            state.pictures += settings.pictures();
             // 3. records
-            let speed = settings.pictures() as f64 / started.elapsed().as_secs_f64();
-            let (step, parts) = (optimizer.step(), loss.1);
-            let mut values =
-                vec![("loss", total), ("rate", rate), ("gradient_norm", gradient_norm)];
-            values.extend(&parts);
-            records.values(step, &values);
-            watch.step(total);
-            report(Event::Step(Progress {
-                step,
+            let progress = Progress {
+                step: state.step,
                 steps,
-                loss: total,
+                loss,
                 parts,
                 rate,
                 gradient_norm,
-                speed,
-            }));
+                skipped: state.skipped,
+                loss_scale,
+                speed: settings.pictures() as f64 / started.elapsed().as_secs_f64(),
+            };
+            records.values(state.step, &progress.values());
+            report(Event::Step(progress));
             // 4. what is held out, and a checkpoint
             let mut measured = None;
-            if settings.validates_at(step) {
-                let found = self.validate(&optimizer, &parameters, &mut records, report)?;
+            if settings.validates_at(state.step) {
+                let found =
+                    self.validate(state.step, &optimizer, &parameters, &mut records, report)?;
                 let loss = found.iter().find(|(name, _)| *name == "validation_loss");
-                watch.validation(loss.map(|(_, loss)| *loss), settings);
+                state.watch.validation(loss.map(|(_, loss)| *loss), settings);
                 measured = Some(found);
             }
             saved = false;
-            if step.is_multiple_of(settings.checkpointing_steps) && step < steps {
-                let at = pictures + (step - first) * settings.pictures();
-                match self.save(
-                    &optimizer,
-                    &parameters,
-                    (at, &watch),
-                    measured,
-                    &mut records,
-                    report,
-                ) {
+            if state.step.is_multiple_of(settings.checkpointing_steps) && state.step < steps {
+                match self.save(&optimizer, &parameters, &state, measured, &mut records, report) {
                     Ok(()) => saved = true,
                     Err(error) => report(Event::Failed(error.to_string())),
                 }
             }
             records.news().into_iter().for_each(|news| report(Event::Failed(news)));
         }
-        let step = optimizer.step();
         let saving = match saved {
             true => Ok(()),
-            false => {
-                let at = pictures + (step - first) * settings.pictures();
-                self.save(&optimizer, &parameters, (at, &watch), None, &mut records, report)
-            }
+            false => self.save(&optimizer, &parameters, &state, None, &mut records, report),
         };
-        let (outcome, state) = match step < steps {
-            true if watch.is_over(settings) => (Outcome::Stayed(step), "Ended, since losses stay"),
-            true => (Outcome::Stopped(step), "Stopped"),
+        let (outcome, ended) = match state.step < steps {
+            true if state.watch.is_over(settings) => {
+                (Outcome::Stayed(state.step), "Ended, since losses stay")
+            }
+            true => (Outcome::Stopped(state.step), "Stopped"),
             false => (Outcome::Done, "Done"),
         };
-        records.show(state, false);
+        records.show(ended, false);
         records.news().into_iter().for_each(|news| report(Event::Failed(news)));
         saving?;
         Ok(outcome)
     }
 
-    /// Takes up a checkpoint: the pictures that were seen, and what was made of their losses.
+    /// Where the run stands: at its beginning, or where a checkpoint that it takes up stood.
     fn restore(
         &self,
         optimizer: &mut Optimizer,
         parameters: &[(String, &Parameter)],
         report: &mut dyn FnMut(Event),
-    ) -> Result<(u64, Watch)> {
-        let none = || Ok((0, Watch::default()));
-        let Some(resume) = self.resume else { return none() };
-        let Some(checkpoint) = Checkpoint::find(self.folder, resume)? else { return none() };
-        let state = checkpoint.state();
-        if state.task != self.task.name() {
-            let (expected, found) =
-                (format!("{:?}", self.task.name()), format!("{:?}", state.task));
-            let advice = "Resume from a checkpoint of this task.";
-            return Err(Error::file(checkpoint.path(), "task", expected, found, advice));
+    ) -> Result<State> {
+        let (task, particulars) = (self.task.name(), self.task.particulars());
+        let begun = State::new(task, particulars, self.settings);
+        let Some(resume) = self.resume else { return Ok(begun) };
+        let Some(checkpoint) = Checkpoint::find(self.folder, resume)? else { return Ok(begun) };
+        let state = checkpoint.state().clone();
+        let refused = |what: &str, expected: &str, found: &str, advice: &str| {
+            let (expected, found) = (format!("{expected:?}"), format!("{found:?}"));
+            Err(Error::file(checkpoint.path(), what, expected, found, advice))
+        };
+        if state.task != task {
+            return refused("task", task, &state.task, "Resume from a checkpoint of this task.");
         }
-        optimizer.restore(parameters, state.step, |name, shape| checkpoint.read(name, shape))?;
+        for (name, expected) in &begun.particulars {
+            // Checkpoints of older versions do not tell.
+            if let Some(found) = state.particulars.get(name).filter(|found| *found != expected) {
+                let advice = format!("Resume with --{} {found}.", name.replace('_', "-"));
+                return refused(name, expected, found, &advice);
+            }
+        }
+        let number = state.step - state.skipped.min(state.step);
+        optimizer.restore(parameters, number, |name, shape| checkpoint.read(name, shape))?;
         for (name, buffer) in self.task.buffers() {
             buffer.set(&checkpoint.read(&format!("buffer.{name}"), &buffer.shape())?)?;
         }
         report(Event::Resumed(state.step));
-        Ok((state.pictures, state.watch.clone()))
+        // All that is kept is f32 in every precision.
+        let [before, now] = [&state, &begun].map(|state| state.settings.mixed_precision);
+        if before != now {
+            report(Event::Converted(before, now));
+        }
+        let scaler = begun.scaler.map(|new| state.scaler.clone().unwrap_or(new));
+        let State { step, skipped, pictures, watch, .. } = state;
+        Ok(State { step, skipped, pictures, watch, scaler, ..begun })
     }
 
-    /// Mean loss, with its parts, and gradients of the batches of one step.
+    /// Mean loss, with its parts, and gradients of the batches of one step, times `factor`.
     #[allow(clippy::type_complexity)]
     fn gradients(
         &self,
         parameters: &[(String, &Parameter)],
         batches: &mut dyn Iterator<Item = Result<Batch>>,
         random: &mut Random,
+        factor: f64,
     ) -> Result<((f64, Measured), Vec<Tensor>)> {
         let count = self.settings.gradient_accumulation_steps;
         let share = 1.0 / count as f64;
-        let (mut total, mut parts, mut sums) = (0.0, Vec::new(), Vec::new());
+        let (mut total, mut parts, mut sums) = (0.0, Vec::new(), Gradients::default());
         for number in 0..count {
             let ended = || Error::value("train", "the data set has ended");
             let batch = batches.next().ok_or_else(ended)??;
@@ -282,35 +338,35 @@ impl Run<'_> {
                 false => self.task.loss(&batch, random),
             }?;
             let value = loss.total.detach();
-            let root = if count == 1 { loss.total } else { scale(&loss.total, share as f32)? };
-            let gradients = in_order(parameters, backward(root)?)?;
+            let root = match share * factor {
+                1.0 => loss.total,
+                factor => scale(&loss.total, factor as f32)?,
+            };
+            backward_into(root, &mut sums)?;
             // Numbers are asked for last: a device has all of its work by then.
             total += share * number_of(&value)?;
             let mean = |(name, value)| Ok((name, share * number_of(&value)?));
             let loss_parts: Vec<_> = loss.parts.into_iter().map(mean).collect::<Result<_>>()?;
             if number == 0 {
-                (parts, sums) = (loss_parts, gradients);
+                parts = loss_parts;
                 continue;
             }
             for (sum, part) in parts.iter_mut().zip(loss_parts) {
                 sum.1 += part.1;
             }
-            for (sum, gradient) in sums.iter_mut().zip(&gradients) {
-                *sum = add(sum, gradient)?;
-            }
         }
-        Ok(((total, parts), sums))
+        Ok(((total, parts), in_order(parameters, sums)?))
     }
 
     /// Looks at what is held out and draws pictures, with the weights' averages.
     fn validate(
         &self,
+        step: u64,
         optimizer: &Optimizer,
         parameters: &[(String, &Parameter)],
         records: &mut Records,
         report: &mut dyn FnMut(Event),
     ) -> Result<Measured> {
-        let step = optimizer.step();
         let (measured, samples) = optimizer.with_averages(parameters, || {
             no_grad(|| {
                 let measured = self.held_out.map_or(Ok(Measured::new()), |data| self.measure(data));
@@ -337,26 +393,24 @@ impl Run<'_> {
         &self,
         optimizer: &Optimizer,
         parameters: &[(String, &Parameter)],
-        (pictures, watch): (u64, &Watch),
+        state: &State,
         measured: Option<Measured>,
         records: &mut Records,
         report: &mut dyn FnMut(Event),
     ) -> Result<()> {
-        let (step, settings) = (optimizer.step(), self.settings);
         let measured = match measured {
             Some(measured) => measured,
-            None => self.validate(optimizer, parameters, records, report)?,
+            None => self.validate(state.step, optimizer, parameters, records, report)?,
         };
         records.show("Training", true);
         optimizer.with_averages(parameters, || self.task.export(self.folder, &measured))?;
         // Last, so that whoever goes on from it lacks nothing of what came before.
-        let state = State::new(self.task.name(), step, pictures, settings, watch);
         let mut tensors = optimizer.state(parameters)?;
         for (name, buffer) in self.task.buffers() {
             tensors.extend(buffer.tensor().map(|tensor| (format!("buffer.{name}"), tensor)));
         }
-        let limit = settings.checkpoints_total_limit;
-        report(Event::Saved(checkpoint::write(self.folder, &state, &tensors, limit)?));
+        let limit = self.settings.checkpoints_total_limit;
+        report(Event::Saved(checkpoint::write(self.folder, state, &tensors, limit)?));
         Ok(())
     }
 

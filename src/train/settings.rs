@@ -4,6 +4,7 @@
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
+use super::precision::MixedPrecision;
 use super::schedule::Schedule;
 use crate::error::{Error, Result};
 
@@ -26,6 +27,10 @@ pub struct Settings {
     #[arg(action = clap::ArgAction::Set, default_value_t = false, hide_default_value = true)]
     #[arg(hide_possible_values = true)]
     pub gradient_checkpointing: bool,
+
+    /// What networks compute in; weights, what the optimiser keeps, and losses are f32 in any case
+    #[arg(long, value_enum, default_value_t)]
+    pub mixed_precision: MixedPrecision,
 
     /// Steps of the whole run, those before a checkpoint included
     #[arg(long, value_name = "N", default_value_t = 1000, allow_negative_numbers = true)]
@@ -134,6 +139,7 @@ impl Default for Settings {
             train_batch_size: 16,
             gradient_accumulation_steps: 1,
             gradient_checkpointing: false,
+            mixed_precision: MixedPrecision::No,
             max_train_steps: 1000,
             learning_rate: 1e-4,
             lr_scheduler: Schedule::Constant,

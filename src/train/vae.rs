@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::initial::initial;
+use super::precision::{Compute, MixedPrecision};
 use super::random::Random;
 use super::records::Sample;
 use super::run::{Loss, Measured, Task};
@@ -22,7 +23,7 @@ use crate::ops::elementwise::{add, clamp, scale};
 use crate::ops::layout::concat;
 use crate::ops::loss::{absolute_error, kl_divergence, sample_gaussian, squared_error};
 use crate::ops::reduce::mean;
-use crate::tensor::{DType, Device, Tensor};
+use crate::tensor::{DType, Tensor};
 
 /// Pictures that are shown beside what comes back of them.
 const SAMPLES: usize = 6;
@@ -77,30 +78,38 @@ pub struct VaeTask {
     source: Option<Weights>,
     reconstruction: Reconstruction,
     kl_weight: f64,
-    device: Device,
+    compute: Compute,
 }
 
 impl VaeTask {
-    /// A new model of this configuration, on `device`.
+    /// A new model of this configuration; `compute` may be a device alone.
     ///
     /// # Errors
     /// The configuration cannot be understood; `origin` says in errors where it came from.
-    pub fn new(origin: &Path, config: Value, seed: u64, device: Device) -> Result<Self> {
+    pub fn new(
+        origin: &Path,
+        config: Value,
+        seed: u64,
+        compute: impl Into<Compute>,
+    ) -> Result<Self> {
+        let compute = compute.into();
         let new = move |name: &str, shape: &[usize]| initial(seed, name, shape);
-        let params = Params::initial(new, DType::F32, device).keeping(Keep::Trainable);
-        Self::load(origin, config, &params, None)
+        let params = Params::initial(new, compute.precision.dtype(), compute.device);
+        Self::load(origin, config, &params.keeping(Keep::Trainable), None, compute)
     }
 
-    /// The model in a folder with `config.json` and weights, on `device`.
+    /// The model in a folder with `config.json` and weights; `compute` may be a device alone.
     ///
     /// # Errors
     /// It cannot be read.
-    pub fn open(folder: &Path, device: Device) -> Result<Self> {
+    pub fn open(folder: &Path, compute: impl Into<Compute>) -> Result<Self> {
+        let compute = compute.into();
         let path = folder.join("config.json");
         let config = read_json(&path)?;
         let weights = || Weights::open(folder, None);
-        let params = Params::new(weights()?, DType::F32, device).keeping(Keep::Trainable);
-        let task = Self::load(&path, config, &params, Some(weights()?))?;
+        let params = Params::new(weights()?, compute.precision.dtype(), compute.device);
+        let params = params.keeping(Keep::Trainable);
+        let task = Self::load(&path, config, &params, Some(weights()?), compute)?;
         params.finish()?;
         Ok(task)
     }
@@ -110,11 +119,12 @@ impl VaeTask {
         config: Value,
         params: &Params,
         source: Option<Weights>,
+        compute: Compute,
     ) -> Result<Self> {
         let vae =
             Vae::load(VaeConfig::read(&Config::from_value(origin, config.clone())?)?, params)?;
         let (reconstruction, kl_weight) = (Reconstruction::default(), 1e-3);
-        Ok(Self { vae, config, source, reconstruction, kl_weight, device: params.device() })
+        Ok(Self { vae, config, source, reconstruction, kl_weight, compute })
     }
 
     /// The same with another loss; `kl_weight` is that of the divergence a pixel and channel.
@@ -125,7 +135,12 @@ impl VaeTask {
     fn encode(&self, images: &Tensor) -> Result<Posterior> {
         let Posterior { mean, logvar } = self.vae.encode(images)?;
         // As diffusers' DiagonalGaussianDistribution.
-        Ok(Posterior { mean, logvar: clamp(&logvar, -30.0, 20.0)? })
+        let logvar = clamp(&logvar.to_dtype(DType::F32)?, -30.0, 20.0)?;
+        Ok(Posterior { mean: mean.to_dtype(DType::F32)?, logvar })
+    }
+
+    fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        self.vae.decode(latents)?.to_dtype(DType::F32)
     }
 
     fn check(&self, batch: &Batch) -> Result<()> {
@@ -148,13 +163,17 @@ impl Task for VaeTask {
         parameters(&self.vae)
     }
 
+    fn precision(&self) -> MixedPrecision {
+        self.compute.precision
+    }
+
     fn loss(&self, batch: &Batch, random: &mut Random) -> Result<Loss> {
         self.check(batch)?;
-        let images = &batch.images.to_device(self.device)?;
+        let images = &batch.images.to_device(self.compute.device)?;
         let posterior = self.encode(images)?;
-        let noise = random.normal(*posterior.mean.shape())?.to_device(self.device)?;
+        let noise = random.normal(*posterior.mean.shape())?.to_device(self.compute.device)?;
         let latents = sample_gaussian(&posterior.mean, &posterior.logvar, &noise)?;
-        let decoded = self.vae.decode(&latents)?;
+        let decoded = self.decode(&latents)?;
         let distance = match self.reconstruction {
             Reconstruction::L1 => absolute_error(&decoded, images)?,
             Reconstruction::Mse => squared_error(&decoded, images)?,
@@ -173,10 +192,10 @@ impl Task for VaeTask {
     /// and the latents' mean square.
     fn validate(&self, batch: &Batch, _: &mut Random) -> Result<Measured> {
         self.check(batch)?;
-        let images = batch.images.to_device(self.device)?;
+        let images = batch.images.to_device(self.compute.device)?;
         let posterior = self.encode(&images)?;
         let latents = &posterior.mean;
-        let decoded = self.vae.decode(latents)?;
+        let decoded = self.decode(latents)?;
         let distance = match self.reconstruction {
             Reconstruction::L1 => absolute_error(&decoded, &images)?,
             Reconstruction::Mse => squared_error(&decoded, &images)?,
@@ -203,8 +222,8 @@ impl Task for VaeTask {
         };
         let batch = batch?;
         self.check(&batch)?;
-        let images = batch.images.to_device(self.device)?;
-        let decoded = self.vae.decode(&self.encode(&images)?.mean)?;
+        let images = batch.images.to_device(self.compute.device)?;
+        let decoded = self.decode(&self.encode(&images)?.mean)?;
         let pairs = from_tensor(&concat(&[&images, &decoded], 2)?)?.into_iter().zip(batch.rows); // [B, H, 2 W, 3]
         let sample = |(picture, row)| Sample { caption: data.name(row).to_owned(), picture };
         Ok(pairs.map(sample).collect())

@@ -1,6 +1,7 @@
 //! Adapters that are trained: their matrices are, the weights that they are added to are not.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -36,6 +37,16 @@ impl FromStr for Targets {
             "conv" => Ok(Self::Conv),
             _ => Err(Error::argument("lora_targets", text, "attention, linear or conv")),
         }
+    }
+}
+
+impl fmt::Display for Targets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Attention => "attention",
+            Self::Linear => "linear",
+            Self::Conv => "conv",
+        })
     }
 }
 
