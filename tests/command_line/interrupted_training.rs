@@ -59,9 +59,12 @@ const TRAIN: [&str; 17] = [
     "-o",
 ];
 
-fn train(desk: &Desk, output: &str) -> Command {
+/// How the loss is scaled in fp16 is part of where a run stands.
+const KINDS: [&[&str]; 2] = [&[], &["--mixed_precision=fp16", "--gradient_checkpointing"]];
+
+fn train(desk: &Desk, output: &str, kind: &[&str]) -> Command {
     let mut command = desk.command(&TRAIN);
-    command.arg(output);
+    command.arg(output).args(kind);
     command
 }
 
@@ -73,22 +76,25 @@ fn content(desk: &Desk, output: &str, name: &str) -> Vec<u8> {
 fn a_run_that_is_killed_goes_on_from_its_last_checkpoint_with_the_same_bits() {
     let desk = Desk::new();
     prepare(&desk);
-    let started = Instant::now();
-    let whole = train(&desk, "whole").output().unwrap();
-    assert_eq!(whole.status.code(), Some(0), "{}", text(&whole.stderr));
-    let length = started.elapsed();
+    let whole = ["whole-0", "whole-1"];
+    let lengths = [0, 1].map(|kind| {
+        let started = Instant::now();
+        let whole = train(&desk, whole[kind], KINDS[kind]).output().unwrap();
+        assert_eq!(whole.status.code(), Some(0), "{}", text(&whole.stderr));
+        started.elapsed()
+    });
 
     // Moments all over the run, a fifth of a moment's share away from where they would be regular. A checkpoint a step:
     // many fall into the writing of one.
     let moments = size(50);
     for i in 0..moments {
         let share = (i as f64 + 0.5 + 0.2 * (i as f64 * 2.4).sin()) / moments as f64;
-        let output = format!("killed-{i}");
-        let mut child = train(&desk, &output).stderr(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(Duration::from_secs_f64(length.as_secs_f64() * share));
+        let (output, kind) = (format!("killed-{i}"), i % 2);
+        let mut child = train(&desk, &output, KINDS[kind]).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_secs_f64(lengths[kind].as_secs_f64() * share));
         let _ = child.kill();
         child.wait().unwrap();
-        let rest = train(&desk, &output).output().unwrap();
+        let rest = train(&desk, &output, KINDS[kind]).output().unwrap();
         assert_eq!(rest.status.code(), Some(0), "moment {share:.2}: {}", text(&rest.stderr));
         for name in [
             "checkpoint-10/state.safetensors",
@@ -97,7 +103,7 @@ fn a_run_that_is_killed_goes_on_from_its_last_checkpoint_with_the_same_bits() {
             "vae/config.json",
             "metrics.csv",
         ] {
-            let same = content(&desk, "whole", name) == content(&desk, &output, name);
+            let same = content(&desk, whole[kind], name) == content(&desk, &output, name);
             assert!(same, "killed at {share:.2} of the run: {name} differs");
         }
     }
@@ -118,7 +124,7 @@ fn what_no_run_can_be_made_of_is_refused() {
     prepare(&desk);
     let folder = desk.folder.path();
     let with = |argument: &str| {
-        let mut command = train(&desk, "run");
+        let mut command = train(&desk, "run", &[]);
         command.arg(argument);
         command
     };
@@ -136,17 +142,17 @@ fn what_no_run_can_be_made_of_is_refused() {
     refused(nan.arg("--learning-rate=NaN"), &["--learning-rate", "NaN"]);
 
     // A checkpoint of another model, of a newer format, half deleted.
-    assert_eq!(train(&desk, "run").status().unwrap().code(), Some(0));
+    assert_eq!(train(&desk, "run", &[]).status().unwrap().code(), Some(0));
     fs::write(folder.join("config.json"), config(16).to_string()).unwrap();
-    refused(&mut train(&desk, "run"), &["another model", "checkpoint-10"]);
+    refused(&mut train(&desk, "run", &[]), &["another model", "checkpoint-10"]);
     fs::write(folder.join("config.json"), config(8).to_string()).unwrap();
     let state = folder.join("run/checkpoint-10/state.json");
     let text = fs::read_to_string(&state).unwrap();
     fs::write(&state, text.replace("\"format\": 1", "\"format\": 2")).unwrap();
-    refused(&mut train(&desk, "run"), &["state.json", "format", "another version"]);
+    refused(&mut train(&desk, "run", &[]), &["state.json", "format", "another version"]);
     fs::write(&state, text).unwrap();
     fs::remove_file(folder.join("run/checkpoint-10/state.safetensors")).unwrap();
-    refused(&mut train(&desk, "run"), &["state.safetensors"]);
+    refused(&mut train(&desk, "run", &[]), &["state.safetensors"]);
 }
 
 #[test]
@@ -157,7 +163,7 @@ fn a_run_goes_on_where_a_checkpoint_cannot_be_written() {
     fs::create_dir(folder.join("run")).unwrap();
     // Where the folder of a checkpoint should be.
     fs::write(folder.join("run/checkpoint-5"), "").unwrap();
-    let output = train(&desk, "run").output().unwrap();
+    let output = train(&desk, "run", &[]).output().unwrap();
     let error = text(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{error}");
     assert!(error.contains("not saved") && error.contains("checkpoint-5"), "{error}");
