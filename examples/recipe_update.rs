@@ -55,7 +55,7 @@ fn main() -> anyhow::Result<()> {
     let gradients = in_order(&parameters, sums)?;
     let length = norm(&gradients)?;
     let shortened = (settings.max_grad_norm / (length + 1e-6)).min(1.0);
-    optimizer.update(&parameters, &gradients, &settings, (settings.learning_rate, shortened))?;
+    optimizer.update(&parameters, gradients, &settings, (settings.learning_rate, shortened))?;
     let wall = start.elapsed().as_secs_f64();
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("0 kB");

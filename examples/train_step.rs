@@ -75,7 +75,7 @@ fn clock(
         let loss = if arguments.gradient_checkpointing { checkpointing(&loss) } else { loss() };
         let gradients = in_order(&all, backward(loss?)?)?;
         let shortened = (1.0 / (norm(&gradients)? + 1e-6)).min(1.0);
-        optimizer.update(&all, &gradients, &settings, (1e-4, shortened))?;
+        optimizer.update(&all, gradients, &settings, (1e-4, shortened))?;
         wall.push(start.elapsed().as_secs_f64());
         cpu.push(cpu_seconds() - before);
     }

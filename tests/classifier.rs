@@ -228,7 +228,7 @@ fn first_losses(dtype: DType, device: Device, steps: usize) -> Result<Vec<f32>> 
         let mut gradients = backward(loss)?;
         let gradients: Vec<Tensor> =
             all.iter().map(|(_, p)| gradients.take(&p.tensor().unwrap()).unwrap()).collect();
-        optimizer.update(&all, &gradients, &settings, (settings.learning_rate, 1.0))?;
+        optimizer.update(&all, gradients, &settings, (settings.learning_rate, 1.0))?;
     }
     Ok(losses)
 }

@@ -415,7 +415,7 @@ fn a_trained_adapter_does_what_it_did_in_training() {
                 assert_eq!(zero, step == 0 && name.contains("lora_A"), "{name}, step {step}");
             }
             let settings = Settings { adam_weight_decay: 0.0, ..Settings::default() };
-            optimizer.update(&parameters, &gradients, &settings, (1e-2, 1.0)).unwrap();
+            optimizer.update(&parameters, gradients, &settings, (1e-2, 1.0)).unwrap();
         }
         let here = folder.join(format!("{lora_targets:?}"));
         std::fs::create_dir_all(&here).unwrap();

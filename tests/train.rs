@@ -75,7 +75,7 @@ fn follows(
         let error = (found - f64::from(*length)).abs() / f64::from(*length);
         assert!(error <= 3e-4, "{name}, step {step}: gradient {found} instead of {length}");
         let shortened = (1.0 / (found + 1e-6)).min(1.0);
-        optimizer.update(&all, &gradients, &settings, (1e-3, shortened)).unwrap();
+        optimizer.update(&all, gradients, &settings, (1e-3, shortened)).unwrap();
     }
     let of = |prefix: &str| {
         let state = optimizer.state(&all).unwrap();
@@ -183,7 +183,7 @@ fn networks_learn_in_16_bits_as_well_as_in_pytorch() {
                 }
                 if length.is_finite() {
                     let shortened = (1.0 / (length + 1e-6)).min(1.0) / factor;
-                    optimizer.update(&all, &gradients, &settings, (1e-3, shortened)).unwrap();
+                    optimizer.update(&all, gradients, &settings, (1e-3, shortened)).unwrap();
                 }
             }
             let get =
@@ -609,7 +609,7 @@ fn a_gpu_learns_as_the_cpu() {
             let value = f64::from(loss.to_vec::<f32>().unwrap()[0]);
             let gradients = in_order(&parameters, backward(loss).unwrap()).unwrap();
             let length = norm(&gradients).unwrap();
-            optimizer.update(&parameters, &gradients, &settings, (1e-3, 1.0 / length)).unwrap();
+            optimizer.update(&parameters, gradients, &settings, (1e-3, 1.0 / length)).unwrap();
             [value, length]
         });
         steps.collect()

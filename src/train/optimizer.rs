@@ -40,14 +40,15 @@ impl Optimizer {
         self.step
     }
 
-    /// One step down the gradients, which are in the parameters' order, first multiplied by `scale`.
+    /// One step down the gradients, which are in the parameters' order, first multiplied by `scale`. They are let go of one
+    /// by one, so that moments and averages of a first step take their place.
     ///
     /// # Errors
     /// Those of [`adamw`].
     pub fn update(
         &mut self,
         parameters: &[(String, &Parameter)],
-        gradients: &[Tensor],
+        gradients: Vec<Tensor>,
         settings: &Settings,
         (rate, scale): (f64, f64),
     ) -> Result<()> {
@@ -66,8 +67,8 @@ impl Optimizer {
         {
             let weight = elements(name, parameter)?.detach();
             let moments = [&slot.moments[0], &slot.moments[1]];
-            let updated = adamw(&weight, gradient, moments, slot.ema.as_ref(), step)?;
-            drop(weight);
+            let updated = adamw(&weight, &gradient, moments, slot.ema.as_ref(), step)?;
+            drop((weight, gradient));
             parameter.set(&updated.weight)?;
             (slot.moments, slot.ema) = (updated.moments, updated.ema);
         }

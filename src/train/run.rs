@@ -219,12 +219,11 @@ impl Run<'_> {
             let rate = settings.rate_at(state.step, state.watch.rate(settings));
             if is_finite {
                 let shortened = (settings.max_grad_norm / (gradient_norm + 1e-6)).min(1.0);
-                optimizer.update(&parameters, &gradients, settings, (rate, shortened / factor))?;
+                optimizer.update(&parameters, gradients, settings, (rate, shortened / factor))?;
                 state.watch.step(loss);
             } else {
                 state.skipped += 1;
             }
-            drop(gradients);
             state.step += 1;
             state.pictures += settings.pictures();
             // 3. records
