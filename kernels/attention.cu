@@ -196,10 +196,21 @@ __device__ void attend(const Head<float>& h, const AttentionDims& d, unsigned ch
 // Four warps, 16 queries each. The accumulators of two products of scores are the fragment of weights that multiplies 16
 // keys' values, so weights stay in registers.
 //
-// Rows in shared memory are an odd number of 16-byte chunks apart, so that the eight rows of an ldmatrix touch all banks
-// once.
 namespace tensor {
 constexpr unsigned THREADS = 128;
+
+// Rows of so many 16-byte chunks in shared memory. One chunk of eight rows, as an ldmatrix reads, and eight neighbours, as
+// copies write, touch all banks once: rows are an odd number of chunks apart, or chunks trade places within twos or fours.
+template <unsigned CHUNKS>
+struct Lines {
+    static constexpr unsigned STRIDE = CHUNKS % 8 == 0 ? CHUNKS + 1 : CHUNKS;
+    static constexpr unsigned TRADING = STRIDE % 2 == 1 ? 1 : STRIDE % 4 == 2 ? 2 : 4;
+
+    static __device__ unsigned place(unsigned row, unsigned chunk) {
+        const unsigned among = chunk % TRADING ^ row / (8 / TRADING) % TRADING;
+        return row * STRIDE + chunk / TRADING * TRADING + among;
+    }
+};
 
 // 2^x to within 2^-22, and to 0 below the normal numbers: far less than weights lose when they are rounded to 16 bits.
 __device__ inline float exp2_approximate(float x) {
@@ -210,7 +221,7 @@ __device__ inline float exp2_approximate(float x) {
 
 // Rows [first, first + ROWS) below `rows` and CHUNKS chunks of channels from c0 on, below `channels`; zeros beyond both.
 // `wide`: chunks are aligned and whole.
-template <unsigned ROWS, unsigned CHUNKS, unsigned STRIDE, typename T>
+template <unsigned ROWS, unsigned CHUNKS, typename T>
 __device__ void fill(uint4* to, const T* x, size_t stride, unsigned first, unsigned rows, unsigned c0, unsigned channels, bool wide) {
 #pragma unroll 1
     for (unsigned i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
@@ -218,7 +229,7 @@ __device__ void fill(uint4* to, const T* x, size_t stride, unsigned first, unsig
         if (c >= (channels + 15) / 16 * 16) continue;  // no product reads it
         const bool inside = first + row < rows && c < channels;
         const T* from = inside ? x + (first + row) * stride + c : x;
-        uint4* slot = to + row * STRIDE + chunk;
+        uint4* slot = to + Lines<CHUNKS>::place(row, chunk);
         if (wide) {
             copy_async(slot, from, inside);
         } else {
@@ -286,7 +297,7 @@ struct Rows {
 };
 
 // out += weights [16, KEYS] values [KEYS, N * 8], of which the first `columns` channels are wanted.
-template <unsigned KEYS, unsigned STRIDE, unsigned N, typename T>
+template <unsigned KEYS, unsigned N, typename T>
 __device__ void add_values(float (&out)[N][4], const float (&weight)[KEYS / 8][4], const uint4* values, unsigned columns, T type) {
     const unsigned lane = threadIdx.x % WARP;
 #pragma unroll
@@ -294,31 +305,31 @@ __device__ void add_values(float (&out)[N][4], const float (&weight)[KEYS / 8][4
         const float(&low)[4] = weight[k * 2], (&high)[4] = weight[k * 2 + 1];
         const unsigned a[4] = {
             pack(low[0], low[1], type), pack(low[2], low[3], type), pack(high[0], high[1], type), pack(high[2], high[3], type)};
-        const uint4* row = values + (k * 16 + lane % 16) * STRIDE;
+        const auto chunk = [&](unsigned n) { return values + Lines<N>::place(k * 16 + lane % 16, n); };
 #pragma unroll
         for (unsigned n = 0; n + 1 < N; n += 2) {
             if (n * 8 >= columns) break;
             unsigned b[4];
-            load_transposed(b, row + n + lane / 16);
+            load_transposed(b, chunk(n + lane / 16));
             multiply(out[n], a, b, type);
             multiply(out[n + 1], a, b + 2, type);
         }
         if (N % 2 == 1 && (N - 1) * 8 < columns) {
             unsigned b[2];
-            load_transposed(b, row + N - 1);
+            load_transposed(b, chunk(N - 1));
             multiply(out[N - 1], a, b, type);
         }
     }
 }
 
-// score += q k^T over 16 channels: `a` is the fragment of q, `keys` the first chunk of the first key.
-template <unsigned KEYS, unsigned STRIDE, typename T>
-__device__ void add_scores(float (&score)[KEYS / 8][4], const unsigned (&a)[4], const uint4* keys, T type) {
+// score += q k^T over 16 channels from chunk c on, of which `a` is the fragment of q; keys have CHUNKS of them.
+template <unsigned KEYS, unsigned CHUNKS, typename T>
+__device__ void add_scores(float (&score)[KEYS / 8][4], const unsigned (&a)[4], const uint4* keys, unsigned c, T type) {
     const unsigned lane = threadIdx.x % WARP;
 #pragma unroll
     for (unsigned n = 0; n < KEYS / 8; n += 2) {
         unsigned b[4];
-        load_matrices(b, keys + (n * 8 + lane / 16 * 8 + lane % 8) * STRIDE + lane / 8 % 2);
+        load_matrices(b, keys + Lines<CHUNKS>::place(n * 8 + lane / 16 * 8 + lane % 8, c + lane / 8 % 2));
         multiply(score[n], a, b, type);
         multiply(score[n + 1], a, b + 2, type);
     }
@@ -334,16 +345,18 @@ __device__ void scale_rows(float (&out)[N][4], const float (&factor)[2]) {
 }
 
 // Divides by the sums and writes channels [column0, column0 + N * 8) of the warp's 16 queries from `first` on, by way of
-// `scratch`, a warp's own: 16 rows STRIDE chunks apart.
-template <unsigned N, unsigned STRIDE, typename T>
+// `scratch`, a warp's own 16 rows of N chunks.
+template <unsigned N, typename T>
 __device__ void write(const Head<T>& h, const AttentionDims& d, unsigned first, unsigned column0, const float (&out)[N][4], Rows& rows, uint4* scratch) {
     const unsigned lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     rows.finish();
 #pragma unroll
     for (unsigned r = 0; r < 2; r++) {
-        unsigned* row = reinterpret_cast<unsigned*>(scratch + (g + r * 8) * STRIDE) + t;
 #pragma unroll
-        for (unsigned n = 0; n < N; n++) row[n * 4] = pack(out[n][r * 2] / rows.sum[r], out[n][r * 2 + 1] / rows.sum[r], T{});
+        for (unsigned n = 0; n < N; n++) {
+            unsigned* const chunk = reinterpret_cast<unsigned*>(scratch + Lines<N>::place(g + r * 8, n));
+            chunk[t] = pack(out[n][r * 2] / rows.sum[r], out[n][r * 2 + 1] / rows.sum[r], T{});
+        }
         const unsigned query = first + g + r * 8;
         if (h.lse && t == 0 && column0 == 0 && query < d.queries) h.lse[query] = log_sum_exp(rows.max[r], rows.sum[r], d.factor);
     }
@@ -355,14 +368,15 @@ __device__ void write(const Head<T>& h, const AttentionDims& d, unsigned first, 
         for (unsigned i = lane; i < 16 * N; i += WARP) {
             const unsigned row = i / N, chunk = i % N;
             if (first + row < d.queries && chunk * CHUNK < columns) {
-                *reinterpret_cast<uint4*>(y + (first + row) * stride + chunk * CHUNK) = scratch[row * STRIDE + chunk];
+                *reinterpret_cast<uint4*>(y + (first + row) * stride + chunk * CHUNK) = scratch[Lines<N>::place(row, chunk)];
             }
         }
     } else {
         for (unsigned i = lane; i < 16 * columns; i += WARP) {
             const unsigned row = i / columns, c = i % columns;
             if (first + row < d.queries) {
-                y[(first + row) * stride + c] = reinterpret_cast<const T*>(scratch + row * STRIDE)[c];
+                const uint4* const chunk = scratch + Lines<N>::place(row, c / CHUNK);
+                y[(first + row) * stride + c] = reinterpret_cast<const T*>(chunk)[c % CHUNK];
             }
         }
     }
@@ -384,7 +398,7 @@ __device__ bool is_wide(const T* x, size_t stride, unsigned channels) {
 // while one is used.
 template <unsigned D, typename T>
 __device__ void attend(const Head<T>& h, const AttentionDims& d) {
-    constexpr unsigned CHUNKS = D / CHUNK, STRIDE = CHUNKS | 1;
+    constexpr unsigned CHUNKS = D / CHUNK, STRIDE = Lines<CHUNKS>::STRIDE;
     constexpr unsigned KEYS = D <= 80 ? 64 : 32;  // two stages in the 48 KB that every block may have
     __shared__ uint4 stages[2][2][KEYS * STRIDE];
     const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
@@ -394,23 +408,23 @@ __device__ void attend(const Head<T>& h, const AttentionDims& d) {
     const auto fetch = [&](unsigned key0) {
         if (key0 < seen) {
             uint4(&stage)[2][KEYS * STRIDE] = stages[key0 / KEYS % 2];
-            fill<KEYS, CHUNKS, STRIDE>(stage[0], h.k, h.k_stride, key0, seen, 0, D, wide_k);
-            fill<KEYS, CHUNKS, STRIDE>(stage[1], h.v, h.v_stride, key0, seen, 0, D, wide_v);
+            fill<KEYS, CHUNKS>(stage[0], h.k, h.k_stride, key0, seen, 0, D, wide_k);
+            fill<KEYS, CHUNKS>(stage[1], h.v, h.v_stride, key0, seen, 0, D, wide_v);
         }
         commit_copies();  // an empty one at the end keeps the count
     };
 
     // Queries come by way of the second stage, which is free until the first tile is used.
     uint4* queries = stages[1][0];
-    fill<QUERIES, CHUNKS, STRIDE>(queries, h.q, h.q_stride, first, d.queries, 0, D, wide_q);
+    fill<QUERIES, CHUNKS>(queries, h.q, h.q_stride, first, d.queries, 0, D, wide_q);
     commit_copies();
     fetch(0);
     wait_for_copies<1>();
     __syncthreads();
     unsigned of_q[D / 16][4], of_q_end[2];  // the last 8 channels of 40
 #pragma unroll
-    for (unsigned c = 0; c < D / 16; c++) load_matrices(of_q[c], queries + (warp * 16 + lane % 16) * STRIDE + c * 2 + lane / 16);
-    if constexpr (D % 16 != 0) load_matrices(of_q_end, queries + (warp * 16 + lane % 16) * STRIDE + CHUNKS - 1);
+    for (unsigned c = 0; c < D / 16; c++) load_matrices(of_q[c], queries + Lines<CHUNKS>::place(warp * 16 + lane % 16, c * 2 + lane / 16));
+    if constexpr (D % 16 != 0) load_matrices(of_q_end, queries + Lines<CHUNKS>::place(warp * 16 + lane % 16, CHUNKS - 1));
 
     Rows rows;
     unsigned limit[2];
@@ -425,12 +439,12 @@ __device__ void attend(const Head<T>& h, const AttentionDims& d) {
         const uint4(&stage)[2][KEYS * STRIDE] = stages[key0 / KEYS % 2];
         float score[KEYS / 8][4] = {};
 #pragma unroll
-        for (unsigned c = 0; c < D / 16; c++) add_scores<KEYS, STRIDE>(score, of_q[c], stage[0] + c * 2, T{});
+        for (unsigned c = 0; c < D / 16; c++) add_scores<KEYS, CHUNKS>(score, of_q[c], stage[0], c * 2, T{});
         if constexpr (D % 16 != 0) {
 #pragma unroll
             for (unsigned n = 0; n < KEYS / 8; n += 4) {
                 unsigned b[4];
-                load_matrices(b, stage[0] + (n * 8 + lane) * STRIDE + CHUNKS - 1);
+                load_matrices(b, stage[0] + Lines<CHUNKS>::place(n * 8 + lane, CHUNKS - 1));
 #pragma unroll
                 for (unsigned i = 0; i < 4; i++) multiply_half(score[n + i], of_q_end, b[i], T{});
             }
@@ -438,11 +452,11 @@ __device__ void attend(const Head<T>& h, const AttentionDims& d) {
         float correction[2];
         rows.weigh<KEYS>(score, key0, limit, d.factor, correction);
         scale_rows(out, correction);
-        add_values<KEYS, STRIDE>(out, score, stage[1], D, T{});
+        add_values<KEYS>(out, score, stage[1], D, T{});
     }
     wait_for_copies<0>();
     __syncthreads();
-    write<CHUNKS, STRIDE>(h, d, mine, 0, out, rows, stages[0][0] + warp * 16 * STRIDE);
+    write(h, d, mine, 0, out, rows, stages[0][0] + warp * 16 * STRIDE);
 }
 
 // Any number of channels: queries and keys come 64 channels at a time, and 128 channels of the output are a block's, the
@@ -450,7 +464,7 @@ __device__ void attend(const Head<T>& h, const AttentionDims& d) {
 template <typename T>
 __device__ void attend_any(const Head<T>& h, const AttentionDims& d) {
     constexpr unsigned KEYS = 64, DEPTH = 8, WIDTH = 16;  // the last two in chunks
-    constexpr unsigned STRIDE = DEPTH + 1, WIDE_STRIDE = WIDTH + 1;
+    constexpr unsigned STRIDE = Lines<DEPTH>::STRIDE, WIDE_STRIDE = Lines<WIDTH>::STRIDE;
     __shared__ uint4 of_q[QUERIES * STRIDE], of_k[KEYS * STRIDE], of_v[KEYS * WIDE_STRIDE];
     const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const unsigned tiles = (d.queries + QUERIES - 1) / QUERIES;
@@ -470,26 +484,26 @@ __device__ void attend_any(const Head<T>& h, const AttentionDims& d) {
 #pragma unroll 1
         for (unsigned c0 = 0; c0 < d.channels; c0 += DEPTH * CHUNK) {
             __syncthreads();
-            fill<QUERIES, DEPTH, STRIDE>(of_q, h.q, h.q_stride, first, d.queries, c0, d.channels, wide_q);
-            fill<KEYS, DEPTH, STRIDE>(of_k, h.k, h.k_stride, key0, seen, c0, d.channels, wide_k);
-            if (c0 == 0) fill<KEYS, WIDTH, WIDE_STRIDE>(of_v, h.v, h.v_stride, key0, seen, column0, d.channels, wide_v);
+            fill<QUERIES, DEPTH>(of_q, h.q, h.q_stride, first, d.queries, c0, d.channels, wide_q);
+            fill<KEYS, DEPTH>(of_k, h.k, h.k_stride, key0, seen, c0, d.channels, wide_k);
+            if (c0 == 0) fill<KEYS, WIDTH>(of_v, h.v, h.v_stride, key0, seen, column0, d.channels, wide_v);
             commit_copies();
             wait_for_copies<0>();
             __syncthreads();
 #pragma unroll 1
             for (unsigned c = 0; c < DEPTH && c0 + c * CHUNK < d.channels; c += 2) {
                 unsigned a[4];
-                load_matrices(a, of_q + (warp * 16 + lane % 16) * STRIDE + c + lane / 16);
-                add_scores<KEYS, STRIDE>(score, a, of_k + c, T{});
+                load_matrices(a, of_q + Lines<DEPTH>::place(warp * 16 + lane % 16, c + lane / 16));
+                add_scores<KEYS, DEPTH>(score, a, of_k, c, T{});
             }
         }
         float correction[2];
         rows.weigh<KEYS>(score, key0, limit, d.factor, correction);
         scale_rows(out, correction);
-        add_values<KEYS, WIDE_STRIDE>(out, score, of_v, d.channels - column0, T{});
+        add_values<KEYS>(out, score, of_v, d.channels - column0, T{});
     }
     __syncthreads();
-    write<WIDTH, WIDE_STRIDE>(h, d, mine, column0, out, rows, of_v + warp * 16 * WIDE_STRIDE);
+    write(h, d, mine, column0, out, rows, of_v + warp * 16 * WIDE_STRIDE);
 }
 }  // namespace tensor
 

@@ -143,6 +143,20 @@ struct Epilogue {
     }
 };
 
+// Reads fours of floats in shared memory, of each two the second one first if `swapped`. Where some of eight lanes do that, those
+// two fours apart touch all banks together.
+template <unsigned N>
+__device__ void load_fours(float (&to)[N], const float* from, bool swapped) {
+#pragma unroll
+    for (unsigned i = 0; i < N; i += 8) {
+        const float4 one = *reinterpret_cast<const float4*>(from + i + (swapped ? 4 : 0));
+        const float4 other = *reinterpret_cast<const float4*>(from + i + (swapped ? 0 : 4));
+        const float4 low = swapped ? other : one, high = swapped ? one : other;
+        to[i] = low.x, to[i + 1] = low.y, to[i + 2] = low.z, to[i + 3] = low.w;
+        to[i + 4] = high.x, to[i + 5] = high.y, to[i + 6] = high.z, to[i + 7] = high.w;
+    }
+}
+
 // As `finish`, of values and their gates.
 template <unsigned ROWS, unsigned COLUMNS, unsigned STRIDE, typename T>
 __device__ void finish_gated(const float* sums, unsigned row, unsigned column, const Epilogue<T>& end) {
@@ -153,18 +167,17 @@ __device__ void finish_gated(const float* sums, unsigned row, unsigned column, c
     if (to >= n) return;
     float of_value[N] = {}, of_gate[N] = {};
     if (end.bias) {
-        load(of_value, end.bias + to, false);
-        load(of_gate, end.bias + n + to, false);
+        load(of_value, end.bias + to, is_aligned(end.bias));
+        load(of_gate, end.bias + n + to, is_aligned(end.bias));
     }
 #pragma unroll 1
     for (unsigned i = lane; i < ROWS * PAIRS; i += WARP) {
         const unsigned r = i / PAIRS;
         if (row + r >= end.m) return;
-        float value[N], gate[N];
-        load(value, sums + r * STRIDE + c, true);
-        load(gate, sums + r * STRIDE + c + N, true);
+        float both[2 * N], value[N];
+        load_fours(both, sums + r * STRIDE + c, lane & (PAIRS == 4 ? 2 : 4));
 #pragma unroll
-        for (unsigned e = 0; e < N; e++) value[e] = (value[e] + of_value[e]) * gelu(gate[e] + of_gate[e]);
+        for (unsigned e = 0; e < N; e++) value[e] = (both[e] + of_value[e]) * gelu(both[N + e] + of_gate[e]);
         store(end.y + size_t(row + r) * n + to, value, is_aligned(end.y));
     }
 }
@@ -184,13 +197,7 @@ __device__ void finish(const float* sums, unsigned row, unsigned column, const E
         const float* const from = sums + r * STRIDE + c;
         float x[N];
         if constexpr (N == 8) {
-            // Half of each eight lanes begin with their second half, so that together they touch all banks.
-            const bool swapped = i & 4;
-            const float4 one = *reinterpret_cast<const float4*>(from + (swapped ? 4 : 0));
-            const float4 other = *reinterpret_cast<const float4*>(from + (swapped ? 0 : 4));
-            const float4 low = swapped ? other : one, high = swapped ? one : other;
-            x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
-            x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
+            load_fours(x, from, i & 4);
         } else {
             load(x, from, true);
         }

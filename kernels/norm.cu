@@ -47,6 +47,42 @@ struct Parts {
     __device__ static bool divide(int n, const GroupNormDims& d) { return d.channels % n == 0 && d.of_x % n == 0; }
 };
 
+// Vectors of N floats in shared memory, four floats of each side by side: those of all vectors, then the second fours. So
+// threads on neighbouring vectors have neighbouring fours, which lie in different banks.
+template <int N>
+struct Vectors {
+    static constexpr int W = N < 4 ? N : 4;
+
+    float* at;  // aligned to fours
+    unsigned count;
+
+    // Element i of vector v.
+    __device__ float& operator()(unsigned v, unsigned i) const { return at[(i / W * count + v) * W + i % W]; }
+
+    __device__ void put(unsigned v, const float (&x)[N]) const {
+#pragma unroll
+        for (int i = 0; i < N; i += W) {
+            if constexpr (W == 4) {
+                reinterpret_cast<float4*>(at)[i / 4 * count + v] = make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]);
+            } else {
+                (*this)(v, i) = x[i];
+            }
+        }
+    }
+
+    __device__ void get(unsigned v, float (&x)[N]) const {
+#pragma unroll
+        for (int i = 0; i < N; i += W) {
+            if constexpr (W == 4) {
+                const float4 four = reinterpret_cast<const float4*>(at)[i / 4 * count + v];
+                x[i] = four.x, x[i + 1] = four.y, x[i + 2] = four.z, x[i + 3] = four.w;
+            } else {
+                x[i] = (*this)(v, i);
+            }
+        }
+    }
+};
+
 struct LayerNormDims {
     unsigned rows, columns;
     float eps;
@@ -69,13 +105,20 @@ struct SlabThreads {
 };
 
 // Sum over a group of values [rows, channels], in every lane of the warp.
-__device__ inline float group_sum(const float* values, unsigned g, unsigned rows, GroupNormDims d) {
-    const unsigned width = d.channels / d.groups;
+template <int N>
+__device__ float group_sum(const Vectors<N>& values, unsigned g, unsigned rows, const GroupNormDims& d) {
+    const unsigned width = d.channels / d.groups, vectors = d.channels / N;
     float sum = 0.0f;
     for (unsigned i = threadIdx.x % WARP; i < rows * width; i += WARP) {
-        sum += values[i / width * d.channels + g * width + i % width];
+        const unsigned c = g * width + i % width;
+        sum += values(i / width * vectors + c / N, c % N);
     }
     return warp_sum(sum);
+}
+
+// Where group g of an image's slab s leaves number i of three; neighbouring slabs lie side by side.
+__device__ inline size_t place_of_stats(unsigned g, unsigned i, unsigned s, const GroupNormDims& d) {
+    return ((size_t(blockIdx.y) * d.groups + g) * 3 + i) * d.slabs + s;
 }
 
 // N consecutive channels a step. Shared: sums and squares, each [rows, channels]; centres [groups].
@@ -87,9 +130,8 @@ __device__ void slab_moments(float* stats, const Parts<T>& x, unsigned slab, flo
     const size_t first = size_t(blockIdx.y) * d.pixels + begin;
     const SlabThreads t(d.channels, N);
     const unsigned width = d.channels / d.groups;
-    float* sums = shared;
-    float* squares = sums + size_t(t.rows) * d.channels;
-    float* centres = squares + size_t(t.rows) * d.channels;
+    const Vectors<N> sums = {shared, t.rows * t.vectors}, squares = {shared + t.rows * d.channels, t.rows * t.vectors};
+    float* const centres = shared + 2 * t.rows * d.channels;
 
     // 1. each group's mean, as f32 rounds it
     for (unsigned v = t.first; t.row < t.rows && v < t.vectors; v += t.step) {
@@ -102,8 +144,7 @@ __device__ void slab_moments(float* stats, const Parts<T>& x, unsigned slab, flo
 #pragma unroll
             for (int i = 0; i < N; i++) sum[i] += a[i];
         }
-#pragma unroll
-        for (int i = 0; i < N; i++) sums[t.row * d.channels + v * N + i] = sum[i];
+        sums.put(t.row * t.vectors + v, sum);
     }
     __syncthreads();
     for (unsigned g = threadIdx.x / WARP; g < d.groups; g += blockDim.x / WARP) {
@@ -129,21 +170,17 @@ __device__ void slab_moments(float* stats, const Parts<T>& x, unsigned slab, flo
                 square[i] = fmaf(delta, delta, square[i]);
             }
         }
-#pragma unroll
-        for (int i = 0; i < N; i++) {
-            sums[t.row * d.channels + v * N + i] = sum[i];
-            squares[t.row * d.channels + v * N + i] = square[i];
-        }
+        sums.put(t.row * t.vectors + v, sum);
+        squares.put(t.row * t.vectors + v, square);
     }
     __syncthreads();
     for (unsigned g = threadIdx.x / WARP; g < d.groups; g += blockDim.x / WARP) {
         const float sum = group_sum(sums, g, t.rows, d);
         const float square = group_sum(squares, g, t.rows, d);
         if (threadIdx.x % WARP == 0) {
-            float* out = stats + 3 * ((size_t(blockIdx.y) * d.slabs + slab) * d.groups + g);
-            out[0] = centres[g];
-            out[1] = sum;
-            out[2] = square;
+            stats[place_of_stats(g, 0, slab, d)] = centres[g];
+            stats[place_of_stats(g, 1, slab, d)] = sum;
+            stats[place_of_stats(g, 2, slab, d)] = square;
         }
     }
 }
@@ -157,10 +194,10 @@ __device__ void slab_moments(float* stats, const Parts<T>& x, unsigned slab, flo
     }
 }
 
-// stats [batch, slabs, groups, 3]: centre, and sums of the deviations from it and of their squares; grid (slabs, batch)
+// stats [batch, groups, 3, slabs]: centre, and sums of the deviations from it and of their squares; grid (slabs, batch)
 template <typename T>
 __device__ void group_norm_stats(float* stats, const T* x, GroupNormDims d) {
-    extern __shared__ float shared[];
+    extern __shared__ __align__(16) float shared[];
     slab_moments(stats, Parts<T>(x, nullptr, d), blockIdx.x, shared, d);
 }
 FOR_EACH_FLOAT(group_norm_stats, (float* stats, const T* x, GroupNormDims d), (stats, x, d))
@@ -168,13 +205,17 @@ FOR_EACH_FLOAT(group_norm_stats, (float* stats, const T* x, GroupNormDims d), (s
 // --- group normalisation, second pass ---
 
 // Shared: y = (x - centre) * scale + shift, by channel.
+template <int N>
 struct Affine {
-    float *centre, *scale, *shift;
+    Vectors<N> centre, scale, shift;
+
+    __device__ Affine(float* shared, unsigned channels)
+        : centre{shared, channels / N}, scale{shared + channels, channels / N}, shift{shared + 2 * channels, channels / N} {}
 };
 
 // `whole`, unless null, gets x as it is, its parts side by side.
 template <int N, typename T>
-__device__ void normalise(T* y, T* whole, const Parts<T>& x, Affine by, const GroupNormDims& d) {
+__device__ void normalise(T* y, T* whole, const Parts<T>& x, const Affine<N>& by, const GroupNormDims& d) {
     const bool wide = x.are_aligned() && is_aligned(y) && is_aligned(whole);
     const unsigned vectors = d.channels / N;
     const size_t image = size_t(blockIdx.y) * d.pixels;
@@ -186,13 +227,13 @@ __device__ void normalise(T* y, T* whole, const Parts<T>& x, Affine by, const Gr
     unsigned v = at % vectors, pixel = at / vectors;
     for (; at < len; at += stride) {
         const size_t to = image * d.channels + at * N;
-        float a[N];
+        float a[N], centre[N], scale[N], shift[N];
         load(a, x.at(image + pixel, v * N), wide);
         if (whole) store(whole + to, a, wide);
+        by.centre.get(v, centre), by.scale.get(v, scale), by.shift.get(v, shift);
 #pragma unroll
         for (int i = 0; i < N; i++) {
-            const unsigned c = v * N + i;
-            a[i] = fmaf(a[i] - by.centre[c], by.scale[c], by.shift[c]);
+            a[i] = fmaf(a[i] - centre[i], scale[i], shift[i]);
             if (d.silu) a[i] = silu(a[i]);
         }
         store(y + to, a, wide);
@@ -202,26 +243,24 @@ __device__ void normalise(T* y, T* whole, const Parts<T>& x, Affine by, const Gr
 }
 
 // The second pass. saved [batch, groups, 3]: centre, the mean about it, 1 / deviation; null unless a gradient reads them.
-template <typename T>
+template <int N, typename T>
 __device__ void merge_and_normalise(
     T* y, T* whole, float* saved, const Parts<T>& x, const float* gamma, const float* beta, const float* stats,
     float* shared, const GroupNormDims& d) {
-    const Affine by = {shared, shared + d.channels, shared + 2 * d.channels};
-
+    const Affine<N> by(shared, d.channels);
     const unsigned lane = threadIdx.x % WARP;
     const unsigned width = d.channels / d.groups;
     for (unsigned g = threadIdx.x / WARP; g < d.groups; g += blockDim.x / WARP) {
         // All slabs about the first one's centre. It is a part's mean, so that no variance is lost to
         // cancellation: with 128 slabs or fewer it lies within 12 deviations of the whole's.
-        const float* of_image = stats + size_t(blockIdx.y) * d.slabs * d.groups * 3;
-        const float centre = of_image[3 * g];
+        const float centre = stats[place_of_stats(g, 0, 0, d)];
         float sum = 0.0f, square = 0.0f;
         for (unsigned s = lane; s < d.slabs; s += WARP) {
-            const float* slab = of_image + 3 * (size_t(s) * d.groups + g);
+            const float deviations = stats[place_of_stats(g, 1, s, d)], squares = stats[place_of_stats(g, 2, s, d)];
             const float count = float(min(d.slab_pixels, d.pixels - s * d.slab_pixels)) * width;
-            const float delta = slab[0] - centre;
-            sum += fmaf(count, delta, slab[1]);
-            square += fmaf(delta, fmaf(count, delta, 2.0f * slab[1]), slab[2]);
+            const float delta = stats[place_of_stats(g, 0, s, d)] - centre;
+            sum += fmaf(count, delta, deviations);
+            square += fmaf(delta, fmaf(count, delta, 2.0f * deviations), squares);
         }
         const float count = float(d.pixels) * width;
         const float mean = warp_sum(sum) / count;  // about the centre
@@ -232,17 +271,24 @@ __device__ void merge_and_normalise(
             to[0] = centre, to[1] = mean, to[2] = rstd;
         }
         for (unsigned c = g * width + lane; c < (g + 1) * width; c += WARP) {
-            by.centre[c] = centre;
-            by.scale[c] = rstd * gamma[c];
-            by.shift[c] = fmaf(-mean, by.scale[c], beta[c]);
+            const float scale = rstd * gamma[c];
+            by.centre(c / N, c % N) = centre;
+            by.scale(c / N, c % N) = scale;
+            by.shift(c / N, c % N) = fmaf(-mean, scale, beta[c]);
         }
     }
     __syncthreads();
+    normalise<N>(y, whole, x, by, d);
+}
 
+template <typename T>
+__device__ void merge_and_normalise(
+    T* y, T* whole, float* saved, const Parts<T>& x, const float* gamma, const float* beta, const float* stats,
+    float* shared, const GroupNormDims& d) {
     if (Parts<T>::divide(LANES<T>, d)) {
-        normalise<LANES<T>>(y, whole, x, by, d);
+        merge_and_normalise<LANES<T>>(y, whole, saved, x, gamma, beta, stats, shared, d);
     } else {
-        normalise<1>(y, whole, x, by, d);
+        merge_and_normalise<1>(y, whole, saved, x, gamma, beta, stats, shared, d);
     }
 }
 
@@ -251,8 +297,8 @@ template <typename T>
 __device__ void group_norm(
     T* y, Pointers<float, 1> saved, const T* x, const float* gamma, const float* beta, const float* stats,
     GroupNormDims d) {
-    extern __shared__ float shared[];
-    merge_and_normalise<T>(y, nullptr, saved.at[0], Parts<T>(x, nullptr, d), gamma, beta, stats, shared, d);
+    extern __shared__ __align__(16) float shared[];
+    merge_and_normalise(y, static_cast<T*>(nullptr), saved.at[0], Parts<T>(x, nullptr, d), gamma, beta, stats, shared, d);
 }
 FOR_EACH_FLOAT(
     group_norm,
@@ -267,14 +313,14 @@ template <typename T>
 __device__ void group_norm_at_once(
     T* y, Pointers<T, 1> whole, float* stats, const T* x, Pointers<const T, 1> rest, const float* gamma,
     const float* beta, GroupNormDims d) {
-    extern __shared__ float shared[];
+    extern __shared__ __align__(16) float shared[];
     const Parts<T> parts(x, rest.at[0], d);
     for (unsigned slab = blockIdx.x; slab < d.slabs; slab += gridDim.x) {
         slab_moments(stats, parts, slab, shared, d);
         __syncthreads();
     }
     cooperative_groups::this_grid().sync();
-    merge_and_normalise<T>(y, whole.at[0], nullptr, parts, gamma, beta, stats, shared, d);
+    merge_and_normalise(y, whole.at[0], static_cast<float*>(nullptr), parts, gamma, beta, stats, shared, d);
 }
 FOR_EACH_FLOAT(
     group_norm_at_once,
@@ -288,7 +334,7 @@ FOR_EACH_FLOAT(
 // second and third read the first-level cache.
 template <int N, typename T>
 __device__ void layer_norm_row(T* y, const T* x, const float* gamma, const float* beta, LayerNormDims d) {
-    const bool wide = is_aligned(x) && is_aligned(y);
+    const bool wide = is_aligned(x) && is_aligned(y), wide_by = is_aligned(gamma) && is_aligned(beta);
     const unsigned lane = threadIdx.x % WARP;
 
     float sum = 0.0f;
@@ -316,12 +362,10 @@ __device__ void layer_norm_row(T* y, const T* x, const float* gamma, const float
     const float rstd = 1.0f / sqrtf(variance + d.eps);
 
     for (unsigned c = lane * N; c < d.columns; c += WARP * N) {
-        float a[N];
-        load(a, x + c, wide);
+        float a[N], scale[N], shift[N];
+        load(a, x + c, wide), load(scale, gamma + c, wide_by), load(shift, beta + c, wide_by);
 #pragma unroll
-        for (int i = 0; i < N; i++) {
-            a[i] = fmaf(((a[i] - centre) - mean) * rstd, gamma[c + i], beta[c + i]);
-        }
+        for (int i = 0; i < N; i++) a[i] = fmaf(((a[i] - centre) - mean) * rstd, scale[i], shift[i]);
         store(y + c, a, wide);
     }
 }

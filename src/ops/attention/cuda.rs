@@ -114,3 +114,43 @@ pub(super) fn forward(
     let mut lse: Vec<&mut Tensor> = rest.iter_mut().collect();
     launch(config, out, &mut lse, &span(&q), &span(&k), &span(&v), &lengths, dims)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{AttentionConfig, attention};
+    use super::QUERIES;
+    use crate::ops::testing::counted;
+    use crate::tensor::{DType, Device, Tensor};
+
+    /// A block reads its queries once, in f32 once a tile of keys, and all keys and values; results are written once.
+    #[test]
+    fn operands_are_read_once_a_tile_and_without_bank_conflicts() {
+        const TEST: &str =
+            "ops::attention::cuda::tests::operands_are_read_once_a_tile_and_without_bank_conflicts";
+        const KEYS_OF_TILE: usize = 64;
+        let (queries, keys) = (150, 200);
+        let dtypes = [DType::F32, DType::F16, DType::BF16];
+        let cases = [40, 64, 80, 128, 160].into_iter();
+        let cases = cases.flat_map(|channels| dtypes.map(|dtype| (channels, dtype)));
+        let launches = counted(TEST, || {
+            for (channels, dtype) in cases.clone() {
+                let of = |n| Tensor::zeros([2, n, 1, channels], dtype, Device::Cuda(0)).unwrap();
+                let config = AttentionConfig { scale: 0.1, causal: false };
+                attention(&of(queries), &of(keys), &of(keys), config).unwrap();
+            }
+        });
+        let Some(launches) = launches else { return };
+        let is_attention =
+            |l: &&serde_json::Value| l["kernel"].as_str().unwrap().contains("attention");
+        let launches: Vec<_> = launches.iter().filter(is_attention).collect();
+        assert_eq!(launches.len(), cases.clone().count());
+        for (launch, (channels, dtype)) in launches.into_iter().zip(cases) {
+            let of_queries = if dtype == DType::F32 { keys.div_ceil(KEYS_OF_TILE) } else { 1 };
+            let rows = of_queries * queries + 2 * keys * queries.div_ceil(QUERIES) + queries;
+            let least = 2 * rows * channels * dtype.size();
+            let moved = launch["sectors"].as_u64().unwrap() * 32;
+            assert!(moved as f64 <= 1.15 * least as f64, "{launch}: {moved} for {least} bytes");
+            assert_eq!(launch["bank_conflicts"], 0, "{launch}");
+        }
+    }
+}

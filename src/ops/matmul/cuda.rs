@@ -296,7 +296,7 @@ pub(in crate::ops) fn least_bytes(sizes: Sizes, plan: Plan, size: usize) -> usiz
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::matmul::linear;
+    use crate::ops::matmul::{linear, linear_geglu};
     use crate::ops::testing::{
         bits, check_batch, check_sums, counted, devices, random, sums_in_f64,
     };
@@ -426,18 +426,28 @@ mod tests {
     fn operands_are_read_once_a_tile_and_without_bank_conflicts() {
         const TEST: &str =
             "ops::matmul::cuda::tests::operands_are_read_once_a_tile_and_without_bank_conflicts";
-        let cases = [([1, 2560, 320], 1280), ([1, 200, 320], 136), ([1, 64, 2336], 72)];
+        let cases = [
+            ([1, 2560, 320], 1280, false),
+            ([1, 200, 320], 136, false),
+            ([1, 64, 2336], 72, false),
+            ([1, 200, 320], 128, true),
+            ([1, 2560, 192], 1280, true),
+        ];
         let dtypes = [DType::F32, DType::F16, DType::BF16];
         let launches = counted(TEST, || {
-            for (x, n) in cases {
+            for (x, n, gated) in cases {
                 for dtype in dtypes {
                     let on = |shape: &[usize], dtype| {
                         Tensor::zeros(shape, dtype, Device::Cuda(0)).unwrap()
                     };
                     let bias = on(&[n], DType::F32);
-                    let weight = Weight::frozen(&on(&[n, x[2]], dtype), Layout::Matrix, dtype);
-                    let end = Epilogue::bias(Some(&bias));
-                    linear(&on(&x, dtype), &weight.unwrap(), end).unwrap();
+                    let layout = if gated { Layout::Gated } else { Layout::Matrix };
+                    let weight = Weight::frozen(&on(&[n, x[2]], dtype), layout, dtype).unwrap();
+                    let (x, bias) = (on(&x, dtype), Some(&bias));
+                    match gated {
+                        true => linear_geglu(&x, &weight, bias).unwrap(),
+                        false => linear(&x, &weight, Epilogue::bias(bias)).unwrap(),
+                    };
                 }
             }
         });
@@ -446,11 +456,12 @@ mod tests {
         let launches: Vec<_> = launches.iter().filter(is_product).collect();
         let cases = cases.iter().flat_map(|case| dtypes.map(|dtype| (case, dtype)));
         assert_eq!(launches.len(), cases.clone().count());
-        for (launch, (&(x, n), dtype)) in launches.into_iter().zip(cases) {
+        for (launch, (&(x, n, gated), dtype)) in launches.into_iter().zip(cases) {
             let sizes = Sizes { m: x[1], n, k: x[2], rows_of_image: x[1] };
             let plan = plan(&x, n, dtype);
             assert_eq!((plan.large, plan.splits), (n == 1280, if n == 72 { 3 } else { 1 }));
-            let least = least_bytes(sizes, plan, dtype.size());
+            let ungated = if gated { sizes.m * n / 2 * dtype.size() } else { 0 };
+            let least = least_bytes(sizes, plan, dtype.size()) - ungated;
             let moved = launch["sectors"].as_u64().unwrap() * 32;
             assert!(moved as f64 <= 1.15 * least as f64, "{launch}: {moved} for {least} bytes");
             assert_eq!(launch["bank_conflicts"], 0, "{launch}");

@@ -237,9 +237,9 @@ impl Slabs {
         (self.dims.pixels as usize * self.vectors).div_ceil(4 * THREADS).min(1024)
     }
 
-    /// Room for what the first pass leaves: [B, slabs, groups, 3].
+    /// Room for what the first pass leaves: [B, groups, 3, slabs].
     fn stats(&self, x: &Tensor) -> Result<Tensor> {
-        let shape = [x.dim(0), self.dims.slabs as usize, self.dims.groups as usize, 3];
+        let shape = [x.dim(0), self.dims.groups as usize, 3, self.dims.slabs as usize];
         Tensor::uninit(shape, DType::F32, x.device())
     }
 
@@ -253,8 +253,8 @@ impl Slabs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::norm::group_norm;
-    use crate::ops::testing::{bits, devices, random};
+    use crate::ops::norm::{group_norm, layer_norm};
+    use crate::ops::testing::{bits, counted, devices, random};
 
     fn parameters(channels: usize, on: Device) -> [Tensor; 2] {
         [1, 2].map(|seed| random([channels], seed).to_device(on).unwrap())
@@ -298,6 +298,64 @@ mod tests {
             let (last, together) = (x.narrow(0, AT_ONCE, 1).unwrap(), norm(&x));
             let of_last = together.narrow(0, AT_ONCE, 1).unwrap();
             assert_eq!(bits(&norm(&last)), bits(&of_last), "{device}");
+        }
+    }
+
+    /// A group norm reads x three times, a layer norm too: for means, deviations and the result. Every block of a group norm
+    /// reads the statistics and parameters of its image, every row of a layer norm the parameters.
+    #[test]
+    fn tensors_are_read_once_a_sweep_and_without_bank_conflicts() {
+        const TEST: &str =
+            "ops::norm::cuda::tests::tensors_are_read_once_a_sweep_and_without_bank_conflicts";
+        let shape = [2, 24, 32, 320];
+        let dtypes = [DType::F32, DType::F16, DType::BF16];
+        let launches = counted(TEST, || {
+            for dtype in dtypes {
+                let x = Tensor::zeros(shape, dtype, Device::Cuda(0)).unwrap();
+                let [gamma, beta] = parameters(320, x.device());
+                group_norm(&x, &gamma, &beta, 32, 1e-5, true).unwrap();
+                let halves = [0, 160].map(|at| x.narrow(3, at, 160).unwrap().contiguous().unwrap());
+                concat_group_norm(halves.each_ref(), &gamma, &beta, 32, 1e-5, true).unwrap();
+                layer_norm(&x, &gamma, &beta, 1e-5).unwrap();
+            }
+        });
+        let Some(launches) = launches else { return };
+        let is_norm = |l: &&serde_json::Value| l["kernel"].as_str().unwrap().contains("norm");
+        let launches: Vec<_> = launches.iter().filter(is_norm).collect();
+        assert_eq!(launches.len(), 9);
+        for (launch, dtype) in launches.chunks(3).zip(dtypes) {
+            let of_x = shape.iter().product::<usize>() * dtype.size();
+            let rows = 2 * 24 * 32;
+            for (launch, (sweeps, is_group)) in
+                launch.iter().zip([(4, true), (5, true), (4, false)])
+            {
+                let blocks = launch["grid"][0].as_u64().unwrap() as usize * 2;
+                // Eight f32 that go with a lane's eight values of 16 bits are two accesses, each to half of a sector.
+                let halves = if dtype == DType::F32 { 1 } else { 2 };
+                let others = if is_group {
+                    blocks * 4 * (32 * 3 * 12 + 2 * 320)
+                } else {
+                    rows * 2 * 320 * 4 * halves
+                };
+                let least = sweeps * of_x + others;
+                let lines: Vec<_> = launch["lines"].as_object().unwrap().values().collect();
+                let of_line = |line: &serde_json::Value, what: &str| line[what].as_u64().unwrap();
+                // Where a lane alone has a word, it waits for other blocks, or leaves a statistic.
+                let is_shared = |line: &&&serde_json::Value| {
+                    of_line(line, "bytes") > 4 * of_line(line, "sectors")
+                };
+                let sectors = lines.iter().filter(is_shared).map(|line| of_line(line, "sectors"));
+                let moved = sectors.sum::<u64>() * 32;
+                assert!(moved as f64 <= 1.15 * least as f64, "{launch}: {moved} for {least} bytes");
+                // Sums over groups, once a slab, have conflicts; what is done once a pixel has none.
+                let passes =
+                    lines.iter().map(|line| of_line(line, "wavefronts_needed")).sum::<u64>();
+                for line in lines {
+                    let needed = of_line(line, "wavefronts_needed");
+                    let is_free = of_line(line, "wavefronts") == needed;
+                    assert!(is_free || needed * 20 < passes, "{launch}: {line}");
+                }
+            }
         }
     }
 
