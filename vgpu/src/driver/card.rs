@@ -23,9 +23,19 @@ pub(crate) struct Card {
 pub(crate) const REGISTERS: u32 = 65_536;
 /// Shared memory that the system keeps of every block.
 pub(crate) const RESERVED_SHARED: u32 = 1024;
-/// Newest PTX version that is understood, times ten, and the driver version that goes with it.
-pub(crate) const PTX_VERSION: u32 = 90;
+/// The driver that the device has, as `cuDriverGetVersion` gives it: the first that knows PTX 9.0.
 pub(crate) const DRIVER_VERSION: i32 = 13_000;
+
+/// The newest PTX that a driver loads, times ten. From the PTX ISA's release notes; half-releases went without one.
+pub(crate) fn ptx_version(driver: i32) -> u32 {
+    match driver {
+        ..11_000 => 65,
+        11_000..12_000 => 70 + (driver as u32 - 11_000) / 10,
+        12_000..12_060 => 80 + (driver as u32 - 12_000) / 10,
+        12_060..13_000 => 79 + (driver as u32 - 12_000) / 10,
+        _ => 90,
+    }
+}
 
 const A100: Card = Card {
     name: "vgpu A100",

@@ -2,9 +2,8 @@
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
 
-use super::card::DRIVER_VERSION;
 use super::error::{self, describe};
-use super::state::State;
+use super::state::{State, driver_version};
 use super::{DevicePtr, Handle, Outcome, api, lock, put, with_context, with_state};
 
 /// The one device.
@@ -63,8 +62,8 @@ api! {
     }
 
     fn cuDriverGetVersion(version: *mut c_int) {
-        // SAFETY: the program's pointer.
-        unsafe { put(version, DRIVER_VERSION) }
+        // SAFETY: the program's pointer. No driver need be initialised for this.
+        unsafe { put(version, driver_version()) }
     }
 
     fn cuGetErrorName(code: c_uint, text: *mut *const c_char) {

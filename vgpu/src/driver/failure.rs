@@ -1,6 +1,8 @@
 //! Failures on demand, so that programs can test what they do about them: `VGPU_FAIL_ALLOC` and
 //! `VGPU_FAIL_LAUNCH`.
 
+use std::path::PathBuf;
+
 use super::error::{self, Code};
 
 /// Which calls of one sort fail: the n-th, or the n-th and all after it.
@@ -30,16 +32,25 @@ impl Countdown {
     }
 }
 
+/// A count that the program changes as it runs: the text of a file, looked at before each call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Script {
+    file: PathBuf,
+    text: String,
+}
+
 /// What is to fail.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct FailurePlan {
     allocations: Countdown,
+    /// Where `allocations` is from, when it is from a file.
+    script: Option<Script>,
     launches: Countdown,
     code: Code,
 }
 
 impl FailurePlan {
-    /// The plan of `VGPU_FAIL_ALLOC` (`n` or `n+`) and `VGPU_FAIL_LAUNCH` (the same, optionally with
+    /// The plan of `VGPU_FAIL_ALLOC` (`n` or `n+`, or `@FILE`, a file that has one of them, or nothing) and `VGPU_FAIL_LAUNCH` (the same, optionally with
     /// `:CODE`, the number of the error that the context dies of). What cannot be read is said and ignored.
     pub(crate) fn new(allocations: Option<&str>, launches: Option<&str>) -> Self {
         let read = |name: &str, text: &str| {
@@ -49,8 +60,12 @@ impl FailurePlan {
             })
         };
         let mut plan = Self { code: error::LAUNCH_FAILED, ..Self::default() };
-        if let Some(text) = allocations {
-            plan.allocations = read("VGPU_FAIL_ALLOC", text);
+        match allocations.map(|text| text.strip_prefix('@').ok_or(text)) {
+            None => {}
+            Some(Ok(file)) => {
+                plan.script = Some(Script { file: file.into(), text: String::new() });
+            }
+            Some(Err(text)) => plan.allocations = read("VGPU_FAIL_ALLOC", text),
         }
         if let Some(text) = launches {
             let (count, code) = text.split_once(':').unwrap_or((text, ""));
@@ -66,6 +81,13 @@ impl FailurePlan {
 
     /// To be asked before any allocation: of device, managed or page-locked memory, or by loading a module.
     pub(crate) fn allocation(&mut self) -> Result<(), Code> {
+        if let Some(script) = &mut self.script {
+            let text = std::fs::read_to_string(&script.file).unwrap_or_default();
+            if text != script.text {
+                self.allocations = Countdown::parse(text.trim()).unwrap_or_default();
+                script.text = text;
+            }
+        }
         if !self.allocations.strikes() {
             return Ok(());
         }
@@ -99,6 +121,24 @@ mod tests {
         for nonsense in ["0", "", "x", "+", "-1"] {
             assert_eq!(allocations(nonsense), [false; 4], "{nonsense}");
         }
+    }
+
+    #[test]
+    fn a_file_may_say_which_call_fails() {
+        let file = std::env::temp_dir().join(format!("vgpu-fail-{}", std::process::id()));
+        let mut plan = FailurePlan::new(Some(&format!("@{}", file.display())), None);
+        let mut failed = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            (0..3).map(|_| plan.allocation().is_err()).collect::<Vec<_>>()
+        };
+        assert_eq!(failed(""), [false; 3]);
+        assert_eq!(failed("2"), [false, true, false]);
+        // Counting goes on while the file is as it was, and begins anew when it is not.
+        assert_eq!(failed("2"), [false; 3]);
+        assert_eq!(failed("2+\n"), [false, true, true]);
+        assert_eq!(failed("none"), [false; 3]);
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(plan.allocation(), Ok(()));
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod graph_memory;
 mod launch;
 mod memory;
 mod module;
+mod nvtx;
 mod procs;
 mod queue;
 mod state;

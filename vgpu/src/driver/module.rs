@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
-use super::card::PTX_VERSION;
+use super::card::ptx_version;
 use super::error::{self, Code};
 use super::state::{FunctionEntry, ModuleEntry, State};
 use super::{DevicePtr, Handle, api, put, with_context};
@@ -118,11 +118,11 @@ unsafe fn load(state: &mut State, image: *const c_void) -> Result<u64, LoadFailu
     let mut module = module;
     let (major, minor) = state.card.capability;
     let refused = module.kernels.values().find_map(|kernel| {
-        if kernel.ptx_version > PTX_VERSION {
+        if kernel.ptx_version > ptx_version(state.driver) {
             Some(failure(
                 error::UNSUPPORTED_PTX_VERSION,
                 format!(
-                    "PTX {}.{} is newer than this device",
+                    "PTX {}.{} is newer than this driver",
                     kernel.ptx_version / 10,
                     kernel.ptx_version % 10
                 ),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::Handle;
-use super::card::Card;
+use super::card::{Card, DRIVER_VERSION};
 use super::error::{self, Code};
 use super::failure::FailurePlan;
 use super::graph::{Graph, GraphExec};
@@ -61,6 +61,8 @@ pub(crate) struct HostBlock {
 
 pub(crate) struct State {
     pub(crate) card: Card,
+    /// As `cuDriverGetVersion` gives it.
+    pub(crate) driver: i32,
     pub(crate) settings: Settings,
     pub(crate) counters_file: Option<std::path::PathBuf>,
     pub(crate) ptxas: Option<std::path::PathBuf>,
@@ -109,6 +111,11 @@ fn number(name: &str, default: u64) -> u64 {
     }
 }
 
+/// `VGPU_DRIVER`: the version of an older driver, as `cuDriverGetVersion` gives it: 12020 for CUDA 12.2.
+pub(crate) fn driver_version() -> i32 {
+    number("VGPU_DRIVER", DRIVER_VERSION as u64).min(DRIVER_VERSION as u64) as i32
+}
+
 impl State {
     /// A device as the environment describes it.
     pub(crate) fn from_environment() -> Result<Self, Code> {
@@ -150,6 +157,7 @@ impl State {
         let mut state = Self {
             memory: Memory::new(card.memory),
             card,
+            driver: driver_version(),
             settings,
             counters_file,
             ptxas: variable("VGPU_PTXAS").map(Into::into),
