@@ -42,7 +42,7 @@ impl Case {
             serde_json::from_slice(&fs::read(from.join("case.json")).unwrap()).unwrap();
         let golden = golden::open(&format!("pipelines/{name}"))?;
         if let Some(folder) = json["components"].as_str() {
-            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+            let folder = golden::root().join(folder);
             return Ok(Self { golden, json, folder, _temporary: None });
         }
         let temporary = tempfile::tempdir().unwrap();

@@ -7,9 +7,14 @@ use nadir::io::TensorSource;
 use nadir::io::safetensors::SafeTensors;
 use nadir::tensor::{DType, Tensor};
 
+/// The repository, or what a bundle has of it (`cargo xtask gpu-bundle`): cargo sets the variable as well.
+pub fn root() -> PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR").map_or(env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
+
 /// A file or folder of `tests/golden/`.
 pub fn path(name: &str) -> PathBuf {
-    [env!("CARGO_MANIFEST_DIR"), "tests", "golden", name].iter().collect()
+    root().join("tests/golden").join(name)
 }
 
 /// The tensors in `tests/golden/{folder}/golden.safetensors`.

@@ -19,8 +19,9 @@ usage: cargo xtask COMMAND [OPTIONS]
 
 commands:
   test [--all] [--no-cuda] [-- ARGS]
-            Runs every test, and those of the library and of whole pictures on a GPU once more on the virtual
-            device, which executes the kernels. The CUDA compiler is installed first when it is missing; --no-cuda
+            Runs every test, and those of the library and of GPUs once more on the virtual device, which executes the
+            kernels: one by one, every tensor with memory of its own; and whole pictures then as users draw them, as
+            graphs, with sentinels around tensors. The CUDA compiler is installed first when it is missing; --no-cuda
             goes without both.
             --all adds the tests that are marked as slow, and has campaigns of random cases go on ten times
             as long. ARGS go to the test runner (cargo-nextest when it is installed, else cargo test).

@@ -1,5 +1,5 @@
-//! `cargo xtask test`: every test of the workspace, and those of the library and of whole pictures on a GPU once more on the
-//! virtual device.
+//! `cargo xtask test`: every test of the workspace, and those of the library and of GPUs once more on the virtual device: with
+//! memory of its own for every tensor, then whole pictures as users draw them.
 
 use std::env;
 use std::ffi::OsString;
@@ -40,17 +40,45 @@ pub fn run(args: &[String]) -> Result<()> {
     }
 
     let runner = Runner { nextest: works("cargo-nextest", &["nextest", "--version"]), all, passed };
-    // Both runs are made, so that one shows all that fails.
-    let on_this_machine = runner.run(&["--workspace"], &variables);
+    // All runs are made, so that one shows all that fails.
+    let mut outcomes = vec![runner.run(&["--workspace"], &variables)];
     if kernels {
-        variables.extend(vgpu::variables()?);
+        variables.push(vgpu::library_path()?);
         // Without a device, what needs one would pass by doing nothing.
         variables.push(("NADIR_REQUIRE_CUDA", "1".into()));
-        eprintln!("the library's tests and whole pictures, on the virtual device");
-        runner.run(&["--package", "nadir", "--lib", "--test", "cuda"], &variables)?;
+        for Setting { what, targets, chosen } in SETTINGS {
+            eprintln!("on the virtual device: {what}");
+            let chosen = chosen.map(|(name, value)| (name, value.into()));
+            let selection: Vec<&str> =
+                ["--package", "nadir"].iter().chain(targets).copied().collect();
+            outcomes.push(runner.run(&selection, &[&variables[..], &chosen].concat()));
+        }
     }
-    on_this_machine
+    outcomes.into_iter().collect()
 }
+
+/// How tests are run on the virtual device.
+struct Setting {
+    what: &'static str,
+    targets: &'static [&'static str],
+    chosen: [(&'static str, &'static str); 3],
+}
+
+/// The device sees what is done outside of an allocation, or after it is freed; so first, every tensor is an allocation. As
+/// users run it, one tensor's memory becomes another's, and a denoising step is a graph: there sentinels see what is done
+/// around a tensor.
+const SETTINGS: [Setting; 2] = [
+    Setting {
+        what: "the library and whole pictures, kernel by kernel, every tensor with memory of its own",
+        targets: &["--lib", "--test", "cuda", "--test", "cuda_device"],
+        chosen: [("NADIR_POOL", "off"), ("NADIR_GRAPH", "off"), ("NADIR_SENTINELS", "off")],
+    },
+    Setting {
+        what: "whole pictures once more, alone and in company, as graphs, from pools, between sentinels",
+        targets: &["--test", "cuda", "--test", "cuda_company"],
+        chosen: [("NADIR_POOL", "on"), ("NADIR_GRAPH", "on"), ("NADIR_SENTINELS", "on")],
+    },
+];
 
 /// cargo-nextest, or cargo itself where that is not installed.
 struct Runner<'a> {

@@ -21,22 +21,23 @@ pub fn run(args: &[String]) -> Result<()> {
         bail!("`vgpu` takes a command and its arguments, found `{program}`");
     }
     cuda::install().context("the virtual device runs compiled kernels")?;
-    run_program(Command::new(program).args(rest).envs(variables()?))
+    // A pool hands out parts of what it has allocated: the device could not see where a tensor ends.
+    let (name, path) = library_path()?;
+    run_program(Command::new(program).args(rest).env(name, path).env("NADIR_POOL", "off"))
 }
 
-/// The environment in which a program finds the virtual device, which is built first.
-pub fn variables() -> Result<[(&'static str, OsString); 2]> {
+/// The variable by which a program finds the virtual device, which is built first.
+pub fn library_path() -> Result<(&'static str, OsString)> {
     let folder = stage()?;
     let others = env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
     let others = env::split_paths(&others).filter(|path| !path.as_os_str().is_empty());
     let path = env::join_paths([folder].into_iter().chain(others))?;
-    // A pool hands out parts of what it has allocated: the device could not see where a tensor ends.
-    Ok([("LD_LIBRARY_PATH", path), ("NADIR_POOL", "off".into())])
+    Ok(("LD_LIBRARY_PATH", path))
 }
 
 /// Puts the library into a folder of its own. Beside the other build products, where `cargo run` looks for
 /// libraries, it would be taken for a driver by programs that never asked for it.
-fn stage() -> Result<PathBuf> {
+pub fn stage() -> Result<PathBuf> {
     if cfg!(any(nadir_portable, not(all(target_os = "linux", target_arch = "x86_64")))) {
         bail!(
             "the virtual device works on Linux on x86-64 only, and not with --cfg nadir_portable"

@@ -53,6 +53,15 @@ pub fn compiler() -> Result<&'static str> {
     COMPILER.map_err(|reason| Error::Cuda(format!("this build has no kernels: {reason}")))
 }
 
+/// Release of CUDA that the driver is for, major and minor; none where it does not say.
+pub(super) fn driver_release() -> Option<(i32, i32)> {
+    let mut version = 0;
+    // SAFETY: the driver writes the number there.
+    let ask = || unsafe { sys::cuDriverGetVersion(&mut version).result() };
+    guarded("cuDriverGetVersion", ask).ok()?.ok()?;
+    Some((version / 1000, version % 1000 / 10))
+}
+
 /// The families of kernels in this build, in alphabetical order.
 pub fn families() -> impl Iterator<Item = &'static str> {
     MODULES.iter().map(|module| module.family)
@@ -98,9 +107,18 @@ pub fn choose(request: &str) -> Result<(Device, String)> {
 
 /// The first device, when it can run whole models.
 fn automatic() -> Result<Properties> {
-    compiler()?;
+    let built_by = compiler()?;
     if device_count()? == 0 {
         return Err(Error::Cuda("the driver finds no device".into()));
+    }
+    // Within a major release older drivers may do, says NVIDIA's guide to compatibility.
+    let needed = built_by.split('.').next().and_then(|major| major.parse().ok());
+    if let (Some(needed), Some((major, minor))) = (needed, driver_release())
+        && major < needed
+    {
+        return Err(Error::Cuda(format!(
+            "the driver is one for CUDA {major}.{minor}, and the kernels need CUDA {needed}"
+        )));
     }
     let first = properties(0)?;
     if first.compute_capability < OLDEST {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use cudarc::driver::{CudaContext, DriverError, result, sys};
 
-use super::device::{Properties, compiler, properties};
+use super::device::{Properties, compiler, driver_release, properties};
 use super::staging::Staging;
 use super::stream::{Queue, Stream};
 use super::{COMPILER, Image, MODULES};
@@ -25,6 +25,8 @@ pub(super) struct Gpu {
     /// Whether freed memory is kept for the next tensor. `NADIR_POOL=off` gives every tensor an allocation of its
     /// own, so that a tool that checks accesses sees the bounds.
     pub(super) pooled: bool,
+    /// Whether the memory of graphs lies between sentinels that each launch looks at: `NADIR_SENTINELS=on`.
+    pub(super) sentinels: bool,
     /// Held while work is put into a stream together with what it waits for, so that the order in which memory is
     /// said to be used is the order in which it is used.
     pub(super) submission: Mutex<()>,
@@ -114,6 +116,7 @@ impl Gpu {
             modules: Mutex::default(),
             functions: Mutex::default(),
             pooled: !std::env::var("NADIR_POOL").is_ok_and(|v| v == "off"),
+            sentinels: std::env::var("NADIR_SENTINELS").is_ok_and(|v| v == "on"),
             submission: Mutex::default(),
             main: OnceLock::new(),
             queues: Queues::default(),
@@ -346,9 +349,12 @@ impl Gpu {
             Err(Error::Cuda(first)) => load(embedded.ptx).map_err(|second| match second {
                 Error::Cuda(second) => Error::Cuda(format!(
                     "kernels/{family}.cu cannot be loaded on {}: {first}; as PTX: {second}. \
-                     The kernels were built by nvcc {}: a driver of that release or later is needed",
+                     The kernels were built by nvcc {}, the driver is one for CUDA {}: \
+                     install a driver of that release or later, or use the CPU",
                     self.properties,
-                    COMPILER.unwrap_or_default()
+                    COMPILER.unwrap_or_default(),
+                    driver_release()
+                        .map_or("?".into(), |(major, minor)| format!("{major}.{minor}"))
                 )),
                 other => other,
             }),

@@ -5,6 +5,9 @@
 //! [`Arena`]: a tensor that is dropped in the closure makes room for the closure's next ones, and for nobody else's,
 //! now or later. What the closure reads from outside, the graph holds: its addresses stay what they were. A replay
 //! waits for whoever wrote what it reads, in any stream, and later readers of its outputs wait for it.
+//!
+//! With `NADIR_SENTINELS=on` every piece of the arena lies between [sentinels](super::sentinels), and each launch waits
+//! and looks at them.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,6 +18,7 @@ use cudarc::driver::{result, sys};
 
 use super::gpu::{Gpu, lock};
 use super::memory::{FreeLists, Memory};
+use super::sentinels::{self, Sentinels};
 use super::stream::{Access, Queue, Stream, Usage, Use};
 use crate::error::{Error, Result};
 use crate::types::Device;
@@ -75,14 +79,16 @@ impl<T> Graph<T> {
         // SAFETY: as above, and nothing refers to it: what was instantiated is a copy.
         gpu.call("ending a capture", || unsafe { result::graph::destroy(graph) })?;
         let graph = Self { gpu, exec: Exec(exec?), arena, kept, nodes, outputs };
-        counted.map(|()| graph)
+        counted?;
+        graph.arena.write_sentinels()?;
+        Ok(graph)
     }
 
     /// Puts the work into this thread's current stream, on what is now in the tensors that it reads, and gives its
     /// outputs. They change with the next launch, and so do clones of them: copy what must last.
     ///
     /// # Errors
-    /// `Capture` inside of a capture; `DeviceLost`.
+    /// `Capture` inside of a capture; `DeviceLost`; with `NADIR_SENTINELS=on`, `Cuda` when a kernel wrote around its output.
     pub fn launch(&mut self) -> Result<&T> {
         let stream = Stream::current_on(self.gpu)?;
         stream.require_no_capture("launching a graph")?;
@@ -95,6 +101,7 @@ impl<T> Graph<T> {
             unsafe { result::graph::launch(self.exec.0, raw) }
         })?;
         lock(&self.arena.slots).phase = Phase::Launched;
+        self.arena.check_sentinels(&stream)?;
         Ok(&self.outputs)
     }
 
@@ -228,8 +235,16 @@ pub(super) struct Arena {
 
 struct Slots {
     phase: Phase,
-    all: Vec<sys::CUdeviceptr>,
+    all: Vec<Slot>,
     free: FreeLists,
+}
+
+/// A piece of the arena.
+struct Slot {
+    /// What the driver gave.
+    base: sys::CUdeviceptr,
+    /// Around what tensors get of it.
+    sentinels: Option<Sentinels>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -253,11 +268,54 @@ impl Arena {
         if let Some(ptr) = slots.free.take(capacity) {
             return Ok(ptr);
         }
-        // SAFETY: capacity > 0. Not in stream order: that would put the allocation into the graph.
-        let allocate = || unsafe { result::malloc_sync(capacity) };
-        let ptr = self.gpu.with_room("allocating", capacity, allocate)?;
-        slots.all.push(ptr);
+        let sentinels = |base| self.gpu.sentinels.then(|| Sentinels::around(base, capacity));
+        let whole = capacity + if self.gpu.sentinels { 2 * sentinels::BYTES } else { 0 };
+        // SAFETY: whole > 0. Not in stream order: that would put the allocation into the graph.
+        let allocate = || unsafe { result::malloc_sync(whole) };
+        let base = self.gpu.with_room("allocating", whole, allocate)?;
+        let slot = Slot { base, sentinels: sentinels(base) };
+        let ptr = slot.sentinels.as_ref().map_or(base, Sentinels::inside);
+        slots.all.push(slot);
         Ok(ptr)
+    }
+
+    /// Writes the sentinels, before anything is written between them.
+    fn write_sentinels(&self) -> Result<()> {
+        if !self.gpu.sentinels {
+            return Ok(());
+        }
+        let stream = Stream::current_on(self.gpu)?;
+        let order = || self.order(stream.queue(), Access::Write);
+        let slots = lock(&self.slots);
+        let sentinels = || slots.all.iter().filter_map(|slot| slot.sentinels.as_ref());
+        stream.submit_behind("writing sentinels", order, |raw| {
+            // SAFETY: they lie in slots, which are not freed before the stream is waited for.
+            sentinels().try_for_each(|sentinels| unsafe { sentinels.write(raw) })
+        })
+    }
+
+    /// Waits for what is in `stream`, then looks at the sentinels.
+    ///
+    /// # Errors
+    /// `Cuda` when they are not whole; `DeviceLost`.
+    fn check_sentinels(&self, stream: &Stream) -> Result<()> {
+        if !self.gpu.sentinels {
+            return Ok(());
+        }
+        stream.synchronize()?;
+        let slots = lock(&self.slots);
+        for (i, slot) in slots.all.iter().enumerate() {
+            let Some(sentinels) = &slot.sentinels else { continue };
+            // SAFETY: they lie in a slot, and no work is under way.
+            let changed = self.gpu.call("reading sentinels", || unsafe { sentinels.changed() })?;
+            if let Some(changed) = changed {
+                let (all, bytes) = (slots.all.len(), sentinels.capacity());
+                return Err(Error::Cuda(format!(
+                    "a kernel of a graph wrote to {changed} of slot {i} of {all} ({bytes} bytes)"
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Memory of a tensor that was dropped: what is captured next comes after all that used it.
@@ -298,9 +356,9 @@ impl Drop for Arena {
             return; // the device is lost, its memory with it
         }
         let slots = self.slots.get_mut().unwrap_or_else(|e| e.into_inner());
-        for &ptr in &slots.all {
+        for slot in &slots.all {
             // SAFETY: allocated by `take`; neither a graph nor a tensor refers to it, and nothing that did is under way.
-            let _ = self.gpu.call("freeing", || unsafe { result::free_sync(ptr) });
+            let _ = self.gpu.call("freeing", || unsafe { result::free_sync(slot.base) });
         }
     }
 }

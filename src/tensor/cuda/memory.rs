@@ -57,7 +57,9 @@ impl Memory {
         let queue = stream.queue();
         let gpu = queue.gpu;
         gpu.check()?;
-        let capacity = if gpu.pooled { size_class(len) } else { len.max(1) };
+        // Sentinels follow a tensor's last byte.
+        let is_exact = !gpu.pooled || gpu.sentinels && stream.capture().is_some();
+        let capacity = if is_exact { len.max(1) } else { size_class(len) };
         let (ptr, home) = match stream.capture() {
             Some(capture) => {
                 capture.check_open()?;

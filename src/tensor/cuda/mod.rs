@@ -9,6 +9,7 @@
 //! | `staging.rs` | copies between host and device |
 //! | `launch.rs` | launching kernels |
 //! | `graph.rs` | captured work |
+//! | `sentinels.rs` | what shows that a kernel of a graph wrote around its output |
 //! | `profile.rs` | how long kernels take |
 //!
 //! The driver is looked for at run time. Where there is none, [`devices`] and [`choose`] say so. Families of kernels
@@ -20,6 +21,7 @@ mod graph;
 mod launch;
 mod memory;
 mod profile;
+mod sentinels;
 mod staging;
 mod stream;
 #[cfg(test)]

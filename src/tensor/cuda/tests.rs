@@ -25,6 +25,11 @@ fn value(t: &Tensor) -> f32 {
 
 /// `a + b`, by a kernel.
 fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    add_past(a, b, 0)
+}
+
+/// As [`add`], for which the kernel is told of so many more elements than there are.
+fn add_past(a: &Tensor, b: &Tensor, more: u64) -> Result<Tensor> {
     let mut y = Tensor::uninit(a.shape, DType::F32, GPU)?;
     let mut args = Args::new();
     let addresses =
@@ -32,7 +37,7 @@ fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     for address in addresses {
         args.push(&address.to_ne_bytes())?;
     }
-    args.push(bytemuck::bytes_of(&[a.len() as u64, b.len() as u64]))?;
+    args.push(bytemuck::bytes_of(&[a.len() as u64 + more, b.len() as u64]))?;
     args.launch("elementwise", "add_f32", LaunchConfig::new([8, 1], 64))?;
     Ok(y)
 }
@@ -449,11 +454,19 @@ fn a_profile_counts_the_launches_of_its_work() {
     assert!(matches!(profile(Device::Cpu, || Ok(())), Err(Error::Argument { .. })));
 }
 
+/// Set for tests that are run by others, and do nothing by themselves.
+const INNER: &str = "NADIR_INNER_TEST";
+
+fn is_run_by_another() -> bool {
+    std::env::var_os(INNER).is_some()
+}
+
 /// Runs an ignored test of this file in a process of its own; `VGPU_FAIL_...` is read once a process.
 fn in_own_process(test: &str, variables: &[(&str, String)]) -> bool {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", "--nocapture", &format!("tensor::cuda::tests::{test}")])
         .envs(variables.iter().map(|(name, value)| (name, value)))
+        .env(INNER, "1")
         .output()
         .unwrap();
     let said = format!(
@@ -500,6 +513,9 @@ fn out_of_memory_is_typed_and_passes() {
 #[test]
 #[ignore = "run by out_of_memory_is_typed_and_passes"]
 fn one_allocation_fails() {
+    if !is_run_by_another() {
+        return;
+    }
     let mut failures = 0;
     for _ in 0..4 {
         match work() {
@@ -518,8 +534,101 @@ fn one_allocation_fails() {
 #[test]
 #[ignore = "run by out_of_memory_is_typed_and_passes"]
 fn the_pool_makes_room() {
+    if !is_run_by_another() {
+        return;
+    }
     drop(upload(1.0, 100));
     assert_eq!(value(&upload(2.0, 100_000)), 2.0);
+}
+
+/// What a tool that checks accesses does not see: a tensor ends within an allocation.
+#[test]
+fn a_write_around_a_tensor_of_a_graph_is_found() {
+    if is_virtual() {
+        let variables = ["NADIR_POOL", "NADIR_SENTINELS"].map(|name| (name, "on".into()));
+        in_own_process("sentinels_are_looked_at", &variables);
+    }
+}
+
+#[test]
+#[ignore = "run by a_write_around_a_tensor_of_a_graph_is_found"]
+fn sentinels_are_looked_at() {
+    if !is_run_by_another() {
+        return;
+    }
+    // Far more than the kernel looks at, so that it reads what is there.
+    let x = upload(1.0, 5000);
+    let [five, four] = [500, 400].map(|n| x.narrow(0, 0, n).unwrap());
+    let work = |more| {
+        let two = add(&five, &five)?;
+        let three = add_past(&four, &four, more)?;
+        Ok((two, three))
+    };
+    let mut whole = Graph::capture(GPU, || work(0)).unwrap();
+    for _ in 0..3 {
+        let (two, three) = whole.launch().unwrap();
+        assert_eq!((value(two), value(three)), (2.0, 2.0));
+    }
+    for more in [1, 100] {
+        let mut graph = Graph::capture(GPU, || work(more)).unwrap();
+        let error = graph.launch().map(drop).unwrap_err().to_string();
+        let says = "wrote to byte 1 behind the end of slot 1 of 2 (1600 bytes)";
+        assert!(error.contains(says), "{error}");
+    }
+    // The device is as it was.
+    assert!(whole.launch().is_ok());
+}
+
+/// Without pools and graphs a tool sees what uses a tensor's memory after it.
+#[test]
+fn a_use_after_free_is_found() {
+    if is_virtual() {
+        let found = in_own_process("memory_is_used_after_free", &[("NADIR_POOL", "off".into())]);
+        assert!(found, "the virtual device says nothing");
+    }
+}
+
+#[test]
+#[ignore = "run by a_use_after_free_is_found"]
+fn memory_is_used_after_free() {
+    if !is_run_by_another() {
+        return;
+    }
+    let (x, gone) = (upload(1.0, 100), upload(2.0, 100));
+    let mut y = Tensor::uninit([100], DType::F32, GPU).unwrap();
+    let mut args = Args::new();
+    let addresses = [args.address_mut("add", &mut y).unwrap(), address(&gone)];
+    drop(gone);
+    for address in [addresses[0], addresses[1], address(&x)] {
+        args.push(&address.to_ne_bytes()).unwrap();
+    }
+    args.push(bytemuck::bytes_of(&[100u64, 100])).unwrap();
+    args.launch("elementwise", "add_f32", LaunchConfig::new([8, 1], 64)).unwrap();
+    assert!(matches!(y.to_vec::<f32>(), Err(Error::DeviceLost { device: GPU, .. })));
+}
+
+#[test]
+fn a_driver_too_old_for_the_kernels_is_told_from_other_failures() {
+    if is_virtual() {
+        in_own_process("no_kernel_can_be_loaded", &[("VGPU_DRIVER", "12020".into())]);
+    }
+}
+
+#[test]
+#[ignore = "run by a_driver_too_old_for_the_kernels_is_told_from_other_failures"]
+fn no_kernel_can_be_loaded() {
+    if !is_run_by_another() {
+        return;
+    }
+    let x = upload(1.0, 10);
+    for _ in 0..2 {
+        let Err(Error::Cuda(message)) = add(&x, &x) else { panic!("no error") };
+        assert!(message.contains("the driver is one for CUDA 12.2"), "{message}");
+        assert_eq!(value(&x), 1.0);
+    }
+    let (device, why) = choose("auto").unwrap();
+    assert_eq!(device, Device::Cpu);
+    assert!(why.contains("one for CUDA 12.2, and the kernels need CUDA 13"), "{why}");
 }
 
 /// Of a view only what lies between its first and its last element travels to the host.
@@ -551,6 +660,9 @@ fn a_lost_device_says_so_from_then_on() {
 #[test]
 #[ignore = "run by a_lost_device_says_so_from_then_on"]
 fn a_launch_fails() {
+    if !is_run_by_another() {
+        return;
+    }
     let lost = |result: Result<()>| matches!(result, Err(Error::DeviceLost { device: GPU, .. }));
     let (x, y, stream) = (upload(1.0, 10), upload(2.0, 10), Stream::new(GPU).unwrap());
     assert!(lost(work()));
