@@ -51,6 +51,82 @@ fn a_profile_names_the_kernels_of_a_picture() {
     assert!(table.contains("instructions") && !table.contains(" ms "), "{table}");
 }
 
+/// By module, too, each by the path of its weights.
+#[test]
+fn a_profile_names_the_parts_of_the_model() {
+    if !is_virtual() {
+        return;
+    }
+    let mut command = Command::new(program());
+    command.args(["profile", "a river", "--device=cuda", "--steps=1", "-W=16", "-H=16"]);
+    let output = command.arg("--by=module").env_remove("VGPU_COUNTERS").output().unwrap();
+    let table = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let names: Vec<&str> = table.lines().filter_map(|line| line.split(' ').next()).collect();
+    for layer in LAYERS {
+        assert!(names.contains(&layer), "{layer}: {table}");
+    }
+}
+
+/// Some that launch kernels of their own.
+const LAYERS: [&str; 6] = [
+    "text_encoder.encoder.layers.0.self_attn",
+    "unet.conv_in",
+    "unet.down_blocks.0.resnets.0.conv1",
+    "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1",
+    "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q",
+    "vae.decoder.conv_in",
+];
+
+/// What NVIDIA's tools are told: ranges with the paths of the weights around what each layer launches, closed in the order in
+/// which they were opened. The virtual device listens as such a tool does.
+#[test]
+fn ranges_tell_tools_which_layer_launches_what() {
+    if !is_virtual() {
+        return;
+    }
+    let paths = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let mut libraries = std::env::split_paths(&paths).map(|folder| folder.join("libcuda.so"));
+    let tool = libraries.find(|library| library.exists()).unwrap();
+    let noted = |tool: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("calls");
+        let variables = [
+            ("NADIR_GRAPH", "off"),
+            ("NVTX_INJECTION64_PATH", tool),
+            ("VGPU_CALLS", file.to_str().unwrap()),
+        ];
+        let args = ["--device=cuda", "-s=1", "-W=16", "-H=16", "--steps=1"];
+        let output = nadir(folder.path(), &variables, &args);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        fs::read_to_string(file).unwrap()
+    };
+    let text = noted(tool.to_str().unwrap());
+    let (mut open, mut launched) = (Vec::new(), BTreeMap::<&str, usize>::new());
+    for line in text.lines() {
+        match line.split_once(' ') {
+            Some(("nvtxRangePushA", name)) => {
+                assert!(open.last().is_none_or(|outer| name.starts_with(outer)), "{open:?} {name}");
+                open.push(name);
+            }
+            None if line == "nvtxRangePop" => assert!(open.pop().is_some(), "closed before opened"),
+            // Before the first, weights are laid out.
+            None if line.starts_with("cuLaunch") && !(open.is_empty() && launched.is_empty()) => {
+                *launched.entry(open.last().unwrap_or(&"")).or_default() += 1;
+            }
+            _ => {}
+        }
+    }
+    assert!(open.is_empty(), "still open: {open:?}");
+    for layer in LAYERS {
+        assert!(launched.contains_key(layer), "{layer}: {launched:#?}");
+    }
+    // Most is of some layer; without a tool there is nothing to tell.
+    let all: usize = launched.values().sum();
+    assert!(launched[""] < all / 3, "{launched:#?}");
+    assert!(!noted("").contains("nvtx"));
+}
+
 /// Runs `nadir generate` with these variables and arguments in `folder`.
 fn nadir(folder: &Path, variables: &[(&str, &str)], args: &[&str]) -> Output {
     let mut command = Command::new(program());

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::builder::styling::{AnsiColor, Style, Styles};
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use nadir::Error;
 use nadir::nn::lora::Adapter;
@@ -289,8 +289,20 @@ pub struct Profile {
     #[arg(long, value_name = "NAME", help_heading = "Model")]
     pub variant: Option<String>,
 
+    /// What the rows of the table are: kernels, or the parts of the model that launched them
+    #[arg(long, value_enum, default_value_t, value_name = "ROWS", help_heading = "Table")]
+    pub by: ProfileBy,
+
     #[command(flatten)]
     pub execution: Execution,
+}
+
+/// See [`Profile::by`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ProfileBy {
+    #[default]
+    Kernel,
+    Module,
 }
 
 /// Say what this machine and this build can do

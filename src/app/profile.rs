@@ -1,4 +1,4 @@
-//! `nadir profile`: the kernels of a picture.
+//! `nadir profile`: the kernels of a picture, or the parts of the model that launch them.
 
 use std::collections::HashMap;
 use std::fs;
@@ -8,10 +8,11 @@ use std::path::Path;
 use serde::Deserialize;
 
 use nadir::pipeline::{Event, LoadOptions, Request, Settings, TextToImage};
-use nadir::tensor::cuda::{self, KernelTime};
+use nadir::tensor::cuda::{self, Launch, Range};
 use nadir::tensor::{DType, Device};
 use nadir::{Error, Result};
 
+use super::args::ProfileBy;
 use super::draw::choose_device;
 use super::model::Model;
 use super::progress::Progress;
@@ -28,6 +29,29 @@ struct Counts {
     sectors: u64,
     sectors_needed: u64,
     bank_conflicts: u64,
+}
+
+/// A row of the table: some launches.
+#[derive(Clone, Debug, Default)]
+struct Row {
+    calls: usize,
+    seconds: f64,
+    counts: Counts,
+}
+
+impl Row {
+    fn add(&mut self, seconds: f64, counts: &Counts) {
+        self.calls += 1;
+        self.seconds += seconds;
+        let sum = &mut self.counts;
+        sum.warp_instructions += counts.warp_instructions;
+        sum.flops += counts.flops;
+        sum.tensor_flops += counts.tensor_flops;
+        sum.global_bytes += counts.global_bytes;
+        sum.sectors += counts.sectors;
+        sum.sectors_needed += counts.sectors_needed;
+        sum.bank_conflicts += counts.bank_conflicts;
+    }
 }
 
 /// Prints what drawing takes.
@@ -60,72 +84,87 @@ pub fn run(args: args::Profile) -> anyhow::Result<()> {
     };
     let is_virtual = cuda::devices()?.get(ordinal).is_some_and(cuda::Properties::is_virtual);
     progress.busy("drawing");
+    // What the loading has put into the stream is none of the picture's.
+    cuda::Stream::current(device)?.synchronize()?;
     let table = if is_virtual {
         let counters = std::env::var_os("VGPU_COUNTERS");
         let counters = counters.as_deref().map(Path::new);
         let before = counters.map_or(0, |file| fs::read(file).map_or(0, |lines| lines.len()));
-        let ((), times) = cuda::profile(device, draw)?;
+        let ((), launches) = cuda::profile(device, draw)?;
         match counters {
-            Some(file) => counted(&read_counts(file, before)?),
-            None => called(&times),
+            Some(file) => {
+                let counts = read_counts(file, before)?;
+                let alike = |(a, b): (&Launch, &Counts)| a.kernel == b.kernel;
+                if counts.len() != launches.len() || !launches.iter().zip(&counts).all(alike) {
+                    let message = "the device counted other launches than were made";
+                    return Err(Error::value("profile", message).into());
+                }
+                counted(&rows(args.by, &launches, &counts))
+            }
+            None => called(&rows(args.by, &launches, &[])),
         }
     } else {
         draw()?;
-        let ((), times) = cuda::profile(device, draw)?;
-        timed(&times)
+        let ((), launches) = cuda::profile(device, draw)?;
+        timed(&rows(args.by, &launches, &[]))
     };
     // Nobody may be reading.
     let _ = writeln!(std::io::stdout(), "{}", table.join("\n"));
     Ok(())
 }
 
-/// The lines behind the first `before` bytes, summed by kernel, those with the most instructions first.
-fn read_counts(file: &Path, before: usize) -> Result<Vec<(usize, Counts)>> {
+/// The launches in the lines behind the first `before` bytes.
+fn read_counts(file: &Path, before: usize) -> Result<Vec<Counts>> {
     let io = |source| Error::Io { path: file.to_path_buf(), source };
     let bytes = fs::read(file).map_err(io)?;
     let lines = String::from_utf8_lossy(bytes.get(before..).unwrap_or_default()).into_owned();
-    let mut kernels: HashMap<String, (usize, Counts)> = HashMap::new();
-    for line in lines.lines() {
-        let launch: Counts = serde_json::from_str(line).map_err(|e| io(e.into()))?;
-        let (calls, sum) = kernels.entry(launch.kernel.clone()).or_default();
-        *calls += 1;
-        sum.kernel = launch.kernel;
-        sum.warp_instructions += launch.warp_instructions;
-        sum.flops += launch.flops;
-        sum.tensor_flops += launch.tensor_flops;
-        sum.global_bytes += launch.global_bytes;
-        sum.sectors += launch.sectors;
-        sum.sectors_needed += launch.sectors_needed;
-        sum.bank_conflicts += launch.bank_conflicts;
+    lines.lines().map(|line| serde_json::from_str(line).map_err(|e| io(e.into()))).collect()
+}
+
+/// The launches by kernel or by part of the model, with what was counted of each, if anything was.
+fn rows(by: ProfileBy, launches: &[Launch], counts: &[Counts]) -> Vec<(String, Row)> {
+    let mut rows: HashMap<&str, Row> = HashMap::new();
+    let uncounted = Counts::default();
+    for (i, launch) in launches.iter().enumerate() {
+        let name = match by {
+            ProfileBy::Kernel => launch.kernel,
+            ProfileBy::Module => launch.range.as_ref().map_or("between", Range::name),
+        };
+        rows.entry(name).or_default().add(launch.seconds, counts.get(i).unwrap_or(&uncounted));
     }
-    let mut kernels: Vec<_> = kernels.into_values().collect();
-    kernels.sort_by_key(|(_, sum)| std::cmp::Reverse(sum.warp_instructions));
-    Ok(kernels)
+    rows.into_iter().map(|(name, row)| (name.to_owned(), row)).collect()
 }
 
-fn timed(times: &[KernelTime]) -> Vec<String> {
-    let total: f64 = times.iter().map(|time| time.seconds).sum();
-    let calls: usize = times.iter().map(|time| time.calls).sum();
-    let row = |kernel: &str, calls: usize, seconds: f64| {
+/// Sorts rows, the largest `size` first, and gives the width of their names.
+fn sort(rows: &[(String, Row)], size: impl Fn(&Row) -> f64) -> (usize, Vec<&(String, Row)>) {
+    let mut sorted: Vec<_> = rows.iter().collect();
+    sorted.sort_by(|(a, x), (b, y)| size(y).total_cmp(&size(x)).then(a.cmp(b)));
+    (rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0).max(28), sorted)
+}
+
+fn timed(rows: &[(String, Row)]) -> Vec<String> {
+    let (width, sorted) = sort(rows, |row| row.seconds);
+    let total: f64 = rows.iter().map(|(_, row)| row.seconds).sum();
+    let calls: usize = rows.iter().map(|(_, row)| row.calls).sum();
+    let line = |name: &str, calls: usize, seconds: f64| {
         let (each, share) = (1e6 * seconds / calls.max(1) as f64, 100.0 * seconds / total);
-        format!("{kernel:<28} {calls:>7} {:>11.3} {each:>10.1} {share:>6.1}", 1e3 * seconds)
+        format!("{name:<width$} {calls:>7} {:>11.3} {each:>10.1} {share:>6.1}", 1e3 * seconds)
     };
-    let header =
-        format!("{:<28} {:>7} {:>11} {:>10} {:>6}", "kernel", "calls", "ms", "us each", "%");
-    let rows = times.iter().map(|time| row(time.kernel, time.calls, time.seconds));
-    [header].into_iter().chain(rows).chain([row("all", calls, total)]).collect()
+    let header = format!("{:<width$} {:>7} {:>11} {:>10} {:>6}", "", "calls", "ms", "us each", "%");
+    let lines = sorted.iter().map(|(name, row)| line(name, row.calls, row.seconds));
+    [header].into_iter().chain(lines).chain([line("all", calls, total)]).collect()
 }
 
-fn counted(kernels: &[(usize, Counts)]) -> Vec<String> {
-    let total: u64 = kernels.iter().map(|(_, sum)| sum.warp_instructions).sum();
+fn counted(rows: &[(String, Row)]) -> Vec<String> {
+    let (width, sorted) = sort(rows, |row| row.counts.warp_instructions as f64);
+    let total: u64 = rows.iter().map(|(_, row)| row.counts.warp_instructions).sum();
     let header = format!(
-        "{:<28} {:>7} {:>14} {:>6} {:>10} {:>10} {:>8} {:>10}",
-        "kernel", "calls", "instructions", "%", "MFLOP", "MB", "sectors", "conflicts"
+        "{:<width$} {:>7} {:>14} {:>6} {:>10} {:>10} {:>8} {:>10}",
+        "", "calls", "instructions", "%", "MFLOP", "MB", "sectors", "conflicts"
     );
-    let rows = kernels.iter().map(|(calls, sum)| {
+    let lines = sorted.iter().map(|(name, Row { calls, counts: sum, .. })| {
         format!(
-            "{:<28} {calls:>7} {:>14} {:>6.1} {:>10.1} {:>10.1} {:>7.2}x {:>10}",
-            sum.kernel,
+            "{name:<width$} {calls:>7} {:>14} {:>6.1} {:>10.1} {:>10.1} {:>7.2}x {:>10}",
             sum.warp_instructions,
             100.0 * sum.warp_instructions as f64 / total.max(1) as f64,
             (sum.flops + sum.tensor_flops) as f64 / 1e6,
@@ -135,12 +174,13 @@ fn counted(kernels: &[(usize, Counts)]) -> Vec<String> {
         )
     });
     let note = "counted on the virtual device: instructions of its PTX by warps, sectors as a multiple of those needed";
-    [header].into_iter().chain(rows).chain([note.into()]).collect()
+    [header].into_iter().chain(lines).chain([note.into()]).collect()
 }
 
-fn called(times: &[KernelTime]) -> Vec<String> {
-    let header = format!("{:<28} {:>7}", "kernel", "calls");
-    let rows = times.iter().map(|time| format!("{:<28} {:>7}", time.kernel, time.calls));
+fn called(rows: &[(String, Row)]) -> Vec<String> {
+    let (width, sorted) = sort(rows, |row| row.calls as f64);
+    let header = format!("{:<width$} {:>7}", "", "calls");
+    let lines = sorted.iter().map(|(name, row)| format!("{name:<width$} {:>7}", row.calls));
     let note = "a virtual device has no times; VGPU_COUNTERS=FILE counts its work";
-    [header].into_iter().chain(rows).chain([note.into()]).collect()
+    [header].into_iter().chain(lines).chain([note.into()]).collect()
 }

@@ -6,6 +6,7 @@ use crate::ops::attention::{AttentionConfig, attention};
 use crate::ops::layout::concat;
 use crate::ops::matmul::Epilogue;
 use crate::tensor::Tensor;
+use crate::tensor::cuda::Range;
 
 /// Multi-head attention (Vaswani et al. 2017): softmax(q kᵀ / √d) v, between four projections.
 pub struct MultiHeadAttention {
@@ -18,6 +19,7 @@ pub struct MultiHeadAttention {
     names: Names,
     heads: usize,
     config: AttentionConfig,
+    range: Range,
 }
 
 /// What the four projections are called, and whether the first three have a bias.
@@ -127,6 +129,7 @@ impl MultiHeadAttention {
             names,
             heads,
             config: AttentionConfig { scale, causal },
+            range: p.range(),
         })
     }
 
@@ -135,6 +138,7 @@ impl MultiHeadAttention {
         let Some(qkv) = &self.qkv else {
             return self.cross(x, &self.key_value(x)?, residual);
         };
+        let _range = self.range.enter();
         let (b, t, c) = x.dims3()?;
         let (heads, d) = (self.heads, c / self.heads);
         let qkv = qkv.forward(x)?.reshape([b, t, 3 * heads, d])?; // [B, T, 3 heads, d]
@@ -144,6 +148,7 @@ impl MultiHeadAttention {
 
     /// Projects `context` [B, S, D] to keys and values.
     pub fn key_value(&self, context: &Tensor) -> Result<KeyValue> {
+        let _range = self.range.enter();
         Ok(KeyValue {
             k: self.split_heads(&self.k.forward(context)?)?,
             v: self.split_heads(&self.v.forward(context)?)?,
@@ -152,6 +157,7 @@ impl MultiHeadAttention {
 
     /// MultiHeadAttention of `x` [B, T, C] to keys and values [B, S, heads, d], plus `residual` [B, T, C].
     pub fn cross(&self, x: &Tensor, context: &KeyValue, residual: &Tensor) -> Result<Tensor> {
+        let _range = self.range.enter();
         self.attend(&self.split_heads(&self.q.forward(x)?)?, context, residual)
     }
 

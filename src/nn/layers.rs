@@ -7,12 +7,14 @@ use crate::ops::layout::concat;
 use crate::ops::matmul::{Epilogue, linear, linear_geglu};
 use crate::ops::weight::Layout;
 use crate::ops::{embedding, norm};
+use crate::tensor::cuda::Range;
 use crate::tensor::{DType, Tensor};
 
 /// y = x Wᵀ + b
 pub struct Linear {
     weight: Parameter,
     bias: Option<Parameter>,
+    range: Range,
 }
 
 module!(Linear { "weight": weight, "bias": bias });
@@ -43,7 +45,7 @@ impl Linear {
     ) -> Result<Self> {
         let weight = p.weight("weight", &[outputs, inputs], layout)?;
         let bias = bias.then(|| p.vector("bias", outputs)).transpose()?;
-        Ok(Self { weight, bias })
+        Ok(Self { weight, bias, range: p.range() })
     }
 
     /// `x` [.., inputs] -> [.., outputs]
@@ -53,12 +55,14 @@ impl Linear {
 
     /// As [`Self::forward`], ending in `epilogue` (whose bias is the layer's).
     pub fn forward_with(&self, x: &Tensor, epilogue: Epilogue) -> Result<Tensor> {
+        let _range = self.range.enter();
         let bias = self.bias.as_ref().map(Parameter::value);
         linear(x, &self.weight.weight(), Epilogue { bias: bias.as_ref(), ..epilogue })
     }
 
     /// `x` [.., inputs] -> [.., outputs / 2]: the first half of the outputs, gated by the second.
     pub fn forward_geglu(&self, x: &Tensor) -> Result<Tensor> {
+        let _range = self.range.enter();
         let bias = self.bias.as_ref().map(Parameter::value);
         linear_geglu(x, &self.weight.weight(), bias.as_ref())
     }
@@ -76,7 +80,8 @@ impl Linear {
         let bias =
             biases.map(|biases| concat(&biases.iter().collect::<Vec<_>>(), 0)).transpose()?;
         let (weight, bias) = (Parameter::laid_out(weight), bias.map(Parameter::frozen));
-        Ok(Some(Self { weight, bias }))
+        let range = Range::of_all(parts.iter().map(|part| &part.range));
+        Ok(Some(Self { weight, bias, range }))
     }
 }
 
@@ -85,6 +90,7 @@ pub struct Conv2d {
     weight: Parameter,
     bias: Option<Parameter>,
     config: Conv2dConfig,
+    range: Range,
 }
 
 module!(Conv2d { "weight": weight, "bias": bias });
@@ -121,7 +127,7 @@ impl Conv2d {
             false => Layout::ConvolutionAt(config.stride),
         };
         let weight = p.weight("weight", &[outputs, inputs, kernel, kernel], layout)?;
-        Ok(Self { weight, bias: None, config })
+        Ok(Self { weight, bias: None, config, range: p.range() })
     }
 
     /// A 3x3 convolution that keeps the size.
@@ -147,6 +153,7 @@ impl Conv2d {
 
     /// As [`Self::forward`], ending in `epilogue` (whose bias is the layer's).
     pub fn forward_with(&self, x: &Tensor, epilogue: Epilogue) -> Result<Tensor> {
+        let _range = self.range.enter();
         let bias = self.bias.as_ref().map(Parameter::value);
         let epilogue = Epilogue { bias: bias.as_ref(), ..epilogue };
         conv2d(x, &self.weight.weight(), self.config, epilogue)
@@ -154,6 +161,7 @@ impl Conv2d {
 
     /// `x` [B, H, W, inputs] with every pixel four times, [B, 2H, 2W, inputs] -> [B, H', W', outputs]
     pub fn forward_doubled(&self, x: &Tensor) -> Result<Tensor> {
+        let _range = self.range.enter();
         let bias = self.bias.as_ref().map(Parameter::value);
         let epilogue = Epilogue::bias(bias.as_ref());
         conv2d_doubled(x, &self.weight.weight(), self.config, epilogue)
@@ -171,6 +179,7 @@ pub struct GroupNorm {
     beta: Parameter,
     groups: usize,
     eps: f32,
+    range: Range,
 }
 
 module!(GroupNorm { "weight": gamma, "bias": beta });
@@ -186,6 +195,7 @@ impl GroupNorm {
             beta: p.vector("bias", channels)?,
             groups,
             eps,
+            range: p.range(),
         })
     }
 
@@ -201,11 +211,13 @@ impl GroupNorm {
 
     /// `x` [B, H, W, C1] and `rest` [B, H, W, C2], C1 + C2 = C: both side by side, and SiLU of that normalised.
     pub fn forward_silu_of(&self, x: &Tensor, rest: &Tensor) -> Result<[Tensor; 2]> {
+        let _range = self.range.enter();
         let (gamma, beta) = (self.gamma.value(), self.beta.value());
         norm::concat_group_norm([x, rest], &gamma, &beta, self.groups, self.eps, true)
     }
 
     fn normalize(&self, x: &Tensor, silu: bool) -> Result<Tensor> {
+        let _range = self.range.enter();
         let (gamma, beta) = (self.gamma.value(), self.beta.value());
         norm::group_norm(x, &gamma, &beta, self.groups, self.eps, silu)
     }
@@ -216,6 +228,7 @@ pub struct LayerNorm {
     gamma: Parameter,
     beta: Parameter,
     eps: f32,
+    range: Range,
 }
 
 module!(LayerNorm { "weight": gamma, "bias": beta });
@@ -226,11 +239,13 @@ impl LayerNorm {
     /// # Errors
     /// As [`Params::raw`].
     pub fn load(p: &Params, channels: usize, eps: f32) -> Result<Self> {
-        Ok(Self { gamma: p.vector("weight", channels)?, beta: p.vector("bias", channels)?, eps })
+        let (gamma, beta) = (p.vector("weight", channels)?, p.vector("bias", channels)?);
+        Ok(Self { gamma, beta, eps, range: p.range() })
     }
 
     /// `x` [.., C]
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let _range = self.range.enter();
         norm::layer_norm(x, &self.gamma.value(), &self.beta.value(), self.eps)
     }
 }
@@ -239,6 +254,7 @@ impl LayerNorm {
 pub struct Embedding {
     table: Parameter,
     dtype: DType,
+    range: Range,
 }
 
 module!(Embedding { "weight": table });
@@ -249,11 +265,13 @@ impl Embedding {
     /// # Errors
     /// As [`Params::raw`].
     pub fn load(p: &Params, count: usize, channels: usize) -> Result<Self> {
-        Ok(Self { table: p.tensor("weight", &[count, channels])?, dtype: p.dtype() })
+        let table = p.tensor("weight", &[count, channels])?;
+        Ok(Self { table, dtype: p.dtype(), range: p.range() })
     }
 
     /// `ids` [..], wherever they are -> [.., channels]
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+        let _range = self.range.enter();
         let table = self.table.value();
         embedding::embedding(&ids.to_device(table.device())?, &table)?.to_dtype(self.dtype)
     }

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::io::{TensorInfo, TensorSource};
 use crate::nn::Parameter;
 use crate::ops::weight::{Layout, Weight};
+use crate::tensor::cuda::Range;
 use crate::tensor::{DType, Device, Tensor};
 
 /// A node in the tree of a model's weights: `params.pp("down_blocks").pp(0)` is where the layers of the
@@ -18,6 +19,7 @@ use crate::tensor::{DType, Device, Tensor};
 #[derive(Clone)]
 pub struct Params {
     loading: Arc<Loading>,
+    model: &'static str,
     prefix: String,
     dtype: DType,
     compact: bool,
@@ -103,7 +105,18 @@ impl Params {
     ) -> Self {
         let loading = Loading { source, initial, elements, device, log: Mutex::default() };
         let (loading, keep) = (Arc::new(loading), Keep::default());
-        Self { loading, prefix: String::new(), dtype, compact: false, keep }
+        Self { loading, model: "", prefix: String::new(), dtype, compact: false, keep }
+    }
+
+    /// The same weights, of the part `model` of a pipeline: what [`Self::range`] begins with.
+    pub fn of_model(&self, model: &'static str) -> Self {
+        Self { model, ..self.clone() }
+    }
+
+    /// Where profilers show what the layers at this node launch.
+    pub fn range(&self) -> Range {
+        let parts = [self.model, &self.prefix].into_iter().filter(|part| !part.is_empty());
+        Range::new(&parts.collect::<Vec<_>>().join("."))
     }
 
     /// The subtree `name`.

@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::nn::{Conv2d, GroupNorm, Linear, Params, checkpoint, module};
 use crate::ops::matmul::Epilogue;
 use crate::tensor::Tensor;
+use crate::tensor::cuda::Range;
 
 /// ResnetBlock2D of diffusers (`models/resnet.py`): norm, SiLU, conv, + time, norm, SiLU, conv, + input.
 pub struct ResnetBlock {
@@ -15,6 +16,7 @@ pub struct ResnetBlock {
     norm2: GroupNorm,
     conv2: Conv2d,
     shortcut: Option<Conv2d>,
+    range: Range,
 }
 
 module!(ResnetBlock {
@@ -50,6 +52,7 @@ impl ResnetBlock {
             shortcut: (input != output)
                 .then(|| Conv2d::load_1x1(&p.pp("conv_shortcut"), input, output))
                 .transpose()?,
+            range: p.range(),
         }))
     }
 
@@ -69,6 +72,7 @@ impl ResnetBlock {
     pub fn forward(self: &Arc<Self>, x: &Tensor, time: Option<&Tensor>) -> Result<Tensor> {
         let inputs: Vec<&Tensor> = [x].into_iter().chain(time).collect();
         checkpoint(self, &inputs, |block, inputs| {
+            let _range = block.range.enter();
             let x = &inputs[0];
             block.finish(x, block.norm1.forward_silu(x)?, inputs.get(1))
         })
@@ -83,6 +87,7 @@ impl ResnetBlock {
     ) -> Result<Tensor> {
         let inputs: Vec<&Tensor> = [x, skip].into_iter().chain(time).collect();
         checkpoint(self, &inputs, |block, inputs| {
+            let _range = block.range.enter();
             let [x, normal] = block.norm1.forward_silu_of(&inputs[0], &inputs[1])?;
             block.finish(&x, normal, inputs.get(2))
         })

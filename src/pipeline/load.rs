@@ -215,7 +215,7 @@ fn open_adapters(folder: &PipelineFolder, adapters: &[Adapter]) -> Result<Adapte
 /// Loads one component; what its files hold beyond it becomes a note.
 fn load<T>(
     folder: &PipelineFolder,
-    name: &str,
+    name: &'static str,
     (options, adapters): (&LoadOptions, &Adapters),
     dtype: DType,
     (notes, fingerprint): &mut (&mut Vec<String>, &mut Fingerprint),
@@ -226,7 +226,7 @@ fn load<T>(
     let file = weights.names().first().map(|first| weights.origin(first)).unwrap_or_default();
     let checksums = weights.checksums();
     let weights = adapters.merged(name, weights);
-    let params = Params::new(weights, dtype, options.device).keeping(options.keep);
+    let params = Params::new(weights, dtype, options.device).keeping(options.keep).of_model(name);
     let model = build(&config, &params)?;
     let unused = params.finish()?;
     adapters.check_unused(name, &unused)?;

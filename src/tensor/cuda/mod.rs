@@ -10,7 +10,9 @@
 //! | `launch.rs` | launching kernels |
 //! | `graph.rs` | captured work |
 //! | `sentinels.rs` | what shows that a kernel of a graph wrote around its output |
-//! | `profile.rs` | how long kernels take |
+//! | `profile.rs` | what is launched, and how long it takes |
+//! | `range.rs` | by which part of a model |
+//! | `nvtx.rs` | telling that to the profiler that the process runs under |
 //!
 //! The driver is looked for at run time. Where there is none, [`devices`] and [`choose`] say so. Families of kernels
 //! are loaded when first used, machine code before PTX.
@@ -20,7 +22,9 @@ mod gpu;
 mod graph;
 mod launch;
 mod memory;
+mod nvtx;
 mod profile;
+mod range;
 mod sentinels;
 mod staging;
 mod stream;
@@ -34,7 +38,8 @@ pub use graph::Graph;
 pub(crate) use launch::{Args, LaunchConfig};
 pub(crate) use memory::Buffer;
 pub(crate) use profile::is_profiling;
-pub use profile::{KernelTime, profile};
+pub use profile::{Launch, profile};
+pub use range::{Entered, Range};
 pub use stream::Stream;
 
 include!(concat!(env!("OUT_DIR"), "/modules.rs"));

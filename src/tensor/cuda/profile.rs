@@ -1,33 +1,35 @@
-//! How often a piece of work launches each kernel, and how long those take.
+//! What a piece of work launches, and how long that takes.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 
 use cudarc::driver::{DriverError, result, sys};
 
 use super::gpu::Gpu;
+use super::range::Range;
 use super::stream::Stream;
 use crate::error::Result;
 use crate::types::Device;
 
-/// What a piece of work did with one kernel.
+/// One launch of a kernel.
 #[derive(Clone, Debug, PartialEq)]
-pub struct KernelTime {
+pub struct Launch {
     /// The name of the kernel.
     pub kernel: &'static str,
-    /// How often it was launched.
-    pub calls: usize,
-    /// What the launches took on the device together, in seconds. A virtual device's clock says nothing of a card's.
+    /// The innermost part of a model that launched it, if one did.
+    pub range: Option<Range>,
+    /// What it took on the device, in seconds. A virtual device's clock says nothing of a card's.
     pub seconds: f64,
 }
 
 thread_local! {
     /// What this thread has launched since it began to profile.
-    static LAUNCHES: RefCell<Option<Vec<Launch>>> = const { RefCell::new(None) };
+    static LAUNCHES: RefCell<Option<Vec<Timed>>> = const { RefCell::new(None) };
 }
 
-struct Launch {
+/// A launch between two events.
+struct Timed {
     kernel: &'static str,
+    range: Option<Range>,
     start: Event,
     end: Event,
 }
@@ -59,34 +61,26 @@ impl Drop for Profiling {
     }
 }
 
-/// Runs `work`, and says of each kernel that this thread launches on `device` meanwhile how often that was and how long
-/// it took, the longest first. What is launched is waited for. Graphs are not looked into.
+/// Runs `work`, and lists what this thread launches on `device` meanwhile, in that order. It is waited for. Graphs are not
+/// looked into.
 ///
 /// # Errors
 /// What `work` ends with; `Argument` for the CPU; `DeviceLost`.
-pub fn profile<T>(
-    device: Device,
-    work: impl FnOnce() -> Result<T>,
-) -> Result<(T, Vec<KernelTime>)> {
+pub fn profile<T>(device: Device, work: impl FnOnce() -> Result<T>) -> Result<(T, Vec<Launch>)> {
     let gpu = Gpu::of(device)?;
     let _profiling = Profiling;
     LAUNCHES.set(Some(Vec::new()));
     let result = work()?;
     let launches = LAUNCHES.take().unwrap_or_default();
     Stream::current_on(gpu)?.synchronize()?;
-    let mut times: HashMap<&'static str, KernelTime> = HashMap::new();
-    for Launch { kernel, start, end } in &launches {
+    let measured = |launch: &Timed| {
         // SAFETY: both were recorded in one stream, around one launch, and are there until `launches` goes.
-        let milliseconds =
-            gpu.call("timing a kernel", || unsafe { result::event::elapsed(start.0, end.0) })?;
-        let empty = KernelTime { kernel, calls: 0, seconds: 0.0 };
-        let time = times.entry(kernel).or_insert(empty);
-        time.calls += 1;
-        time.seconds += f64::from(milliseconds) / 1e3;
-    }
-    let mut times: Vec<KernelTime> = times.into_values().collect();
-    times.sort_by(|a, b| b.seconds.total_cmp(&a.seconds).then(a.kernel.cmp(b.kernel)));
-    Ok((result, times))
+        let elapsed = || unsafe { result::event::elapsed(launch.start.0, launch.end.0) };
+        let seconds = f64::from(gpu.call("timing a kernel", elapsed)?) / 1e3;
+        Ok(Launch { kernel: launch.kernel, range: launch.range.clone(), seconds })
+    };
+    let launches = launches.iter().map(measured).collect::<Result<_>>()?;
+    Ok((result, launches))
 }
 
 /// Whether this thread profiles.
@@ -109,7 +103,7 @@ pub(super) fn timed(
     let end = Event::record(raw)?;
     LAUNCHES.with_borrow_mut(|launches| {
         if let Some(launches) = launches {
-            launches.push(Launch { kernel, start, end });
+            launches.push(Timed { kernel, range: Range::current(), start, end });
         }
     });
     Ok(())

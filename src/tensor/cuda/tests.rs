@@ -442,12 +442,19 @@ fn a_profile_counts_the_launches_of_its_work() {
         drop(Graph::capture(GPU, || add(&x, &x))?); // gathered, not launched
         add(&add(&x, &x)?, &x)
     };
-    let (y, times) = profile(GPU, work).unwrap();
-    assert_eq!(value(&y), 3.0);
-    let [KernelTime { kernel: "add_f32", calls: 2, seconds }] = times[..] else {
-        panic!("{times:?}");
-    };
-    assert!(seconds >= 0.0);
+    let layer = Range::new("unet.layer");
+    let (y, launches) = profile(GPU, || {
+        let _entered = layer.enter();
+        let y = work()?;
+        let _inner = Range::new("unet.layer.inner").enter();
+        add(&y, &x)
+    })
+    .unwrap();
+    assert_eq!(value(&y), 4.0);
+    assert!(launches.iter().all(|l| l.kernel == "add_f32" && l.seconds >= 0.0), "{launches:?}");
+    let ranges: Vec<_> = launches.iter().map(|l| l.range.as_ref().map(Range::name)).collect();
+    assert_eq!(ranges, [Some("unet.layer"), Some("unet.layer"), Some("unet.layer.inner")]);
+    assert_eq!(profile(GPU, || add(&x, &x)).unwrap().1[0].range, None, "ranges end");
     assert!(matches!(profile(GPU, || Err::<(), _>(Error::Interrupted)), Err(Error::Interrupted)));
     add(&x, &x).unwrap();
     assert_eq!(profile(GPU, || Ok(())).unwrap().1, []);
