@@ -4,6 +4,7 @@ mod cuda;
 #[cfg(unix)]
 mod fuzz;
 mod golden;
+mod gpu_bundle;
 mod process;
 mod test;
 mod vgpu;
@@ -36,6 +37,10 @@ commands:
   golden --check [--python PYTHON]
             Saves the model that ships and has diffusers compare the copies with it, bit for bit; trains a
             little and has TensorBoard read the events of that.
+  gpu-bundle [--profile PROFILE]
+            Packs the tests of GPUs, what they read, nadir, times of products and the virtual device into
+            target/nadir-gpu.tar.gz, for a machine with a card and a driver and nothing else: unpacked there,
+            `sh run.sh` runs them all and writes report.md. PROFILE is how they are built: release, or dev.
   fuzz [--minutes N] [--seed S] [--case C]
             Damages configurations, weights, pictures, replayed pictures and PTX, and has the programs read them:
             none may panic, grow, or refuse a file without naming it. --case makes one case of a seed again.
@@ -68,6 +73,7 @@ fn run() -> Result<()> {
         "cuda" if rest.is_empty() => cuda::install().map(|nvcc| println!("{}", nvcc.display())),
         "vgpu" => vgpu::run(rest),
         "golden" => golden::run(rest),
+        "gpu-bundle" => gpu_bundle::run(rest),
         #[cfg(unix)]
         "fuzz" => fuzz::run(rest),
         "help" | "--help" | "-h" => {
