@@ -276,7 +276,12 @@ fn a_longer_picture_allocates_no_more() {
     let folder = tempfile::tempdir().unwrap();
     let refused = |steps: &str, n: usize| {
         let n = n.to_string();
-        let variables = [("NADIR_POOL", "on"), ("VGPU_CHECKS", "off"), ("VGPU_FAIL_ALLOC", &n)];
+        let variables = [
+            ("NADIR_POOL", "on"),
+            ("NADIR_GRAPH", "on"),
+            ("VGPU_CHECKS", "off"),
+            ("VGPU_FAIL_ALLOC", &n),
+        ];
         let args = ["--device=cuda", "-s=1", "-W=16", "-H=16", steps];
         let output = nadir(folder.path(), &variables, &args);
         String::from_utf8_lossy(&output.stderr).contains("refused (VGPU_FAIL_ALLOC)")
