@@ -67,7 +67,7 @@ struct Setting {
 /// The device sees what is done outside of an allocation, or after it is freed; so first, every tensor is an allocation. As
 /// users run it, one tensor's memory becomes another's, and a denoising step is a graph: there sentinels see what is done
 /// around a tensor.
-const SETTINGS: [Setting; 2] = [
+const SETTINGS: [Setting; 3] = [
     Setting {
         what: "the library and whole pictures, kernel by kernel, every tensor with memory of its own",
         targets: &["--lib", "--test", "cuda", "--test", "cuda_device"],
@@ -77,6 +77,12 @@ const SETTINGS: [Setting; 2] = [
         what: "whole pictures once more, alone and in company, as graphs, from pools, between sentinels",
         targets: &["--test", "cuda", "--test", "cuda_company"],
         chosen: [("NADIR_POOL", "on"), ("NADIR_GRAPH", "on"), ("NADIR_SENTINELS", "on")],
+    },
+    Setting {
+        what: "steps of training",
+        // Of the tests of training those whose names say so.
+        targets: &["--test", "classifier", "--test", "train", "a_gpu_"],
+        chosen: [("NADIR_POOL", "on"), ("NADIR_GRAPH", "on"), ("NADIR_SENTINELS", "off")],
     },
 ];
 
