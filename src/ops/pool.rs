@@ -385,7 +385,7 @@ impl Window {
 mod tests {
     use super::*;
     use crate::ops::testing::{
-        bits, check, check_batch, check_gradient, check_nan, random, strided,
+        bits, check, check_batch, check_gradient, check_nan, devices, random, strided,
     };
 
     /// [B, H, W, C], size, stride, padding.
@@ -467,6 +467,22 @@ mod tests {
         for pool in [max_pool2d, avg_pool2d] {
             check_batch("pool", &random([7, 9, 5, 12], 3), |x| pool(x, win));
             check_nan("pool", &random([2, 9, 5, 12], 4), 300, |x| pool(x, win));
+        }
+    }
+
+    /// A window of one pixel is that pixel, also of an image with more elements than a launch has threads.
+    #[test]
+    fn every_element_of_a_large_image_is_written() {
+        let x = random([1, 1025, 1027, 1], 8);
+        for device in devices() {
+            let x = x.to_device(device).unwrap().variable();
+            for pool in [max_pool2d, avg_pool2d] {
+                let y = pool(&x, window(1, 1, 0)).unwrap();
+                assert!(bits(&y) == bits(&x), "{device}");
+                let grad = y.detach();
+                let gradients = crate::ops::gradient::backward_from(y, grad).unwrap();
+                assert!(bits(gradients.get(&x).unwrap()) == bits(&x), "{device}, the gradient");
+            }
         }
     }
 
