@@ -270,6 +270,11 @@ fn train_classify(args: TrainClassify) -> anyhow::Result<()> {
     if !(0.0..=1.0).contains(&args.label_smoothing) {
         return Err(Error::argument("label_smoothing", args.label_smoothing, "0 to 1").into());
     }
+    // Batch norm moves what it gathers whenever it is computed: a block cannot be computed twice.
+    if common.settings.gradient_checkpointing {
+        let expected = "false: classifiers keep what they compute";
+        return Err(Error::argument("gradient_checkpointing", true, expected).into());
+    }
     train(&common, |data, compute| {
         let task = match &args.init_from {
             Some(folder) => ClassifyTask::open(folder, data, compute)?,

@@ -67,6 +67,7 @@ fn what_cannot_be_trained_on_is_an_error() {
     refused("none.parquet", &[], &["none.parquet"]);
     refused(set, &["--base-width", "0"], &["--base-width"]);
     refused(set, &["--label-smoothing", "NaN"], &["--label-smoothing"]);
+    refused(set, &["--gradient_checkpointing"], &["--gradient-checkpointing", "classifiers"]);
     refused(set, &["--learning-rate", "NaN"], &["--learning-rate"]);
     refused(set, &["--lr-plateau-factor", "NaN"], &["--lr-plateau-factor"]);
     refused(set, &["--early-stopping-patience", "0"], &["--early-stopping-patience"]);
