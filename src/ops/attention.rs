@@ -127,7 +127,7 @@ fn keys_seen(lengths: Option<&Tensor>, batch: usize, keys: usize) -> Result<Vec<
 }
 
 /// `t` itself when its last dimension has no gaps, else a copy.
-fn dense(t: &Tensor) -> Result<Tensor> {
+pub(super) fn dense(t: &Tensor) -> Result<Tensor> {
     if t.strides().last() == Some(&1) { Ok(t.clone()) } else { t.contiguous() }
 }
 

@@ -22,6 +22,7 @@ pub mod norm;
 pub mod pool;
 pub mod reduce;
 pub mod resample;
+pub mod rotary;
 pub mod sampler;
 pub mod softmax;
 #[cfg(test)]
