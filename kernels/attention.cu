@@ -11,8 +11,10 @@
 struct AttentionDims {
     unsigned long long q_strides[3], k_strides[3], v_strides[3];  // of image, token and head
     unsigned queries, keys, heads, channels;
+    unsigned sharing;  // heads of queries that share one of keys and values
     unsigned causal;
     float factor;  // of the scores, times log2(e); above 0
+    unsigned reserved;
 };
 
 constexpr unsigned QUERIES = 64;  // of a block
@@ -31,13 +33,13 @@ struct Head {
 template <typename T>
 __device__ Head<T> head_of_block(T* y, float* lse, const T* q, const T* k, const T* v, const unsigned* lengths, const AttentionDims& d) {
     const unsigned image = blockIdx.y / d.heads, head = blockIdx.y % d.heads;
-    const auto first = [&](const unsigned long long(&strides)[3]) { return image * strides[0] + head * strides[2]; };
+    const auto first = [&](const unsigned long long(&strides)[3], unsigned of) { return image * strides[0] + of * strides[2]; };
     Head<T> h;
     h.y = y + (size_t(image) * d.queries * d.heads + head) * d.channels;
     h.lse = lse ? lse + size_t(blockIdx.y) * d.queries : nullptr;
-    h.q = q + first(d.q_strides);
-    h.k = k + first(d.k_strides);
-    h.v = v + first(d.v_strides);
+    h.q = q + first(d.q_strides, head);
+    h.k = k + first(d.k_strides, head / d.sharing);
+    h.v = v + first(d.v_strides, head / d.sharing);
     h.q_stride = d.q_strides[1];
     h.k_stride = d.k_strides[1];
     h.v_stride = d.v_strides[1];
@@ -45,9 +47,15 @@ __device__ Head<T> head_of_block(T* y, float* lse, const T* q, const T* k, const
     return h;
 }
 
+// Keys that a query sees, of those that are there: the last query all of them, if there are more than queries.
+__device__ inline unsigned seen_by_query(unsigned query, unsigned keys, const AttentionDims& d) {
+    const unsigned beyond = keys > d.queries ? keys - d.queries : 0;
+    return d.causal ? min(keys, beyond + query + 1) : keys;
+}
+
 // Keys that some query of a block from `first` on sees.
 __device__ inline unsigned seen_by_block(unsigned first, unsigned keys, const AttentionDims& d) {
-    return d.causal ? min(keys, first + QUERIES) : keys;
+    return seen_by_query(first + QUERIES - 1, keys, d);
 }
 
 // What the maximum is scaled by for a row that has seen only scores of -infinity: any number will do.
@@ -129,7 +137,7 @@ __device__ void attend(const Head<float>& h, const AttentionDims& d, unsigned ch
 #pragma unroll
         for (unsigned i = 0; i < EACH; i++) {
             const unsigned query = first + row + i * STEP;
-            const unsigned limit = d.causal ? min(seen, query + 1) : seen;
+            const unsigned limit = seen_by_query(query, h.keys, d);
             float largest = max[i];
 #pragma unroll
             for (unsigned j = 0; j < EACH; j++) {
@@ -138,7 +146,7 @@ __device__ void attend(const Head<float>& h, const AttentionDims& d, unsigned ch
             }
             largest = reduce(largest, [](float a, float b) { return fmaxf(a, b); });
             const float top = finite_or_zero(largest) * d.factor;
-            const float correction = exp2f(fmaf(max[i], d.factor, -top));
+            const float correction = exp2f(__fmul_rn(max[i], d.factor) - top);  // exactly 1 where nothing is larger
             max[i] = largest;
             sum[i] *= correction;
 #pragma unroll
@@ -272,7 +280,7 @@ struct Rows {
             largest = fmaxf(largest, __shfl_xor_sync(FULL_WARP, largest, 1));
             largest = fmaxf(largest, __shfl_xor_sync(FULL_WARP, largest, 2));
             const float top = finite_or_zero(largest) * factor;
-            correction[r] = exp2_approximate(fmaf(max[r], factor, -top));
+            correction[r] = exp2_approximate(__fmul_rn(max[r], factor) - top);  // exactly 1 where nothing is larger
             max[r] = largest;
             sum[r] *= correction[r];
 #pragma unroll
@@ -383,10 +391,10 @@ __device__ void write(const Head<T>& h, const AttentionDims& d, unsigned first, 
 }
 
 // What rows of a lane see.
-__device__ inline void limits(unsigned (&limit)[2], unsigned first, unsigned seen, const AttentionDims& d) {
+__device__ inline void limits(unsigned (&limit)[2], unsigned first, unsigned keys, const AttentionDims& d) {
     const unsigned query = first + threadIdx.x % WARP / 4;
 #pragma unroll
-    for (unsigned r = 0; r < 2; r++) limit[r] = d.causal ? min(seen, query + r * 8 + 1) : seen;
+    for (unsigned r = 0; r < 2; r++) limit[r] = seen_by_query(query + r * 8, keys, d);
 }
 
 template <typename T>
@@ -428,7 +436,7 @@ __device__ void attend(const Head<T>& h, const AttentionDims& d) {
 
     Rows rows;
     unsigned limit[2];
-    limits(limit, mine, seen, d);
+    limits(limit, mine, h.keys, d);
     float out[CHUNKS][4] = {};
 #pragma unroll 1
     for (unsigned key0 = 0; key0 < seen; key0 += KEYS) {
@@ -476,7 +484,7 @@ __device__ void attend_any(const Head<T>& h, const AttentionDims& d) {
 
     Rows rows;
     unsigned limit[2];
-    limits(limit, mine, seen, d);
+    limits(limit, mine, h.keys, d);
     float out[WIDTH][4] = {};
 #pragma unroll 1
     for (unsigned key0 = 0; key0 < seen; key0 += KEYS) {

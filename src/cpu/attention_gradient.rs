@@ -7,7 +7,7 @@
 //! dV = Pᵀ g      dS = scale P ⊙ (g Vᵀ - r)      dQ = dS K      dK = dSᵀ Q
 //! ```
 //!
-//! A head of an entry is one piece of work, so that its bits depend neither on the batch nor on the number of threads.
+//! A head of an entry's keys, with all heads of queries that share it, is one piece of work, so that its bits depend neither on the batch nor on the number of threads.
 
 use super::gemm::{self, KC, LDA, MicroKernel, SCRATCH, row_len};
 use super::math::Math;
@@ -23,6 +23,8 @@ pub const MAX_CHANNELS: usize = KC;
 pub struct Heads {
     /// Heads of an entry.
     pub heads: usize,
+    /// Heads of its keys and values, a divisor: as many of the former share one of the latter.
+    pub groups: usize,
     /// Queries of an entry.
     pub queries: usize,
     /// Keys of an entry.
@@ -31,14 +33,14 @@ pub struct Heads {
     pub channels: usize,
     /// Factor of the scores.
     pub scale: f32,
-    /// Whether query i sees keys 0..=i only.
+    /// Whether query i sees keys 0..=i only, and as many beyond them as there are keys beyond the number of queries.
     pub causal: bool,
 }
 
 /// A kernel of f32.
 type Kernel = MicroKernel<f32, f32, f32>;
 
-/// Fills the gradients by q [B, T, H, D], k and v [B, S, H, D], given `lse` [B, H, T] and that of the result `grad`;
+/// Fills the gradients by q [B, T, H, D], k and v [B, S, G, D], given `lse` [B, H, T] and that of the result `grad`;
 /// entry b sees its first `lengths[b]` keys.
 ///
 /// # Panics
@@ -50,26 +52,40 @@ pub fn gradients(
     lengths: &[usize],
     [dq, dk, dv]: [&mut [f32]; 3],
 ) {
-    let Heads { heads, queries, keys, channels, .. } = shape;
-    let (rows, columns) = (lengths.len() * heads * queries, lengths.len() * heads * keys);
+    let Heads { heads, groups, queries, keys, channels, .. } = shape;
+    let (rows, columns) = (lengths.len() * heads * queries, lengths.len() * groups * keys);
     assert!(channels <= MAX_CHANNELS && lse.len() == rows);
     assert!([q.len(), grad.len(), dq.len()] == [rows * channels; 3]);
     assert!([k.len(), v.len(), dk.len(), dv.len()] == [columns * channels; 4]);
     let [dq, dk, dv] = [dq, dk, dv].map(DisjointSlice::new);
-    for_each(lengths.len() * heads, &|piece| {
-        let (entry, head) = (piece / heads, piece % heads);
-        let of = |x, rows| Rows { x, first: (entry * rows) * heads + head, step: heads, channels };
-        let inputs = [of(q, queries), of(k, keys), of(v, keys), of(grad, queries)];
-        let lse = &lse[piece * queries..][..queries];
-        // SAFETY: the rows of this head of this entry belong to this piece alone.
-        let row = |of: &DisjointSlice<'_, f32>, rows: usize, i: usize| unsafe {
-            let part: *mut [f32] =
-                of.part(((entry * rows + i) * heads + head) * channels, channels);
+    let sharing = heads / groups;
+    for_each(lengths.len() * groups, &|piece| {
+        let (entry, group) = (piece / groups, piece % groups);
+        // SAFETY: the rows of these heads of this entry belong to this piece alone.
+        let row = |of: &DisjointSlice<'_, f32>, i: usize| unsafe {
+            let part: *mut [f32] = of.part(i * channels, channels);
             &mut *part
         };
-        let [dq, dk, dv] = [(&dq, queries), (&dk, keys), (&dv, keys)]
-            .map(|(of, rows)| move |i: usize, from: &[f32]| row(of, rows, i).copy_from_slice(from));
-        one_head(kernel, shape, inputs, lse, lengths[entry], (&dq, &dk, &dv));
+        for head in group * sharing..(group + 1) * sharing {
+            let of_q = |x| Rows { x, first: entry * queries * heads + head, step: heads, channels };
+            let of_k = |x| Rows { x, first: entry * keys * groups + group, step: groups, channels };
+            let inputs = [of_q(q), of_k(k), of_k(v), of_q(grad)];
+            let lse = &lse[(entry * heads + head) * queries..][..queries];
+            let store_q = |i: usize, from: &[f32]| {
+                row(&dq, (entry * queries + i) * heads + head).copy_from_slice(from);
+            };
+            // Heads that share keys add up, in their order.
+            let add = |of: &DisjointSlice<'_, f32>, i: usize, from: &[f32]| {
+                let to = row(of, (entry * keys + i) * groups + group);
+                match head % sharing {
+                    0 => to.copy_from_slice(from),
+                    _ => to.iter_mut().zip(from).for_each(|(to, from)| *to += from),
+                }
+            };
+            let store_k = |i: usize, from: &[f32]| add(&dk, i, from);
+            let store_v = |i: usize, from: &[f32]| add(&dv, i, from);
+            one_head(kernel, shape, inputs, lse, lengths[entry], (&store_q, &store_k, &store_v));
+        }
     });
 }
 
@@ -195,7 +211,8 @@ fn one_head(
             product((rows, channels), qa, &kt[..sizes[0]], [0, channels], p, lds, false);
             product((rows, channels), ga, &vt[..sizes[1]], [0, channels], ds, lds, false);
             for i in 0..rows {
-                let seen = if causal { length.min(first + i + 1) } else { length };
+                let beyond = length.saturating_sub(queries);
+                let seen = if causal { length.min(beyond + first + i + 1) } else { length };
                 let (p, ds) = (&mut p[i * lds..][..length], &mut ds[i * lds..][..length]);
                 weights(p, ds, seen, scale, lse[first + i]);
             }

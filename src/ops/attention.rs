@@ -2,6 +2,7 @@
 
 mod cpu;
 mod cuda;
+mod few;
 mod gradient;
 
 use super::elementwise::{require_dtype, require_float};
@@ -15,13 +16,15 @@ use crate::tensor::{DType, Tensor};
 pub struct AttentionConfig {
     /// Factor of the scores, usually 1 / sqrt(D).
     pub scale: f32,
-    /// Whether query i sees keys 0..=i only.
+    /// Whether a query sees no key behind its own. Where there are as many queries as keys, query i sees keys 0..=i; where an
+    /// entry has more keys, the last query sees all of them, the one before all but the last, and so on.
     pub causal: bool,
 }
 
 /// `softmax(scale * q k^T) v` for each head, in f32 (f64 for f64) whatever the dtype.
 ///
-/// `q` [B, T, H, D]; `k`, `v` [B, S, H, D]; strided views are read as they lie. Returns [B, T, H, D].
+/// `q` [B, T, H, D]; `k`, `v` [B, S, G, D], G a divisor of H: H / G neighbouring heads of queries share one of keys and values
+/// (Ainslie et al. 2023). Strided views are read as they lie. Returns [B, T, H, D].
 ///
 /// # Errors
 /// `Shape` when the shapes do not fit or there is no key, `DType` when the dtypes differ or are no floats.
@@ -31,7 +34,9 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, config: AttentionConfig) ->
 
 /// As [`attention`], entry b of the batch seeing its first `lengths[b]` keys only: what lies behind them is not read.
 ///
-/// `lengths` `[B]`, u32; one beyond S counts as S, and 0 makes the entry NaN: there is nothing to choose from.
+/// `lengths` `[B]`, u32; one beyond S counts as S, and 0 makes the entry NaN: there is nothing to choose from. So T new tokens of
+/// an entry see a cache of S places, filled up to `lengths[b]` with their own keys at its end: query i sees
+/// `lengths[b] - T + i + 1` of them.
 ///
 /// # Errors
 /// As [`attention`], of `lengths` too.
@@ -69,10 +74,10 @@ impl Op for Attention {
         let &[batch, _, heads, channels] = q.dims() else {
             return Err(Error::expected_shape(self.name(), "q", "[B, T, H, D]", q.shape()));
         };
-        let fits =
-            matches!(*k.dims(), [b, s, h, d] if (b, h, d) == (batch, heads, channels) && s > 0);
+        let fits = matches!(*k.dims(), [b, s, g, d] if (b, d) == (batch, channels) && s > 0
+            && (g == heads || g > 0 && heads.is_multiple_of(g)));
         if !fits {
-            let expected = format!("[{batch}, S > 0, {heads}, {channels}]");
+            let expected = format!("[{batch}, S > 0, a divisor of {heads}, {channels}]");
             return Err(Error::expected_shape(self.name(), "k", &expected, k.shape()));
         }
         if v.shape() != k.shape() {
@@ -95,8 +100,12 @@ impl Op for Attention {
     }
 
     fn cpu(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let few = inputs[0].dim(1) < few::FEW;
         match outputs[0].dtype() {
             DType::F64 => self.plain(inputs, outputs),
+            DType::F16 if few => self.few::<half::f16>(inputs, outputs),
+            DType::BF16 if few => self.few::<half::bf16>(inputs, outputs),
+            _ if few => self.few::<f32>(inputs, outputs),
             DType::F16 => self.tiled::<half::f16>(inputs, outputs),
             DType::BF16 => self.tiled::<half::bf16>(inputs, outputs),
             _ => self.tiled::<f32>(inputs, outputs),
@@ -143,7 +152,7 @@ mod tests {
     };
     use crate::tensor::Device;
 
-    /// The definition in f64, over q [B, T, H, D] and k, v [B, S, H, D].
+    /// The definition in f64, over q [B, T, H, D] and k, v [B, S, G, D].
     fn reference(
         x: &[Vec<f64>],
         shape: [usize; 4],
@@ -151,15 +160,17 @@ mod tests {
         config: AttentionConfig,
     ) -> Vec<f64> {
         let [batch, queries, heads, channels] = shape;
+        let groups = x[1].len() / (batch * keys * channels);
         let mut out = vec![0.0; x[0].len()];
         for row in 0..batch * queries * heads {
             let (b, t, h) = (row / heads / queries, row / heads % queries, row % heads);
-            let at = |s: usize, d: usize| ((b * keys + s) * heads + h) * channels + d;
+            let group = h * groups / heads;
+            let at = |s: usize, d: usize| ((b * keys + s) * groups + group) * channels + d;
             let weights: Vec<f64> = (0..keys)
                 .map(|s| {
                     let dot: f64 =
                         (0..channels).map(|d| x[0][row * channels + d] * x[1][at(s, d)]).sum();
-                    let seen = !config.causal || s <= t;
+                    let seen = !config.causal || s <= t + keys.saturating_sub(queries);
                     if seen { (f64::from(config.scale) * dot).exp() } else { 0.0 }
                 })
                 .collect();
@@ -218,6 +229,71 @@ mod tests {
                     compare,
                 );
             }
+        }
+    }
+
+    /// ([B, T, H, D], S, G)
+    const GROUPED: [([usize; 4], usize, usize); 7] = [
+        ([1, 1, 2, 1], 1, 1),
+        ([2, 1, 6, 40], 201, 2),
+        ([7, 1, 4, 33], 97, 1),
+        ([1, 7, 9, 64], 96, 3),
+        ([2, 8, 4, 80], 130, 2),
+        ([1, 70, 8, 20], 70, 2),
+        ([1, 66, 3, 136], 70, 1),
+    ];
+
+    fn grouped(shape: [usize; 4], keys: usize, groups: usize) -> Vec<Tensor> {
+        let [b, _, _, d] = shape;
+        vec![random(shape, 1), random([b, keys, groups, d], 2), random([b, keys, groups, d], 3)]
+    }
+
+    #[test]
+    fn heads_of_queries_share_heads_of_keys() {
+        for (shape, keys, groups) in GROUPED {
+            for causal in [false, true] {
+                let config = config(shape[3], causal);
+                check_against(
+                    &format!("attention {shape:?} by {keys} of {groups} heads, causal {causal}"),
+                    &grouped(shape, keys, groups),
+                    |x| attention(x[0], x[1], x[2], config),
+                    |x| {
+                        let magnitudes = x[2].iter().map(|v| v.abs()).collect();
+                        let magnitudes = [x[0].clone(), x[1].clone(), magnitudes];
+                        let exact = reference(x, shape, keys, config);
+                        let exact = exact.into_iter();
+                        exact.zip(reference(&magnitudes, shape, keys, config)).collect()
+                    },
+                    compare,
+                );
+            }
+        }
+    }
+
+    /// As one step of a decoder after the other: each has the bits that the whole text gives its token.
+    #[test]
+    fn a_step_has_the_bits_of_the_whole() {
+        let (tokens, groups, channels) = (200, 2, 24);
+        let config = config(channels, true);
+        let inputs = grouped([2, tokens, 6, channels], tokens, groups);
+        for (dtype, device) in places() {
+            let place = |t: &Tensor| t.to_dtype(dtype).unwrap().to_device(device).unwrap();
+            let [q, k, v] = [0, 1, 2].map(|i| place(&inputs[i]));
+            at_each_level(|level| {
+                let whole = attention(&q, &k, &v, config).unwrap();
+                for (first, count) in [(0, 1), (1, 7), (95, 1), (96, 2), (199, 1), (60, 140)] {
+                    let part = q.narrow(1, first, count).unwrap();
+                    let seen = Tensor::from_vec(vec![(first + count) as u32; 2], [2]).unwrap();
+                    let seen = seen.to_device(device).unwrap();
+                    let part = attention_ragged(&part, &k, &v, &seen, config).unwrap();
+                    let what = format!("{dtype}, {device}, {}, {first} + {count}", level.name());
+                    assert_eq!(
+                        bits(&part),
+                        bits(&whole.narrow(1, first, count).unwrap()),
+                        "{what}"
+                    );
+                }
+            });
         }
     }
 
@@ -388,7 +464,9 @@ mod tests {
                 assert_eq!(lse.dims(), [b, h, t]);
                 for (i, got) in values(lse).into_iter().enumerate() {
                     let (b, h, t) = (i / t / h, i / t % h, i % t);
-                    let sum: f64 = (0..keys.min(t + 1)).map(|s| score(b, t, h, s).exp()).sum();
+                    let sum: f64 = (0..keys.min(t + 1 + keys.saturating_sub(shape[1])))
+                        .map(|s| score(b, t, h, s).exp())
+                        .sum();
                     // A score of up to 4 sqrt(D) < 47 is a sum of D products, which errs by less than D units of f32 of
                     // what it would be without cancellation; the exponentials' errors average out below that.
                     let tolerance = 47.0 * shape[3] as f64 * f64::from(f32::EPSILON) / 2.0;
@@ -445,6 +523,13 @@ mod tests {
                 attention(x[0], x[1], x[2], AttentionConfig { scale: 0.7, causal })
             });
         }
+        for (i, [b, t, g, d]) in shapes().enumerate() {
+            let (keys, heads, causal) = (t + i % 4, g * (1 + i % 3), i % 2 == 1);
+            let inputs = grouped([b, t, heads, d], keys, g);
+            check_gradient("attention of groups", &inputs, |x| {
+                attention(x[0], x[1], x[2], AttentionConfig { scale: 0.7, causal })
+            });
+        }
         let inputs = [random([2, 3, 2, 4], 1), random([2, 5, 2, 4], 2), random([2, 5, 2, 4], 3)];
         let lengths = Tensor::from_slice(&[2u32, 4], [2]).unwrap();
         for causal in [false, true] {
@@ -467,6 +552,8 @@ mod tests {
         let q = random([2, 5, 3, 4], 1);
         shape(attention(&q, &random([1, 5, 3, 4], 1), &q, config));
         shape(attention(&q, &random([2, 5, 2, 4], 1), &q, config));
+        shape(attention(&q, &random([2, 5, 0, 4], 1), &random([2, 5, 0, 4], 1), config));
+        shape(attention(&q, &random([2, 5, 6, 4], 1), &random([2, 5, 6, 4], 1), config));
         shape(attention(&q, &q, &random([2, 6, 3, 4], 1), config));
         shape(attention(&q, &random([2, 0, 3, 4], 1), &random([2, 0, 3, 4], 1), config));
         dtype(attention(&q, &q, &q.to_dtype(DType::F16).unwrap(), config));

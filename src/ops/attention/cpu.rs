@@ -16,25 +16,37 @@ use crate::tensor::{DType, Device, Element, Float, Tensor};
 
 /// Keys that are scored before their values are added, whole panels of them; fewer would rescale the output
 /// more often.
-const KEYS: usize = 96;
+pub(super) const KEYS: usize = 96;
 /// Groups of queries (two registers each) that share a block of keys while it is in the cache.
 const GROUPS: usize = 4;
 
 impl Attention {
+    /// Of the scores. Base 2, since that is the exponential the machine is good at.
+    pub(super) fn factor(&self) -> f32 {
+        (f64::from(self.config.scale) * std::f64::consts::LOG2_E) as f32
+    }
+
+    /// How many of an entry's `length` keys query `t` of `queries` sees.
+    pub(super) fn seen(&self, t: usize, queries: usize, length: usize) -> usize {
+        let beyond = length.saturating_sub(queries);
+        if self.config.causal { length.min(beyond + t + 1) } else { length }
+    }
+
     /// The definition, row by row, in f64.
     pub(super) fn plain(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let [q, k, v] = [inputs[0].contiguous()?, inputs[1].contiguous()?, inputs[2].contiguous()?];
         let (batch, queries, heads, channels) = q.dims4()?;
-        let keys = k.dim(1);
+        let (keys, groups) = (k.dim(1), k.dim(2));
         let lengths = keys_seen(inputs.get(LENGTHS), batch, keys)?;
         let [q, k, v] = [q.as_slice::<f64>()?, k.as_slice::<f64>()?, v.as_slice::<f64>()?];
         let (out, lse) = result_and_lse::<f64, f64>(outputs)?;
         for_each_chunk(out, channels, |i, out| {
             let q = &q[i * channels..][..channels];
             let (b, t, h) = (i / heads / queries, i / heads % queries, i % heads);
-            let row = |s: usize| ((b * keys + s) * heads + h) * channels..;
+            let group = h / (heads / groups);
+            let row = |s: usize| ((b * keys + s) * groups + group) * channels..;
             let dot = |k: &[f64]| q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>();
-            let seen = if self.config.causal { lengths[b].min(t + 1) } else { lengths[b] };
+            let seen = self.seen(t, queries, lengths[b]);
             let mut weights: Vec<f64> =
                 (0..seen).map(|s| f64::from(self.config.scale) * dot(&k[row(s)])).collect();
             let max = weights.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -64,18 +76,20 @@ impl Attention {
         let lengths = keys_seen(inputs.get(LENGTHS), batch, k.len)?;
         let blocking = Blocking::new(channels);
         let length = GROUPS * blocking.queries;
-        // Base 2, since that is the exponential the machine is good at.
-        let factor = (f64::from(self.config.scale) * std::f64::consts::LOG2_E) as f32;
+        let factor = self.factor();
+        let groups = inputs[1].dim(2);
+        let (sharing, tiles) = (heads / groups, queries.div_ceil(length));
         let (out, lse) = result_and_lse::<T, f32>(outputs)?;
         let rows = DisjointSlice::new(out);
 
-        try_for_each(batch * heads, &|head| {
-            let (b, h) = (head / heads, head % heads);
+        try_for_each(batch * groups, &|piece| {
+            let (b, group) = (piece / groups, piece % groups);
             let keys = lengths[b];
-            let k = pack_keys(Head { len: keys, ..k.head(b, h) }, &blocking)?;
-            let v = pack_values(Head { len: keys, ..v.head(b, h) }, &blocking)?;
+            let k = pack_keys(Head { len: keys, ..k.head(b, group) }, &blocking)?;
+            let v = pack_values(Head { len: keys, ..v.head(b, group) }, &blocking)?;
             let (k, v) = (k.as_slice::<f32>()?, v.as_slice::<f32>()?);
-            for_each(queries.div_ceil(length), &|i| {
+            for_each(sharing * tiles, &|i| {
+                let (h, i) = (group * sharing + i / tiles, i % tiles);
                 let mut scratch = Scratch::default();
                 let (first, count) = (i * length, length.min(queries - i * length));
                 let tile = QueryTile {
@@ -84,7 +98,7 @@ impl Attention {
                     channels,
                     first,
                     count,
-                    causal: self.config.causal,
+                    causal: self.config.causal.then(|| keys.saturating_sub(queries)),
                 };
                 scratch.start(&tile, q.head(b, h), factor);
                 attend(&tile, k, v, &mut scratch);
@@ -96,7 +110,7 @@ impl Attention {
                 }
                 if let Some(lse) = &lse {
                     // SAFETY: the elements of (b, h, first ..), which are those of this tile alone.
-                    let lse = unsafe { lse.part(head * queries + first, count) };
+                    let lse = unsafe { lse.part((b * heads + h) * queries + first, count) };
                     scratch.log_sum_exp(lse);
                 }
             });
@@ -106,7 +120,7 @@ impl Attention {
 }
 
 /// The elements of the result, and of the logarithms of sums where they are wanted.
-fn result_and_lse<T: Element, L: Element>(
+pub(super) fn result_and_lse<T: Element, L: Element>(
     outputs: &mut [Tensor],
 ) -> Result<(&mut [T], Option<DisjointSlice<'_, L>>)> {
     let Some((out, rest)) = outputs.split_first_mut() else { unreachable!("as inferred") };
@@ -115,16 +129,16 @@ fn result_and_lse<T: Element, L: Element>(
 }
 
 /// A tensor [B, T, H, D], D without gaps, by its heads.
-struct Heads<'a, T> {
+pub(super) struct Heads<'a, T> {
     data: &'a [T],
     /// Of B, T and H.
     strides: [usize; 3],
-    len: usize,
+    pub(super) len: usize,
     channels: usize,
 }
 
 impl<'a, T: Float> Heads<'a, T> {
-    fn new(t: &'a Tensor) -> Result<Self> {
+    pub(super) fn new(t: &'a Tensor) -> Result<Self> {
         Ok(Self {
             data: t.as_strided_slice()?,
             strides: [t.strides()[0], t.strides()[1], t.strides()[2]],
@@ -133,7 +147,7 @@ impl<'a, T: Float> Heads<'a, T> {
         })
     }
 
-    fn head(&self, b: usize, h: usize) -> Head<'a, T> {
+    pub(super) fn head(&self, b: usize, h: usize) -> Head<'a, T> {
         let [batch, token, head] = self.strides;
         let data = &self.data[b * batch + h * head..];
         Head { data, stride: token, len: self.len, channels: self.channels }
@@ -142,7 +156,7 @@ impl<'a, T: Float> Heads<'a, T> {
 
 /// One head [T, D].
 #[derive(Clone, Copy)]
-struct Head<'a, T> {
+pub(super) struct Head<'a, T> {
     data: &'a [T],
     stride: usize,
     len: usize,
@@ -150,12 +164,22 @@ struct Head<'a, T> {
 }
 
 impl<T: Float<Acc = f32>> Head<'_, T> {
+    /// Row `i` [D].
+    pub(super) fn row(&self, i: usize) -> &[T] {
+        &self.data[i * self.stride..][..self.channels]
+    }
+
+    /// Rows `first..first + count` as f32, to the front of `to`: [count, D].
+    pub(super) fn widen(&self, first: usize, count: usize, to: &mut [f32]) {
+        for (i, to) in to.chunks_exact_mut(self.channels).take(count).enumerate() {
+            widen(self.row(first + i), to);
+        }
+    }
+
     /// Rows `first..first + count` as f32, and zeros up to `padded` rows: [padded, D].
     fn rows(&self, first: usize, count: usize, padded: usize) -> Vec<f32> {
         let mut wide = vec![0.0; padded * self.channels];
-        for (i, to) in wide.chunks_exact_mut(self.channels).take(count).enumerate() {
-            widen(&self.data[(first + i) * self.stride..][..self.channels], to);
-        }
+        self.widen(first, count, &mut wide);
         wide
     }
 }
@@ -224,7 +248,7 @@ fn pack_values<T: Float<Acc = f32>>(v: Head<T>, blocking: &Blocking) -> Result<T
     let packed = tensor.as_mut_slice::<f32>()?;
     let mut row = vec![0.0; v.channels.next_multiple_of(panel)];
     for i in 0..v.len {
-        widen(&v.data[i * v.stride..][..v.channels], &mut row[..v.channels]);
+        widen(v.row(i), &mut row[..v.channels]);
         match panel {
             4 => scatter::<4>(&row, i, v.len, packed),
             5 => scatter::<5>(&row, i, v.len, packed),
@@ -252,7 +276,8 @@ struct QueryTile {
     /// The tile's first query, and how many there are.
     first: usize,
     count: usize,
-    causal: bool,
+    /// How many keys a causal query sees beyond those up to its own number.
+    causal: Option<usize>,
 }
 
 /// What a thread needs for a tile; G groups of W queries, D channels.
@@ -365,7 +390,8 @@ fn attend_tile<S: Simd, const K: usize, const V: usize>(
         let count = KEYS.min(tile.keys - start);
         for g in 0..groups {
             let first = tile.first + g * width;
-            if tile.causal && start >= first + width {
+            let last = tile.causal.map(|beyond| first + beyond); // key that the first query sees
+            if last.is_some_and(|last| start >= last + width) {
                 continue; // all of these keys come after all of these queries
             }
             // SAFETY: the lengths were checked above. A panel of keys holds K * channels elements and there
@@ -381,10 +407,10 @@ fn attend_tile<S: Simd, const K: usize, const V: usize>(
                         store(s, scores.add((p * K + i) * width), row);
                     }
                 }
-                if tile.causal && start + count > first + 1 {
+                if let Some(last) = last.filter(|last| start + count > last + 1) {
                     for key in 0..count {
-                        // Query `first + lane` sees keys up to itself.
-                        let unseen = (start + key).saturating_sub(first).min(width);
+                        // The query of each lane sees one key more.
+                        let unseen = (start + key).saturating_sub(last).min(width);
                         std::slice::from_raw_parts_mut(scores.add(key * width), unseen)
                             .fill(f32::NEG_INFINITY);
                     }

@@ -46,8 +46,10 @@ struct AttentionDims {
     keys: u32,
     heads: u32,
     channels: u32,
+    sharing: u32,
     causal: u32,
     factor: f32,
+    reserved: u32,
 }
 
 /// Any of these kernels.
@@ -94,8 +96,10 @@ pub(super) fn forward(
         keys: to_u32(OP, k.dim(1))?,
         heads: to_u32(OP, heads)?,
         channels: to_u32(OP, channels)?,
+        sharing: (heads / k.dim(2)) as u32,
         causal: config.causal.into(),
         factor,
+        reserved: 0,
     };
     let (launch, slices): (Launch, usize) = match channels {
         40 => (kernel::attention_40, 1),

@@ -11,11 +11,12 @@ use crate::ops::elementwise::{add, scale};
 use crate::ops::gradient::Call;
 use crate::ops::layout::concat;
 use crate::ops::matmul::matmul;
+use crate::ops::reduce::sum;
 use crate::ops::softmax::{softmax, softmax_gradient};
 use crate::ops::{Grads, Inputs, Meta, Op, apply_all, tensors};
 use crate::tensor::{DType, Device, Tensor};
 
-/// Gradients by q [B, T, H, D], k and v [B, S, H, D], given that of the result [B, T, H, D], the logarithms of the sums
+/// Gradients by q [B, T, H, D], k and v [B, S, G, D], given that of the result [B, T, H, D], the logarithms of the sums
 /// of weights [B, H, T], and how many keys each entry sees.
 pub(super) fn gradients(
     [q, k, v]: [&Tensor; 3],
@@ -58,8 +59,8 @@ impl Op for AttentionGradient {
     fn cpu(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let (_, queries, heads, channels) = inputs[0].dims4()?;
         let AttentionConfig { scale, causal } = self.config;
-        let keys = inputs[1].dim(1);
-        let shape = Heads { heads, queries, keys, channels, scale, causal };
+        let (keys, groups) = (inputs[1].dim(1), inputs[1].dim(2));
+        let shape = Heads { heads, groups, queries, keys, channels, scale, causal };
         let slice = |i: usize| inputs[i].as_slice::<f32>();
         let inputs = [slice(0)?, slice(1)?, slice(2)?, slice(3)?, slice(4)?];
         let [dq, dk, dv] = outputs else {
@@ -86,6 +87,8 @@ fn by_definition(
     config: AttentionConfig,
 ) -> Result<[Tensor; 3]> {
     let mut parts: [Vec<Tensor>; 3] = Default::default();
+    let (of_all, groups) = (q.dim(2), k.dim(2));
+    let (k, v) = (&for_all_heads(k, of_all)?, &for_all_heads(v, of_all)?);
     let together = match q.device() {
         Device::Cuda(_) if lengths.windows(2).all(|pair| pair[0] == pair[1]) => lengths.len(),
         _ => 1,
@@ -105,7 +108,26 @@ fn by_definition(
         }
     }
     let [q, k, v] = parts.map(|parts| concat(&parts.iter().collect::<Vec<_>>(), 0));
-    Ok([q?, k?, v?])
+    Ok([q?, of_groups(&k?, groups)?, of_groups(&v?, groups)?])
+}
+
+/// Each of G heads for all that share it: [B, S, G, D] -> [B, S, H, D]
+fn for_all_heads(t: &Tensor, heads: usize) -> Result<Tensor> {
+    let (b, s, groups, d) = t.dims4()?;
+    if groups == heads {
+        return Ok(t.clone());
+    }
+    let one = t.reshape([b, s, groups, 1, d])?;
+    concat(&vec![&one; heads / groups], 3)?.reshape([b, s, heads, d])
+}
+
+/// The sums of gradients over those that share a head: [B, S, H, D] -> [B, S, G, D]
+fn of_groups(t: &Tensor, groups: usize) -> Result<Tensor> {
+    let (b, s, heads, d) = t.dims4()?;
+    if groups == heads {
+        return Ok(t.clone());
+    }
+    sum(&t.reshape([b, s, groups, heads / groups, d])?, &[3])
 }
 
 /// Those of images that see as many keys, [B H, T or S, D] all.
@@ -134,7 +156,8 @@ fn of_images(
 /// [T, S]: 0 for keys that a query sees, the lowest number for the others.
 fn mask(scores: &Tensor, length: usize, causal: bool) -> Result<Tensor> {
     let (_, queries, keys) = scores.dims3()?;
-    let hidden = |i: usize| i % keys >= length || (causal && i % keys > i / keys);
+    let beyond = length.saturating_sub(queries);
+    let hidden = |i: usize| i % keys >= length || (causal && i % keys > i / keys + beyond);
     let mask = (0..queries * keys).map(|i| if hidden(i) { f32::NEG_INFINITY } else { 0.0 });
     let mask = Tensor::from_vec(mask.collect::<Vec<f32>>(), [queries, keys])?;
     mask.to_dtype(scores.dtype())?.to_device(scores.device())
@@ -151,17 +174,18 @@ mod tests {
     /// Blocks of queries, keys and channels that are not full, one of each, against the definition in f64.
     #[test]
     fn blocks_of_queries_give_the_gradients_of_the_definition() {
-        for ([b, t, h, d], s, causal, lengths) in [
-            ([1, 1, 1, 1], 1, false, None),
-            ([2, 7, 3, 5], 9, false, None),
-            ([2, 33, 2, 40], 77, false, Some([50u32, 0])),
-            ([1, 330, 1, 16], 350, false, None),
-            ([1, 65, 2, 24], 65, true, None),
-            ([2, 340, 1, 33], 340, true, Some([335, 7])),
+        for ([b, t, h, d], [s, g], causal, lengths) in [
+            ([1, 1, 1, 1], [1, 1], false, None),
+            ([2, 7, 3, 5], [9, 3], false, None),
+            ([2, 33, 2, 40], [77, 2], false, Some([50u32, 0])),
+            ([1, 330, 1, 16], [350, 1], false, None),
+            ([1, 65, 2, 24], [65, 2], true, None),
+            ([2, 340, 1, 33], [340, 1], true, Some([335, 7])),
+            ([2, 70, 6, 24], [90, 2], true, Some([90, 71])),
         ] {
             let config = AttentionConfig { scale: 1.0 / (d as f32).sqrt(), causal };
             let inputs =
-                [random([b, t, h, d], 1), random([b, s, h, d], 2), random([b, s, h, d], 3)];
+                [random([b, t, h, d], 1), random([b, s, g, d], 2), random([b, s, g, d], 3)];
             let grad = random([b, t, h, d], 4);
             let gradients = |dtype: DType| {
                 let [q, k, v] = [0, 1, 2].map(|i| inputs[i].to_dtype(dtype).unwrap().variable());

@@ -1,0 +1,187 @@
+//! Attention of few queries on the CPU: a step of a decoder, which reads every key and every value once.
+//!
+//! Keys are turned a block at a time, so that they lie along the lanes of a register, and all queries that share a head of
+//! keys meet them while they are in the cache. Every product, weight and sum is that of the tiled form (`cpu.rs`), in its
+//! order: a query has the same bits in either.
+
+use super::cpu::{Heads, KEYS};
+use super::{Attention, LENGTHS, dense, keys_seen};
+use crate::cpu::math::exp2_of_negative;
+use crate::cpu::parallel::{DisjointSlice, try_for_each};
+use crate::cpu::simd::{Simd, narrow, simd, transpose, widen};
+use crate::error::Result;
+use crate::ops::Inputs;
+use crate::tensor::{Float, Tensor};
+
+/// Queries of an entry that are few: a register of the tiled form has 8 or more.
+pub(super) const FEW: usize = 8;
+
+impl Attention {
+    /// As [`Self::tiled`].
+    pub(super) fn few<T: Float<Acc = f32>>(
+        &self,
+        inputs: &Inputs,
+        outputs: &mut [Tensor],
+    ) -> Result<()> {
+        let tensors = [dense(&inputs[0])?, dense(&inputs[1])?, dense(&inputs[2])?];
+        let [q, k, v] =
+            [Heads::<T>::new(&tensors[0])?, Heads::new(&tensors[1])?, Heads::new(&tensors[2])?];
+        let (batch, queries, heads, channels) = inputs[0].dims4()?;
+        let groups = inputs[1].dim(2);
+        let sharing = heads / groups;
+        let lengths = keys_seen(inputs.get(LENGTHS), batch, k.len)?;
+        let factor = self.factor();
+        let (out, lse) = super::cpu::result_and_lse::<T, f32>(outputs)?;
+        let out = DisjointSlice::new(out);
+        try_for_each(batch * groups, &|piece| {
+            let (b, group) = (piece / groups, piece % groups);
+            let (k, v) = (k.head(b, group), v.head(b, group));
+            let mut rows = Vec::with_capacity(sharing * queries);
+            for head in group * sharing..(group + 1) * sharing {
+                for t in 0..queries {
+                    let mut query = vec![0.0; channels];
+                    widen(q.head(b, head).row(t), &mut query);
+                    query.iter_mut().for_each(|x| *x *= factor);
+                    let seen = self.seen(t, queries, lengths[b]);
+                    rows.push(Row { seen, query, ..Row::default() });
+                }
+            }
+            let keys = rows.iter().map(|row| row.seen).max().unwrap_or(0);
+            let mut scratch = Scratch::new(channels);
+            for row in &mut rows {
+                row.max = f32::NEG_INFINITY;
+                row.output = vec![0.0; channels];
+            }
+            for start in (0..keys).step_by(KEYS) {
+                let count = KEYS.min(keys - start);
+                k.widen(start, count, &mut scratch.rows);
+                scratch.rows[count * channels..].fill(0.0);
+                transpose(&scratch.rows, KEYS, channels, &mut scratch.keys); // [D, KEYS]
+                v.widen(start, count, &mut scratch.rows);
+                rows.iter_mut().filter(|row| row.seen > start).for_each(|row| {
+                    let count = count.min(row.seen - start);
+                    attend(row, &scratch.keys, &scratch.rows[..count * channels]);
+                });
+            }
+            for (i, row) in rows.iter_mut().enumerate() {
+                let (head, t) = (group * sharing + i / queries, i % queries);
+                row.output.iter_mut().for_each(|x| *x /= row.sum);
+                let at = ((b * queries + t) * heads + head) * channels;
+                // SAFETY: the row of (b, t, head), which is of this piece alone.
+                narrow(&row.output, unsafe { out.part(at, channels) });
+                if let Some(lse) = &lse {
+                    // SAFETY: the element of (b, head, t), likewise.
+                    let lse = unsafe { lse.part((b * heads + head) * queries + t, 1) };
+                    lse[0] = (row.max + row.sum.log2()) * std::f32::consts::LN_2;
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// One query of one head.
+#[derive(Default)]
+struct Row {
+    /// Keys that it sees.
+    seen: usize,
+    /// `[D]`, scaled.
+    query: Vec<f32>,
+    /// The largest score so far, in base 2.
+    max: f32,
+    /// The sum of the weights so far.
+    sum: f32,
+    /// `[D]`: the sum of weighted values so far.
+    output: Vec<f32>,
+}
+
+/// A block of keys or values.
+struct Scratch {
+    /// [KEYS, D]
+    rows: Vec<f32>,
+    /// [D, KEYS]
+    keys: Vec<f32>,
+}
+
+impl Scratch {
+    fn new(channels: usize) -> Self {
+        Self { rows: vec![0.0; KEYS * channels], keys: vec![0.0; KEYS * channels] }
+    }
+}
+
+simd! {
+    /// Adds the first keys [D, KEYS] of a block and their values [count, D] to what a query has seen.
+    fn attend(s, row: &mut Row, keys: &[f32], values: &[f32]) {
+        let channels = row.query.len();
+        let count = values.len() / channels;
+        let mut weights = [0.0f32; KEYS];
+        let lanes = S::LANES;
+        assert!(KEYS.is_multiple_of(lanes) && keys.len() == KEYS * channels && row.output.len() == channels);
+        // SAFETY: `weights` and a row of keys are KEYS, whole registers.
+        unsafe {
+            // 1. scores
+            for first in (0..count).step_by(3 * lanes) {
+                scores::<S, 3>(s, &row.query, keys.as_ptr().add(first), weights.as_mut_ptr().add(first));
+            }
+            weights[count..].fill(f32::NEG_INFINITY);
+            // 2. weights
+            let mut largest = s.splat(f32::NEG_INFINITY);
+            for i in (0..KEYS).step_by(lanes) {
+                largest = s.max(largest, s.load(weights.as_ptr().add(i)));
+            }
+            let mut each = [0.0f32; KEYS];
+            s.store(each.as_mut_ptr(), largest);
+            let old = row.max;
+            row.max = each[..lanes].iter().fold(old, |a, &b| if a > b { a } else { b });
+            let max = s.splat(row.max);
+            for i in (0..KEYS).step_by(lanes) {
+                let at = weights.as_mut_ptr().add(i);
+                s.store(at, exp2_of_negative(s, s.sub(s.load(at), max)));
+            }
+            s.store(each.as_mut_ptr(), exp2_of_negative(s, s.sub(s.splat(old), max)));
+            let correction = each[0];
+            let sum = weights[..count].iter().fold(0.0, |sum, weight| sum + weight);
+            row.sum = s.fma(row.sum, correction, sum);
+            // 3. values
+            let mut sums = vec![0.0f32; channels];
+            for (four, weights) in values.chunks(4 * channels).zip(weights.chunks(4)) {
+                if let [w0, w1, w2, w3] = *weights && four.len() == 4 * channels {
+                    let (v0, rest) = four.split_at(channels);
+                    let (v1, rest) = rest.split_at(channels);
+                    let (v2, v3) = rest.split_at(channels);
+                    for (i, sum) in sums.iter_mut().enumerate() {
+                        *sum = s.fma(v3[i], w3, s.fma(v2[i], w2, s.fma(v1[i], w1, s.fma(v0[i], w0, *sum))));
+                    }
+                    continue;
+                }
+                for (value, weight) in four.chunks_exact(channels).zip(weights) {
+                    sums.iter_mut().zip(value).for_each(|(sum, v)| *sum = s.fma(*v, *weight, *sum));
+                }
+            }
+            for (out, sum) in row.output.iter_mut().zip(&sums) {
+                *out = s.fma(*out, correction, *sum);
+            }
+        }
+    }
+}
+
+/// Products of a query [D] with N registers of keys, columns of [D, KEYS].
+///
+/// # Safety
+/// From `keys` on, N registers of each of its rows must be readable, and as many of `to` writable; both end at KEYS columns
+/// at the latest.
+#[inline(always)]
+unsafe fn scores<S: Simd, const N: usize>(s: S, query: &[f32], keys: *const f32, to: *mut f32) {
+    let mut sums = [s.splat(0.0); N];
+    for (c, q) in query.iter().enumerate() {
+        let q = s.splat(*q);
+        for (i, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: the caller's promise.
+            *sum = s.mul_add(unsafe { s.load(keys.add(c * KEYS + i * S::LANES)) }, q, *sum);
+        }
+    }
+    for (i, sum) in sums.into_iter().enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe { s.store(to.add(i * S::LANES), sum) };
+    }
+}
