@@ -15,6 +15,7 @@ mod recipe;
 mod replay;
 mod terminal;
 mod train;
+mod train_lm;
 mod training_recipe;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

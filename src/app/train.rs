@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 
 use nadir::Error;
-use nadir::data::{DataSettings, Dataset, Normalize};
+use nadir::data::{DataSettings, Dataset, Examples, Normalize};
 use nadir::io::atomic;
 use nadir::io::config::read_json;
 use nadir::models::resnet::ResNetConfig;
@@ -20,13 +20,14 @@ use nadir::train::vae::{self, Reconstruction, VaeTask};
 use nadir::train::{Compute, Event, Outcome, Progress, Run, SampleSettings, Settings, Task};
 
 use super::draw::choose_device;
+use super::train_lm::{self, TrainTokenizer};
 use super::training_recipe::{ClassifyRecipe, DiffusionRecipe};
 use super::{interrupt, limits, terminal};
 
 /// Lines in a log are this far apart.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Train a network on pictures
+/// Train a network on pictures, or a language model on texts
 #[derive(Debug, Args)]
 #[command(subcommand_required = true, arg_required_else_help = true)]
 pub struct Train {
@@ -40,24 +41,35 @@ enum What {
     Vae(TrainVae),
     Classify(TrainClassify),
     Diffusion(TrainDiffusion),
+    Tokenizer(TrainTokenizer),
 }
 
-/// What every task is given.
+/// What every task on pictures is given.
 #[derive(Debug, Args)]
 struct Common {
     /// Parquet file, or folder of pictures with a metadata.jsonl
     #[arg(long = "train-data", value_name = "PATH", alias = "train-data-dir", alias = "dataset")]
     train_data: PathBuf,
 
+    #[command(flatten)]
+    run: RunArgs,
+
+    #[command(flatten)]
+    data: DataSettings,
+}
+
+/// What every task is given.
+#[derive(Debug, Args)]
+pub struct RunArgs {
     /// Folder for checkpoints, metrics and the model
     #[arg(short, long = "output-dir", value_name = "FOLDER", alias = "output")]
-    output_dir: PathBuf,
+    pub output_dir: PathBuf,
 
     /// Go on from a checkpoint: a folder, or `latest` for the last one in the output folder
     #[arg(long, value_name = "CHECKPOINT", help_heading = "Training")]
     resume_from_checkpoint: Option<Resume>,
 
-    /// Times that every picture is seen, in place of a number of steps; a checkpoint is saved behind each
+    /// Times that every picture or text is seen, in place of a number of steps; a checkpoint is saved behind each
     #[arg(long, value_name = "N", help_heading = "Training", allow_negative_numbers = true)]
     #[arg(conflicts_with_all = ["max_train_steps", "checkpointing_steps"])]
     num_train_epochs: Option<u64>,
@@ -76,10 +88,7 @@ struct Common {
     quiet: bool,
 
     #[command(flatten)]
-    settings: Settings,
-
-    #[command(flatten)]
-    data: DataSettings,
+    pub settings: Settings,
 }
 
 /// Train an autoencoder between pictures and latents
@@ -229,13 +238,14 @@ pub fn run(args: Train) -> anyhow::Result<()> {
         What::Vae(args) => train_vae(args),
         What::Classify(args) => train_classify(args),
         What::Diffusion(args) => train_diffusion(args),
+        What::Tokenizer(args) => train_lm::train_tokenizer(&args),
     }
 }
 
 fn train_diffusion(args: TrainDiffusion) -> anyhow::Result<()> {
     args.diffusion.check()?;
     args.sampling.check()?;
-    let (settings, seed) = (args.diffusion.clone(), args.common.settings.seed);
+    let (settings, seed) = (args.diffusion.clone(), args.common.run.settings.seed);
     train(&args.common, |data, compute| {
         data.require_captions()?;
         let task = match (&args.init_from, &args.vae, &args.tokenizer) {
@@ -258,7 +268,7 @@ fn train_diffusion(args: TrainDiffusion) -> anyhow::Result<()> {
 fn train_classify(args: TrainClassify) -> anyhow::Result<()> {
     let mut common = args.common;
     common.data.normalize = Normalize::IMAGENET;
-    let seed = common.settings.seed;
+    let seed = common.run.settings.seed;
     let (network, width) = (args.network, args.base_width);
     let shape = move |classes| match network {
         Network::Resnet18 => ResNetConfig::resnet18(width, classes),
@@ -271,7 +281,7 @@ fn train_classify(args: TrainClassify) -> anyhow::Result<()> {
         return Err(Error::argument("label_smoothing", args.label_smoothing, "0 to 1").into());
     }
     // Batch norm moves what it gathers whenever it is computed: a block cannot be computed twice.
-    if common.settings.gradient_checkpointing {
+    if common.run.settings.gradient_checkpointing {
         let expected = "false: classifiers keep what they compute";
         return Err(Error::argument("gradient_checkpointing", true, expected).into());
     }
@@ -288,7 +298,7 @@ fn train_vae(args: TrainVae) -> anyhow::Result<()> {
     if !(args.kl_weight >= 0.0 && args.kl_weight.is_finite()) {
         return Err(Error::argument("kl_weight", args.kl_weight, "0 or more").into());
     }
-    let seed = args.common.settings.seed;
+    let seed = args.common.run.settings.seed;
     train(&args.common, |_, compute| {
         let task = match (&args.init_from, &args.config) {
             (Some(folder), _) => VaeTask::open(folder, compute)?,
@@ -308,16 +318,13 @@ fn command() -> String {
     args.map(|arg| arg.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
 }
 
-/// Opens the data, makes the task, and runs it.
+/// Opens the pictures, makes the task, and runs it.
 fn train<T: Task>(
     common: &Common,
     task: impl FnOnce(&Dataset, Compute) -> nadir::Result<T>,
 ) -> anyhow::Result<()> {
-    let (mut settings, folder) = (common.settings.clone(), &common.output_dir);
-    settings.check()?;
-    limits::set_threads(common.threads)?;
-    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-    atomic::check_writable(folder)?;
+    let settings = &common.run.settings;
+    prepare(&common.run)?;
     let all = Dataset::open(&common.train_data, common.data.clone())?;
     for fault in all.faults().iter().take(5) {
         terminal::say(&format!("warning: left out: {}", fault.error));
@@ -329,26 +336,47 @@ fn train<T: Task>(
             (data, Some(held_out))
         }
     };
-    if let Some(epochs) = common.num_train_epochs {
-        if epochs == 0 {
-            return Err(Error::argument("num_train_epochs", epochs, "at least 1").into());
-        }
+    let name = common.train_data.display().to_string();
+    carry_out(&common.run, "pictures", &name, (&data, held_out.as_ref()), task)
+}
+
+/// Refuses what no run can be made of, before anything is read.
+pub fn prepare(args: &RunArgs) -> anyhow::Result<()> {
+    args.settings.check()?;
+    if args.num_train_epochs == Some(0) {
+        return Err(Error::argument("num_train_epochs", 0, "at least 1").into());
+    }
+    limits::set_threads(args.threads)?;
+    std::fs::create_dir_all(&args.output_dir).map_err(|e| Error::io(&args.output_dir, e))?;
+    Ok(atomic::check_writable(&args.output_dir)?)
+}
+
+/// Makes the task, and runs it on `data` and what of it is held out, which are `unit` from `name`.
+pub fn carry_out<D: Examples, T: Task<D>>(
+    args: &RunArgs,
+    unit: &'static str,
+    name: &str,
+    (data, held_out): (&D, Option<&D>),
+    task: impl FnOnce(&D, Compute) -> nadir::Result<T>,
+) -> anyhow::Result<()> {
+    let mut settings = args.settings.clone();
+    if let Some(epochs) = args.num_train_epochs {
         let epoch = (data.len() as u64).div_ceil(settings.pictures());
         settings.checkpointing_steps = epoch;
         settings.max_train_steps = epoch.saturating_mul(epochs);
     }
-    let mut log = Log::new(common.quiet);
-    let device = choose_device(&common.device, |line| log.say(line))?;
+    let mut log = Log::new(args.quiet, unit);
+    let device = choose_device(&args.device, |line| log.say(line))?;
     let precision = settings.mixed_precision;
-    let task = task(&data, Compute { device, precision })?;
+    let task = task(data, Compute { device, precision })?;
     let weights: usize = task.parameters().iter().map(|(_, p)| p.shape().elements()).sum();
-    let held = held_out.as_ref().map_or(0, Dataset::len);
-    log.say(&format!("{} pictures, {held} held out; {weights} weights", data.len()));
+    let held = held_out.map_or(0, D::len);
+    log.say(&format!("{} {unit}, {held} held out; {weights} weights", data.len()));
     let cancel = interrupt::switch();
     let about = [
         ("command", command()),
-        ("data", common.train_data.display().to_string()),
-        ("pictures", format!("{}, {held} held out", data.len())),
+        ("data", name.to_owned()),
+        (unit, format!("{}, {held} held out", data.len())),
         ("weights", weights.to_string()),
         ("device", device.to_string()),
         ("mixed precision", precision.name().to_owned()),
@@ -357,11 +385,11 @@ fn train<T: Task>(
     let run = Run {
         task: &task,
         settings: &settings,
-        data: &data,
-        held_out: held_out.as_ref(),
-        folder,
+        data,
+        held_out,
+        folder: &args.output_dir,
         about: &about,
-        resume: common.resume_from_checkpoint.as_ref(),
+        resume: args.resume_from_checkpoint.as_ref(),
         cancel: &cancel,
     };
     match run.run(&mut |event| log.show(event))? {
@@ -377,6 +405,8 @@ fn train<T: Task>(
 /// Shows a run: a bar on a terminal, now and then a line elsewhere.
 struct Log {
     quiet: bool,
+    /// What batches are made of.
+    unit: &'static str,
     bar: Option<ProgressBar>,
     last: Instant,
     /// Behind how many steps this process began, and when.
@@ -386,14 +416,14 @@ struct Log {
 }
 
 impl Log {
-    fn new(quiet: bool) -> Self {
+    fn new(quiet: bool, unit: &'static str) -> Self {
         let bar = (!quiet && std::io::stderr().is_terminal()).then(|| {
             let style = ProgressStyle::with_template("{wide_bar:.cyan/dim} {pos}/{len}  {msg}");
             let bar = ProgressBar::new(0);
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar
         });
-        Self { quiet, bar, last: Instant::now(), began: None, losses: Vec::new() }
+        Self { quiet, unit, bar, last: Instant::now(), began: None, losses: Vec::new() }
     }
 
     fn say(&self, line: &str) {
@@ -440,10 +470,11 @@ impl Log {
         let parts =
             if parts.is_empty() { parts.join("") } else { format!(" ({})", parts.join(", ")) };
         let line = format!(
-            "loss {mean:.5}{parts}, rate {:.2e}, norm {:.2}{skipped}, {:.1} pictures/s, {} left",
+            "loss {mean:.5}{parts}, rate {:.2e}, norm {:.2}{skipped}, {:.1} {}/s, {} left",
             progress.rate,
             progress.gradient_norm,
             progress.speed,
+            self.unit,
             duration(left)
         );
         if let Some(bar) = &self.bar {

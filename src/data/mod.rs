@@ -1,7 +1,8 @@
-//! Data sets to train on: pictures with captions, or with classes.
+//! Data sets to train on: pictures with captions, or with classes; texts.
 //!
 //! ```text
 //! parquet file or folder -> rows (names, captions, classes) -> batches: decoded, cropped, turned, normalised
+//! texts -> documents -> rows of tokens -> batches of about one length
 //! ```
 //!
 //! What a batch holds follows from the seed, the epoch and the place in it alone: not from the number of threads, and
@@ -15,6 +16,7 @@ mod loader;
 mod random;
 mod source;
 mod summary;
+pub mod text;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -35,6 +37,46 @@ use crate::io::image::{self, RgbImage};
 use caption::Sentences;
 use random::{Draws, Purpose, permutation};
 use source::{Row, Source};
+
+/// What a run learns from, or is measured by: rows, in batches.
+pub trait Examples {
+    /// Some rows, as a task takes them.
+    type Batch;
+
+    /// Number of rows.
+    fn len(&self) -> usize;
+
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What means over all rows are taken of: the rows, or what there are several of in one.
+    fn count(&self) -> usize {
+        self.len()
+    }
+
+    /// Batches without end, shuffled by `seed`, behind the first `start` rows. Nothing depends on the number of threads.
+    ///
+    /// # Errors
+    /// A batch or a number of threads of 0.
+    fn stream(
+        &self,
+        batch: usize,
+        seed: u64,
+        start: u64,
+        threads: usize,
+    ) -> Result<Batches<'_, Self::Batch>>;
+
+    /// Every row once. The last batch may be shorter.
+    ///
+    /// # Errors
+    /// A batch or a number of threads of 0.
+    fn pass(&self, batch: usize, threads: usize) -> Result<Batches<'_, Self::Batch>>;
+}
+
+/// Batches one after the other.
+pub type Batches<'a, B> = Box<dyn Iterator<Item = Result<B>> + 'a>;
 
 /// How pictures and captions are made of rows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Args)]
@@ -299,6 +341,28 @@ impl Dataset {
             Some(class) if !self.all.sentences.is_empty() => self.all.sentences.about(class, draws),
             _ => caption::choose(self.captions(row), self.all.settings.captions, draws),
         }
+    }
+}
+
+impl Examples for Dataset {
+    type Batch = Batch;
+
+    fn len(&self) -> usize {
+        self.len()
+    }
+
+    fn stream(
+        &self,
+        batch: usize,
+        seed: u64,
+        start: u64,
+        threads: usize,
+    ) -> Result<Batches<'_, Batch>> {
+        Ok(Box::new(self.stream(batch, seed, start, threads)?))
+    }
+
+    fn pass(&self, batch: usize, threads: usize) -> Result<Batches<'_, Batch>> {
+        Ok(Box::new(self.pass(batch, threads)?))
     }
 }
 

@@ -12,6 +12,8 @@ pub(super) enum Purpose {
     Row,
     /// Which rows are held out.
     Split,
+    /// The order of batches whose rows were sorted by length.
+    Batches,
 }
 
 /// A sequence of random numbers: Philox4x32-10 (Salmon et al. 2011) with the seed as its key and the address in its

@@ -1,6 +1,6 @@
-//! Pictures in parquet files: with captions, in the schema of RSICD on the hub (`filename`, `captions`, a list of
+//! Pictures and texts in parquet files. Pictures: with captions, in the schema of RSICD on the hub (`filename`, `captions`, a list of
 //! texts, `image`, a struct of the encoded picture's `bytes` and its `path`), or with a class (`label`, a number, and
-//! `class`, its name).
+//! `class`, its name). Texts: a column `text`, or the captions of pictures.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use ::parquet::file::reader::{FileReader, SerializedFileReader};
 use ::parquet::record::reader::RowIter;
 use ::parquet::record::{Field, Row};
+use ::parquet::schema::types::Type;
 
 use super::{caught, open_file};
 use crate::error::{Error, Result};
@@ -18,6 +19,9 @@ const MAX_PICTURE: usize = 64 << 20;
 /// The most captions of a row, and the longest caption.
 const MAX_CAPTIONS: usize = 1_000;
 const MAX_CAPTION: usize = 64 << 10;
+
+/// The longest text of a column `text`.
+const MAX_TEXT: usize = 16 << 20;
 
 /// The largest label, so that a table of classes stays one.
 const MAX_LABEL: u64 = 65_535;
@@ -58,38 +62,11 @@ impl Pictures {
     /// The file is missing, no parquet file, damaged, or of another schema.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let file = open_file(path)?;
-        let wrong = |found: String| {
-            let advice = "The file is damaged or of another kind: download it again.";
-            Error::file(path, "content", "a parquet file", found, advice)
-        };
-        let reader = caught(|| SerializedFileReader::new(file))
-            .and_then(|done| done.map_err(|e| e.to_string()))
-            .map_err(wrong)?;
-
-        let metadata = reader.metadata();
-        let columns: Vec<String> = metadata
-            .file_metadata()
-            .schema_descr()
-            .columns()
-            .iter()
-            .map(|c| c.path().string())
-            .collect();
+        let (reader, columns, rows) = open(path)?;
         if !columns.iter().any(|column| column == "image.bytes") {
             let found = format!("columns {}", columns.join(", "));
             let expected = "a column \"image\" with a field \"bytes\"";
             return Err(Error::file(path, "schema", expected, found, ADVICE));
-        }
-        let mut rows = 0;
-        for group in metadata.row_groups() {
-            if !(0..=MAX_GROUP).contains(&group.total_byte_size()) {
-                let found = format!("{} bytes", group.total_byte_size());
-                let advice = "Write the file again with smaller row groups.";
-                let expected = format!("at most {MAX_GROUP} bytes");
-                return Err(Error::file(path, "row group", expected, found, advice));
-            }
-            rows += usize::try_from(group.num_rows())
-                .map_err(|_| wrong("a negative number of rows".to_owned()))?;
         }
         Ok(Self { path: path.to_path_buf(), reader, columns, rows })
     }
@@ -159,6 +136,106 @@ impl Pictures {
             }
         })
     }
+}
+
+/// Opens a file: its reader, its columns, its number of rows.
+fn open(path: &Path) -> Result<(SerializedFileReader<File>, Vec<String>, usize)> {
+    let file = open_file(path)?;
+    let wrong = |found: String| {
+        let advice = "The file is damaged or of another kind: download it again.";
+        Error::file(path, "content", "a parquet file", found, advice)
+    };
+    let reader = caught(|| SerializedFileReader::new(file))
+        .and_then(|done| done.map_err(|e| e.to_string()))
+        .map_err(wrong)?;
+    let metadata = reader.metadata();
+    let columns: Vec<String> = metadata
+        .file_metadata()
+        .schema_descr()
+        .columns()
+        .iter()
+        .map(|c| c.path().string())
+        .collect();
+    let mut rows = 0;
+    for group in metadata.row_groups() {
+        if !(0..=MAX_GROUP).contains(&group.total_byte_size()) {
+            let found = format!("{} bytes", group.total_byte_size());
+            let advice = "Write the file again with smaller row groups.";
+            let expected = format!("at most {MAX_GROUP} bytes");
+            return Err(Error::file(path, "row group", expected, found, advice));
+        }
+        rows += usize::try_from(group.num_rows())
+            .map_err(|_| wrong("a negative number of rows".to_owned()))?;
+    }
+    Ok((reader, columns, rows))
+}
+
+/// Texts of a row.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Texts {
+    /// What they are called.
+    pub filename: Option<String>,
+    /// What they are about.
+    pub class: Option<String>,
+    /// The column `text`, or the captions.
+    pub texts: Vec<String>,
+}
+
+/// The texts of all rows; other columns are not read.
+///
+/// # Errors
+/// The file is missing, damaged or of another schema, or a row holds something else.
+pub fn read_texts(path: &Path) -> Result<Vec<Texts>> {
+    let (reader, columns, count) = open(path)?;
+    let schema = reader.metadata().file_metadata().schema();
+    let own = |name: &str| schema.get_fields().iter().find(|field| field.name() == name).cloned();
+    let texts = own("text").or_else(|| own("captions")).ok_or_else(|| {
+        let expected = "a column \"text\", or \"captions\"";
+        let found = format!("columns {}", columns.join(", "));
+        let advice = "Call the column of texts \"text\".";
+        Error::file(path, "schema", expected, found, advice)
+    })?;
+    let fields = [own("filename"), own("class"), Some(texts)].into_iter().flatten().collect();
+    let damaged = |found: String| {
+        let advice = "The file is damaged: download it again.";
+        Error::file(path, "rows", "readable rows", found, advice)
+    };
+    let read = || -> ::parquet::errors::Result<Vec<Row>> {
+        let wanted = Type::group_type_builder(schema.name()).with_fields(fields).build()?;
+        RowIter::from_file(Some(wanted), &reader)?.collect()
+    };
+    let rows = caught(read).and_then(|done| done.map_err(|e| e.to_string())).map_err(damaged)?;
+    if rows.len() != count {
+        return Err(damaged(format!("{} of {count}", rows.len())));
+    }
+    let texts = |(i, row): (usize, Row)| {
+        texts_of(row).map_err(|fault| {
+            let what = format!("row {}, column {}", i + 1, fault.column);
+            let advice = "A row has a text, or a list of captions.";
+            Error::file(path, what, fault.expected, fault.found, advice)
+        })
+    };
+    rows.into_iter().enumerate().map(texts).collect()
+}
+
+fn texts_of(row: Row) -> std::result::Result<Texts, Fault> {
+    let mut texts = Texts::default();
+    for (name, field) in row.into_columns() {
+        match name.as_str() {
+            "filename" => texts.filename = text("filename", field)?,
+            "class" => texts.class = text("class", field)?,
+            "captions" => texts.texts = captions(field)?,
+            _ => {
+                let found = kind(&field);
+                let own = text("text", field)?;
+                if own.as_ref().is_some_and(|text| text.len() > MAX_TEXT) {
+                    return Err(Fault::new("text", format!("at most {MAX_TEXT} bytes"), found));
+                }
+                texts.texts.extend(own);
+            }
+        }
+    }
+    Ok(texts)
 }
 
 /// What is wrong with a row.
@@ -299,6 +376,16 @@ mod tests {
         }
         assert_eq!(names.len(), 200);
         assert!(names.is_sorted());
+    }
+
+    #[test]
+    fn captions_are_texts() {
+        let rows = read_texts(&shipped()).unwrap();
+        assert_eq!(rows.len(), 200);
+        for (row, picture) in rows.iter().zip(Pictures::open(shipped()).unwrap().iter()) {
+            let picture = picture.unwrap().unwrap();
+            assert_eq!((&row.filename, &row.texts), (&picture.filename, &picture.captions));
+        }
     }
 
     #[test]

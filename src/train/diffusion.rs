@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::initial::{initial, low_rank};
 use super::precision::{Compute, MixedPrecision};
 use super::random::Random;
-use super::records::Sample;
+use super::records::{Content, Sample};
 use super::run::{Loss, Measured, Task};
 use super::samples::{Painter, SampleSettings};
 use super::vae::NoFile;
@@ -115,6 +115,32 @@ pub struct LoraSettings {
     /// Layers that get one: attention (its projections), linear (all linear layers), conv (convolutions too)
     #[arg(long, value_name = "LAYERS", requires = "lora_rank", default_value = "attention")]
     pub lora_targets: Targets,
+}
+
+impl LoraSettings {
+    /// alpha, which is the rank where nothing else is said.
+    ///
+    /// # Errors
+    /// `Argument` for what is no factor.
+    pub(super) fn alpha(&self, rank: usize) -> Result<f64> {
+        match self.lora_alpha {
+            Some(alpha) if !(alpha > 0.0 && alpha.is_finite()) => {
+                Err(Error::argument("lora_alpha", alpha, "a number above 0"))
+            }
+            given => Ok(given.unwrap_or(rank as f64)),
+        }
+    }
+
+    /// What a checkpoint of adapters says of them besides names and shapes.
+    pub(super) fn particulars(&self, rank: usize, alpha: f64) -> BTreeMap<String, String> {
+        [
+            ("lora_rank", rank.to_string()),
+            ("lora_alpha", alpha.to_string()),
+            ("lora_targets", self.lora_targets.to_string()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into()
+    }
 }
 
 /// The parts of a new model.
@@ -381,12 +407,7 @@ impl DiffusionTask {
     /// `Argument` for a rank or a scale that cannot be.
     pub fn adapting(mut self, settings: &LoraSettings, seed: u64) -> Result<Self> {
         let Some(rank) = settings.lora_rank else { return Ok(self) };
-        let alpha = match settings.lora_alpha {
-            Some(alpha) if !(alpha > 0.0 && alpha.is_finite()) => {
-                return Err(Error::argument("lora_alpha", alpha, "a number above 0"));
-            }
-            given => given.unwrap_or(rank as f64),
-        };
+        let alpha = settings.alpha(rank)?;
         let new = |part: &str, module: &dyn Module| {
             LowRank::new(module, settings.lora_targets, rank, alpha, |name, shape| {
                 low_rank(seed, &format!("{part}.{name}"), shape)
@@ -396,13 +417,7 @@ impl DiffusionTask {
         self.adapters = Some(Adapters {
             unet: new("unet", &self.unet.model)?,
             text_encoder: text_encoder.map(|module| new("text_encoder", module)).transpose()?,
-            particulars: [
-                ("lora_rank", rank.to_string()),
-                ("lora_alpha", alpha.to_string()),
-                ("lora_targets", settings.lora_targets.to_string()),
-            ]
-            .map(|(name, value)| (name.to_owned(), value))
-            .into(),
+            particulars: settings.particulars(rank, alpha),
         });
         Ok(self)
     }
@@ -581,7 +596,7 @@ impl Task for DiffusionTask {
         let draw = |(prompt, seed): (&String, u64)| {
             let texts = [&empty, &self.encode(&[prompt])?];
             let picture = painter.draw(texts, data.size(), seed, &self.sampling)?;
-            Ok(Sample { caption: prompt.clone(), picture })
+            Ok(Sample { caption: prompt.clone(), content: Content::Picture(picture) })
         };
         self.sampling.validation_prompts.iter().zip(seed..).map(draw).collect()
     }

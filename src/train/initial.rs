@@ -37,7 +37,8 @@ pub fn low_rank(seed: u64, name: &str, shape: &[usize]) -> Result<Tensor> {
     crate::ops::elementwise::scale(&normal, 1.0 / shape[0] as f32)
 }
 
-fn of_name(seed: u64, name: &str) -> Random {
+/// What the weight `name` is drawn from.
+pub(super) fn of_name(seed: u64, name: &str) -> Random {
     // With fixed keys: the same in every process of a build.
     let mut hasher = DefaultHasher::new();
     name.hash(&mut hasher);

@@ -25,7 +25,7 @@ mod watch;
 pub use crate::ops::adamw::length as norm;
 pub use optimizer::{Optimizer, in_order};
 pub use precision::{Compute, LossScaler, MixedPrecision};
-pub use records::Sample;
+pub use records::{Content, Sample};
 pub use run::{Event, Loss, Measured, Outcome, Progress, Run, Task};
 pub use samples::SampleSettings;
 pub use schedule::Schedule;

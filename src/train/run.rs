@@ -10,7 +10,7 @@ use super::precision::{LossScaler, MixedPrecision};
 use super::random::{Purpose, Random};
 use super::records::{Records, Sample};
 use super::settings::Settings;
-use crate::data::{Batch, Dataset};
+use crate::data::{Dataset, Examples};
 use crate::error::{Error, Result};
 use crate::nn::Parameter;
 use crate::ops::adamw::length;
@@ -20,7 +20,7 @@ use crate::pipeline::Cancel;
 use crate::tensor::tape::{checkpointing, no_grad};
 use crate::tensor::{DType, Device, Tensor};
 
-/// Pictures that a validation looks at together.
+/// Rows that a validation looks at together.
 const VALIDATION_BATCH: usize = 16;
 
 /// The loss of a batch.
@@ -34,8 +34,8 @@ pub struct Loss {
 /// Quantities by name.
 pub type Measured = Vec<(&'static str, f64)>;
 
-/// What is trained.
-pub trait Task {
+/// What is trained, by data of a kind: pictures where nothing else is said.
+pub trait Task<D: Examples = Dataset> {
     /// Its name: the subcommand's.
     fn name(&self) -> &'static str;
 
@@ -62,20 +62,26 @@ pub trait Task {
     ///
     /// # Errors
     /// Pictures or captions that do not fit the model.
-    fn loss(&self, batch: &Batch, random: &mut Random) -> Result<Loss>;
+    fn loss(&self, batch: &D::Batch, random: &mut Random) -> Result<Loss>;
 
-    /// What is measured of held-out pictures, summed over the batch; their number comes of itself. Nothing is recorded.
+    /// What is measured of held-out data, summed over the batch: [`Examples::count`] says over how many. Nothing is recorded.
     ///
     /// # Errors
     /// As [`Self::loss`].
-    fn validate(&self, batch: &Batch, random: &mut Random) -> Result<Measured>;
+    fn validate(&self, batch: &D::Batch, random: &mut Random) -> Result<Measured>;
 
-    /// Pictures that show what the model can do, of its own choice or of `data`; `seed` is that of the run. The same
+    /// What follows from the means over all that is held out, besides.
+    fn conclude(&self, means: &Measured) -> Measured {
+        let _ = means;
+        Measured::new()
+    }
+
+    /// Pictures, or texts, that show what the model can do, of its own choice or of `data`; `seed` is that of the run. The same
     /// ones whenever it is asked for them.
     ///
     /// # Errors
     /// `NotFinite`, and those of [`Self::validate`].
-    fn samples(&self, data: &Dataset, seed: u64) -> Result<Vec<Sample>> {
+    fn samples(&self, data: &D, seed: u64) -> Result<Vec<Sample>> {
         let _ = (data, seed);
         Ok(Vec::new())
     }
@@ -153,15 +159,15 @@ pub enum Outcome {
 }
 
 /// A run: a task, what it learns from, and where it is kept.
-pub struct Run<'a> {
+pub struct Run<'a, D: Examples = Dataset> {
     /// What is trained.
-    pub task: &'a dyn Task,
+    pub task: &'a dyn Task<D>,
     /// How.
     pub settings: &'a Settings,
-    /// Pictures to learn from.
-    pub data: &'a Dataset,
-    /// Pictures that are held out.
-    pub held_out: Option<&'a Dataset>,
+    /// What it learns from.
+    pub data: &'a D,
+    /// What is held out.
+    pub held_out: Option<&'a D>,
     /// Gets metrics, checkpoints and the exported model; it exists.
     pub folder: &'a Path,
     /// What its report says of it besides the settings: names and values.
@@ -172,7 +178,7 @@ pub struct Run<'a> {
     pub cancel: &'a Cancel,
 }
 
-impl Run<'_> {
+impl<D: Examples> Run<'_, D> {
     /// Takes all steps that are left, or those until it is cancelled, and exports the model.
     ///
     /// # Errors
@@ -201,7 +207,7 @@ impl Run<'_> {
             let loss_scale = state.scaler.as_ref().map(LossScaler::scale);
             let factor = loss_scale.unwrap_or(1.0);
             let ((loss, parts), gradients) =
-                self.gradients(&parameters, &mut loader, &mut random, factor)?;
+                self.gradients(&parameters, &mut *loader, &mut random, factor)?;
             let gradient_norm = length(&gradients)? / factor;
             let is_finite = loss.is_finite() && gradient_norm.is_finite();
             match &mut state.scaler {
@@ -322,7 +328,7 @@ impl Run<'_> {
     fn gradients(
         &self,
         parameters: &[(String, &Parameter)],
-        batches: &mut dyn Iterator<Item = Result<Batch>>,
+        batches: &mut dyn Iterator<Item = Result<D::Batch>>,
         random: &mut Random,
         factor: f64,
     ) -> Result<((f64, Measured), Vec<Tensor>)> {
@@ -377,7 +383,7 @@ impl Run<'_> {
         records.values(step, &measured);
         // A picture that cannot be drawn yet is no reason to stop.
         match samples {
-            Ok(samples) => records.pictures(step, &samples),
+            Ok(samples) => records.samples(step, &samples),
             Err(error) => report(Event::Failed(error.to_string())),
         }
         if !measured.is_empty() {
@@ -413,8 +419,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Means over the held-out pictures.
-    fn measure(&self, held_out: &Dataset) -> Result<Measured> {
+    /// Means over what is held out.
+    fn measure(&self, held_out: &D) -> Result<Measured> {
         let mut sums = Measured::new();
         let batches = held_out.pass(VALIDATION_BATCH, self.settings.loader_threads)?;
         for (number, batch) in batches.enumerate() {
@@ -426,7 +432,10 @@ impl Run<'_> {
                 }
             }
         }
-        Ok(sums.into_iter().map(|(name, sum)| (name, sum / held_out.len() as f64)).collect())
+        let count = held_out.count() as f64;
+        let mut means: Measured = sums.into_iter().map(|(name, sum)| (name, sum / count)).collect();
+        means.extend(self.task.conclude(&means));
+        Ok(means)
     }
 }
 

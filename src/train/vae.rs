@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::initial::initial;
 use super::precision::{Compute, MixedPrecision};
 use super::random::Random;
-use super::records::Sample;
+use super::records::{Content, Sample};
 use super::run::{Loss, Measured, Task};
 use crate::data::{Batch, Dataset};
 use crate::error::{Error, Result};
@@ -225,7 +225,10 @@ impl Task for VaeTask {
         let images = batch.images.to_device(self.compute.device)?;
         let decoded = self.decode(&self.encode(&images)?.mean)?;
         let pairs = from_tensor(&concat(&[&images, &decoded], 2)?)?.into_iter().zip(batch.rows); // [B, H, 2 W, 3]
-        let sample = |(picture, row)| Sample { caption: data.name(row).to_owned(), picture };
+        let sample = |(picture, row)| Sample {
+            caption: data.name(row).to_owned(),
+            content: Content::Picture(picture),
+        };
         Ok(pairs.map(sample).collect())
     }
 

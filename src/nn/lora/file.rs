@@ -17,7 +17,7 @@ pub(super) const NAMES: [&str; 2] =
     ["pytorch_lora_weights.safetensors", "adapter_model.safetensors"];
 
 /// Beside peft's file: what its matrices do not tell.
-const CONFIG: &str = "adapter_config.json";
+pub(super) const CONFIG: &str = "adapter_config.json";
 
 /// Where diffusers keeps the same in its file.
 const METADATA: &str = "lora_adapter_metadata";

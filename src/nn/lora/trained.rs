@@ -1,12 +1,17 @@
 //! Adapters that are trained: their matrices are, the weights that they are added to are not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
+use serde_json::json;
+
+use super::file::{AdapterFile, CONFIG, NAMES};
+use super::names::Layer;
 use crate::error::{Error, Result};
 use crate::io::TensorSource;
+use crate::io::atomic;
 use crate::io::safetensors::save;
 use crate::nn::{Module, Parameter, parameters};
 use crate::ops::elementwise::{linear_combination, scale};
@@ -19,9 +24,9 @@ pub enum Targets {
     /// The four projections of every attention, as diffusers' scripts do.
     #[default]
     Attention,
-    /// Every linear layer.
+    /// Every linear layer, but what gives the scores of a language model's tokens.
     Linear,
-    /// Every linear layer and every convolution.
+    /// Those, and every convolution.
     Conv,
 }
 
@@ -52,12 +57,31 @@ impl fmt::Display for Targets {
 
 impl Targets {
     fn include(self, layer: &str, shape: &Shape) -> bool {
-        let projections =
-            ["to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj"];
+        let named = |names: &[&str]| {
+            let mut fronts = names.iter().filter_map(|name| layer.strip_suffix(name));
+            fronts.any(|front| front.is_empty() || front.ends_with('.'))
+        };
+        // Tables that are multiplied by too.
+        if named(&["wte", "embed_tokens", "lm_head"]) {
+            return false;
+        }
         match self {
-            Self::Attention => projections
-                .iter()
-                .any(|name| layer.strip_suffix(name).is_some_and(|front| front.ends_with('.'))),
+            Self::Attention => named(&[
+                // diffusers, CLIP
+                "to_q",
+                "to_k",
+                "to_v",
+                "to_out.0",
+                "q_proj",
+                "k_proj",
+                "v_proj",
+                "out_proj",
+                // GPT-2, Phi, Llama
+                "attn.c_attn",
+                "attn.c_proj",
+                "self_attn.dense",
+                "o_proj",
+            ]),
             Self::Linear => shape.len() == 2,
             Self::Conv => true,
         }
@@ -161,6 +185,91 @@ impl LowRank {
         Ok(())
     }
 
+    /// Begins with the matrices that `path`, a file or a folder of peft's, has of the same layers and rank.
+    ///
+    /// # Errors
+    /// It cannot be read, or is of other layers or of another rank.
+    pub fn take_up(&self, path: &Path) -> Result<()> {
+        let file = AdapterFile::open(path)?;
+        let misfit = |what: &str, expected: String, found: String| {
+            let advice = "Begin with an adapter of these layers and this rank.";
+            Error::file(&file.path, what, expected, found, advice)
+        };
+        for AdaptedLayer { name, down, up, .. } in &self.layers {
+            let own = file
+                .pairs
+                .iter()
+                .find(|(_, layer, _)| matches!(layer, Layer::Dotted(layer) if layer == name));
+            let Some((_, _, pair)) = own else {
+                return Err(misfit("layers", format!("{name} among them"), "none".into()));
+            };
+            let factor = (pair.scale / f64::from(self.scale)) as f32;
+            for (key, parameter, factor) in [(&pair.down, down, 1.0), (&pair.up, up, factor)] {
+                let value = file.tensors.read(key)?.to_dtype(parameter.dtype())?;
+                if *value.shape() != parameter.shape() {
+                    let (expected, found) =
+                        (parameter.shape().to_string(), value.shape().to_string());
+                    return Err(misfit(key, expected, found));
+                }
+                let value = if factor == 1.0 { value } else { scale(&value, factor)? };
+                parameter.set(&value.to_device(parameter.value().device())?)?;
+            }
+        }
+        match file.pairs.len() > self.layers.len() {
+            true => Err(misfit(
+                "layers",
+                format!("the {} that are adapted", self.layers.len()),
+                file.pairs.len().to_string(),
+            )),
+            false => Ok(()),
+        }
+    }
+
+    /// Writes the matrices as peft does: `adapter_model.safetensors` and `adapter_config.json`. `base` names the model that
+    /// they are added to; rank and alpha are those that the adapters were made with.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn export_peft(
+        &self,
+        folder: &Path,
+        base: Option<&str>,
+        (rank, alpha): (usize, f64),
+        dtype: DType,
+    ) -> Result<()> {
+        // Behind the number of the block: what all blocks have.
+        let within = |name: &str| {
+            let parts: Vec<&str> = name.split('.').collect();
+            let number = |part: &&str| part.bytes().all(|byte| byte.is_ascii_digit());
+            let from = parts.iter().rposition(number).map_or(0, |at| at + 1);
+            parts[from..].join(".")
+        };
+        let targets: BTreeSet<String> =
+            self.layers.iter().map(|layer| within(&layer.name)).collect();
+        // GPT-2's are stored as [inputs, outputs].
+        let turned = targets.iter().any(|name| name.ends_with("c_attn") || name.ends_with("c_fc"));
+        let config = json!({
+            "base_model_name_or_path": base,
+            "bias": "none",
+            "fan_in_fan_out": turned,
+            "inference_mode": true,
+            "lora_alpha": alpha,
+            "lora_dropout": 0.0,
+            "peft_type": "LORA",
+            "r": rank,
+            "target_modules": targets,
+            "task_type": "CAUSAL_LM",
+        });
+        atomic::write(&folder.join(CONFIG), |out| writeln!(out, "{config:#}"))?;
+        let mut tensors = Vec::new();
+        for (name, parameter) in self.parameters() {
+            let value = parameter.value().detach().to_dtype(dtype)?;
+            tensors.push((format!("base_model.model.{name}"), value));
+        }
+        let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+        save(&folder.join(NAMES[1]), &tensors, &metadata)
+    }
+
     /// The matrices as diffusers saves them, with `prefix` before each name and alpha / rank within B, so that the file
     /// means the same to who thinks that alpha is the rank. `source` is what the module was loaded from: a projection may
     /// be stored as a 1x1 convolution, and its matrices then are.
@@ -198,7 +307,7 @@ impl LowRank {
 /// The file cannot be written.
 pub fn export(folder: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    save(&folder.join(super::file::NAMES[0]), tensors, &metadata)
+    save(&folder.join(NAMES[0]), tensors, &metadata)
 }
 
 #[cfg(test)]

@@ -15,25 +15,35 @@ use ::image::RgbImage;
 
 use super::settings::Settings;
 use crate::error::{Error, Result};
-use crate::io::png;
+use crate::io::{atomic, png};
 use csv::Csv;
 use events::EventLog;
 use report::Report;
 
-/// The folder of pictures, and that of events.
+/// The folder of pictures and texts, and that of events.
 const PICTURES: &str = "validation";
 const LOGS: &str = "logs";
 /// Keyword of the text in a picture that says what it shows: where viewers look for a prompt.
 const CAPTION: &str = png::PARAMETERS;
+/// How names of texts end.
+const TEXT: &str = "txt";
 /// The page is written anew this often, and whenever a checkpoint is.
 const INTERVAL: Duration = Duration::from_secs(30);
 
-/// A picture that shows what a model can do.
+/// Something that shows what a model can do.
 pub struct Sample {
     /// What it shows.
     pub caption: String,
-    /// The picture.
-    pub picture: RgbImage,
+    /// It itself.
+    pub content: Content,
+}
+
+/// What a model makes.
+pub enum Content {
+    /// A picture.
+    Picture(RgbImage),
+    /// A text.
+    Text(String),
 }
 
 /// All of it.
@@ -92,9 +102,17 @@ impl Records {
         }
     }
 
-    /// Pictures behind a step.
-    pub fn pictures(&mut self, step: u64, samples: &[Sample]) {
-        for (i, Sample { caption, picture }) in samples.iter().enumerate() {
+    /// Pictures and texts behind a step.
+    pub fn samples(&mut self, step: u64, samples: &[Sample]) {
+        for (i, Sample { caption, content }) in samples.iter().enumerate() {
+            let picture = match content {
+                Content::Picture(picture) => picture,
+                Content::Text(text) => {
+                    let written = write_text(&self.folder, step, i, caption, text);
+                    self.tell(PICTURES, written);
+                    continue;
+                }
+            };
             let written = write_picture(&self.folder, step, i, caption, picture);
             let Some(png) = self.tell(PICTURES, written) else { continue };
             if let Some(events) = &mut self.events {
@@ -149,15 +167,25 @@ fn write_picture(
     std::fs::read(&path).map_err(|e| Error::io(&path, e))
 }
 
-/// The files of [`write_picture`] in the folder of pictures, by step.
-fn pictures(folder: &Path) -> Vec<(u64, Vec<PathBuf>)> {
+/// Writes text `number` of a step, its caption in the first line.
+fn write_text(folder: &Path, step: u64, number: usize, caption: &str, text: &str) -> Result<()> {
+    let folder = folder.join(PICTURES);
+    std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+    let path = folder.join(format!("step-{step:08}-{number:02}.{TEXT}"));
+    let caption = caption.replace('\n', " ");
+    atomic::write(&path, |out| writeln!(out, "{caption}\n{text}"))
+}
+
+/// The files of [`write_picture`] and [`write_text`] in the folder of pictures, by step.
+fn sampled(folder: &Path) -> Vec<(u64, Vec<PathBuf>)> {
     let mut all: BTreeMap<u64, Vec<PathBuf>> = BTreeMap::new();
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
         let step = path
             .file_name()
             .and_then(|name| {
-                name.to_str()?.strip_prefix("step-")?.strip_suffix(".png")?.split_once('-')
+                let (name, end) = name.to_str()?.strip_prefix("step-")?.split_once('.')?;
+                ["png", TEXT].contains(&end).then(|| name.split_once('-'))?
             })
             .and_then(|(step, _)| step.parse().ok());
         if let Some(step) = step {

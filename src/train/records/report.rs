@@ -107,7 +107,7 @@ impl Report {
             title = escaped(&self.title),
         );
         self.draw_curves(&mut page);
-        self.show_pictures(&mut page);
+        self.show_samples(&mut page);
         page.push_str("<h2>Settings</h2>\n<table>\n");
         for (name, value) in &self.settings {
             let _ =
@@ -129,15 +129,15 @@ impl Report {
         page.push_str("</div>\n");
     }
 
-    /// The pictures in the folder of those; of a file that cannot be read, what is wrong with it.
-    fn show_pictures(&self, page: &mut String) {
-        let mut sampled = super::pictures(&self.pictures);
+    /// The pictures and texts in the folder of those; of a file that cannot be read, what is wrong with it.
+    fn show_samples(&self, page: &mut String) {
+        let mut sampled = super::sampled(&self.pictures);
         sampled.retain(|(step, _)| *step <= self.step);
         let n = sampled.len();
         if n == 0 {
             return;
         }
-        page.push_str("<h2>Pictures</h2>\n");
+        page.push_str("<h2>Samples</h2>\n");
         let shown = n.min(SAMPLED);
         // The latest in front.
         for i in (0..shown).rev() {
@@ -147,7 +147,17 @@ impl Report {
             for file in files {
                 let shown = std::fs::read(file).map_err(|e| e.to_string());
                 let caption = caption(file);
+                let is_text = file.extension().is_some_and(|end| end == super::TEXT);
                 let _ = match shown {
+                    Ok(bytes) if is_text => {
+                        let text = String::from_utf8_lossy(&bytes);
+                        let (caption, text) = text.split_once('\n').unwrap_or_default();
+                        let (caption, text) = (escaped(caption), escaped(text.trim_end()));
+                        writeln!(
+                            page,
+                            "<figure><figcaption>{caption}</figcaption><pre>{text}</pre></figure>"
+                        )
+                    }
                     Ok(bytes) => writeln!(
                         page,
                         "<figure><img alt=\"\" src=\"data:image/png;base64,{}\">\
@@ -176,7 +186,7 @@ fn caption(file: &Path) -> String {
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:1340px;margin:2em auto;padding:0 1em;\
 color:#1c2430;background:#fff}.curves,.pictures{display:flex;flex-wrap:wrap;gap:12px}figure{margin:0}\
 .curves figure{width:640px;max-width:100%}figcaption{font-size:13px;max-width:640px}svg{width:100%}\
-.pictures figcaption{max-width:192px}img{width:192px;image-rendering:pixelated;display:block}\
+.pictures figcaption{max-width:192px}pre{white-space:pre-wrap;margin:0;max-width:640px}img{width:192px;image-rendering:pixelated;display:block}\
 polyline{fill:none;stroke:#1f6feb;stroke-width:1.5}polygon{fill:#1f6feb;opacity:.18}circle{fill:#1f6feb}\
 .grid{stroke:#d0d7de;stroke-width:.7}svg text{font-size:11px;fill:#57606a}th{text-align:left;font-weight:normal;\
 color:#57606a;padding-right:2em}";
@@ -253,6 +263,7 @@ mod tests {
         for (step, text) in [(1, "early"), (2, "a <river> & \"sea\""), (3, "of another run")] {
             super::super::write_picture(folder, step, 0, text, &picture).unwrap();
         }
+        super::super::write_text(folder, 2, 1, "a beginning", "and <how> it\ngoes on").unwrap();
         report.write("Training", true).unwrap();
         let page = std::fs::read_to_string(folder.join("report.html")).unwrap();
         for part in [
@@ -261,6 +272,7 @@ mod tests {
             "<polyline",
             "a &lt;river&gt; &amp; &quot;sea&quot;",
             "early",
+            "<figcaption>a beginning</figcaption><pre>and &lt;how&gt; it\ngoes on</pre>",
             "a&lt;b&gt;.parquet",
             "<th>learning_rate</th><td>0.0001</td>",
             "data:image/png;base64,iVBORw0KGgo",
