@@ -1,9 +1,9 @@
-// Rows of a table, by ids that the host has checked.
+// Rows of a table, by ids. One outside of the table, where the host has not looked, gives a row of NaN.
 
 #include "common.cuh"
 
 struct EmbeddingDims {
-    unsigned ids, channels;
+    unsigned ids, rows, channels;
 };
 
 // A warp a row.
@@ -22,7 +22,12 @@ __device__ void embedding(T* y, const long long* ids, const T* table, EmbeddingD
     const unsigned row = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
     if (row >= d.ids) return;
     T* to = y + size_t(row) * d.channels;
-    const T* from = table + ids[row] * d.channels;
+    const long long id = ids[row];
+    if (id < 0 || id >= d.rows) {
+        for (unsigned c = threadIdx.x % WARP; c < d.channels; c += WARP) to[c] = from_float<T>(NAN);
+        return;
+    }
+    const T* from = table + id * d.channels;
     if (d.channels % LANES<T> == 0) {
         copy_row<LANES<T>>(to, from, d.channels);
     } else {

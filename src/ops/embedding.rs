@@ -2,7 +2,7 @@
 
 use bytemuck::NoUninit;
 
-use super::elementwise::require_float;
+use super::elementwise::{require_dtype, require_float};
 use super::gradient::Call;
 use super::kernels::{LaunchConfig, kernels, to_u32};
 use super::reduce::sum_columns_on_device;
@@ -23,6 +23,7 @@ kernels! {
 #[repr(C)]
 struct EmbeddingDims {
     ids: u32,
+    rows: u32,
     channels: u32,
 }
 
@@ -48,12 +49,25 @@ const MIN_IDS: usize = 512;
 /// `Value` for an id outside the table, naming it and the table's size; `Shape` when the table is not a
 /// matrix; `DType` when `ids` are not integers or the table holds no floats.
 pub fn embedding(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
-    apply(Embedding, &tensors(&[ids, table]))
+    apply(Embedding { look: true }, &tensors(&[ids, table]))
+}
+
+/// As [`embedding`], of ids that a GPU reads where they are, so that a captured graph can have them change: one outside the
+/// table gives a row of NaN there. They are i64.
+///
+/// # Errors
+/// As [`embedding`] but for ids outside the table on a GPU.
+pub fn embedding_in_place(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
+    require_dtype("embedding", DType::I64, ids)?;
+    apply(Embedding { look: false }, &tensors(&[ids, table]))
 }
 
 /// [`embedding`]; inputs `ids`, `table`.
 #[derive(Clone, Copy, Debug)]
-struct Embedding;
+struct Embedding {
+    /// Whether the host looks at the ids of a GPU.
+    look: bool,
+}
 
 impl Op for Embedding {
     fn name(&self) -> &'static str {
@@ -102,12 +116,18 @@ impl Op for Embedding {
     fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let table = inputs[1].contiguous()?;
         let (rows, channels) = table.dims2()?;
-        let ids: Vec<i64> = rows_of(&inputs[0], rows)?.into_iter().map(|id| id as i64).collect();
+        let ids = if self.look {
+            let ids: Vec<i64> =
+                rows_of(&inputs[0], rows)?.into_iter().map(|id| id as i64).collect();
+            Tensor::from_slice(&ids, [ids.len()])?.to_device(table.device())?
+        } else {
+            inputs[0].contiguous()?
+        };
         let dims = EmbeddingDims {
             ids: to_u32("embedding", ids.len())?,
+            rows: to_u32("embedding", rows)?,
             channels: to_u32("embedding", channels)?,
         };
-        let ids = Tensor::from_slice(&ids, [ids.len()])?.to_device(table.device())?;
         // Four rows a block: 77 tokens still spread over 20 of them.
         let config = LaunchConfig::new([dims.ids.div_ceil(4), 1], 4 * 32);
         kernel::embedding(config, &mut outputs[0], &ids, &table, dims)
@@ -269,7 +289,8 @@ pub fn timestep_embedding(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{bits, check_gradient, devices, random, shapes};
+    use crate::ops::testing::{bits, check_gradient, devices, random, shapes, values};
+    use crate::tensor::Device;
 
     #[test]
     fn rows_are_copied_in_every_dtype() {
@@ -347,7 +368,20 @@ mod tests {
                 );
             }
         }
+        let ids = Tensor::from_vec(vec![2i64, 11, 0, -1, i64::MIN], [5]).unwrap();
+        assert!(matches!(embedding_in_place(&ids, &table), Err(Error::Value { .. })));
+        for device in devices().filter(|device| *device != Device::Cpu) {
+            let [ids, table] = [&ids, &table].map(|t| t.to_device(device).unwrap());
+            let rows = values(&embedding_in_place(&ids, &table).unwrap());
+            for (i, row) in rows.chunks(4).enumerate() {
+                let known = [Some(2), None, Some(0), None, None][i];
+                let expected = known.map(|id| values(&table.narrow(0, id, 1).unwrap()));
+                assert!(expected.map_or(row.iter().all(|x| x.is_nan()), |e| e == row), "row {i}");
+            }
+        }
         assert!(matches!(embedding(&table, &table), Err(Error::DType { .. })));
+        let narrow = Tensor::from_vec(vec![2u32], [1]).unwrap();
+        assert!(matches!(embedding_in_place(&narrow, &table), Err(Error::DType { .. })));
         let ids = Tensor::from_vec(vec![2i64], [1]).unwrap();
         assert!(matches!(embedding(&ids, &random([11], 1)), Err(Error::Shape { .. })));
         assert!(matches!(

@@ -8,6 +8,7 @@
 pub mod activation;
 pub mod adamw;
 pub mod attention;
+pub mod cache;
 pub mod conv;
 pub mod cross_entropy;
 pub mod elementwise;

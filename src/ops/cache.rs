@@ -1,0 +1,209 @@
+//! Writing to the cache of a decoder's keys or values, which stays where it is. Kernel: `kernels/cache.cu`.
+
+use bytemuck::NoUninit;
+
+use super::attention::dense;
+use super::elementwise::require_dtype;
+use super::kernels::{LaunchConfig, kernels, span, to_u32};
+use crate::dispatch_float;
+use crate::error::{Error, Result};
+use crate::tensor::{DType, Device, Tensor, tape};
+
+kernels! {
+    /// A block a token.
+    fn append(cache: Out, x: In, lengths: In<u32>, dims: AppendDims);
+}
+
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+struct AppendDims {
+    strides: [u64; 3],
+    first: u64,
+    tokens: u32,
+    heads: u32,
+    channels: u32,
+    capacity: u32,
+}
+
+const OP: &str = "cache append";
+
+/// Writes T new keys or values of B entries into `cache`, in place: row t of entry b to row `lengths[b] + t` of slot
+/// `first + b`.
+///
+/// `cache` [slots, S, G, D], contiguous and shared with no other tensor, such as a view of it that still lives: make views
+/// to read anew each time. `x` [B, T, G, D], a view is read as it lies; `lengths` `[B]`, u32. The cache keeps its address and
+/// `lengths` are a matter of the device, so that one captured [`Graph`](crate::tensor::cuda::Graph) serves all steps.
+///
+/// # Errors
+/// `Shape`, `DType` and `Device` when they do not fit; `Value` when the cache is shared, or a slot has no room: on a GPU, where
+/// nobody looks at `lengths`, such rows are left out. `NoGradient` when one of `x` is wanted.
+pub fn append(cache: &mut Tensor, first: usize, x: &Tensor, lengths: &Tensor) -> Result<()> {
+    if tape::is_recording() && x.node().is_some() {
+        return Err(Error::no_gradient(OP));
+    }
+    let &[slots, capacity, heads, channels] = cache.dims() else {
+        return Err(Error::expected_shape(OP, "cache", "[slots, S, G, D]", cache.shape()));
+    };
+    let &[batch, tokens, _, _] = x.dims() else {
+        return Err(Error::expected_shape(OP, "x", "[B, T, G, D]", x.shape()));
+    };
+    if x.dims()[2..] != [heads, channels] || first.checked_add(batch).is_none_or(|n| n > slots) {
+        let expected = format!("[at most {slots} behind {first}, T, {heads}, {channels}]");
+        return Err(Error::expected_shape(OP, "x", &expected, x.shape()));
+    }
+    if lengths.dims() != [batch] {
+        return Err(Error::expected_shape(OP, "lengths", &format!("[{batch}]"), lengths.shape()));
+    }
+    require_dtype(OP, cache.dtype(), x)?;
+    require_dtype(OP, DType::U32, lengths)?;
+    let device = cache.device();
+    if let Some(other) = [x, lengths].into_iter().find(|t| t.device() != device) {
+        return Err(Error::Device { op: OP, a: device, b: other.device() });
+    }
+    if x.is_empty() {
+        return Ok(());
+    }
+    let (x, lengths) = (dense(x)?, lengths.contiguous()?);
+    if device != Device::Cpu {
+        let dims = AppendDims {
+            strides: [0, 1, 2].map(|d| x.strides()[d] as u64),
+            first: first as u64,
+            tokens: to_u32(OP, tokens)?,
+            heads: to_u32(OP, heads)?,
+            channels: to_u32(OP, channels)?,
+            capacity: to_u32(OP, capacity)?,
+        };
+        let threads = to_u32(OP, heads * channels)?.next_multiple_of(32).min(256);
+        let config = LaunchConfig::new([to_u32(OP, batch * tokens)?, 1], threads);
+        return kernel::append(config, cache, &span(&x), &lengths, dims);
+    }
+    let lengths = lengths.as_slice::<u32>()?;
+    if let Some(b) = lengths.iter().position(|&n| n as usize + tokens > capacity) {
+        let message = format!(
+            "slot {} has room for {capacity} tokens: {tokens} more than {} do not fit",
+            first + b,
+            lengths[b]
+        );
+        return Err(Error::value(OP, message));
+    }
+    let &[of_entry, of_token, of_head, _] = x.strides() else { unreachable!("as checked") };
+    dispatch_float!(OP, x.dtype(), T => {
+        let (from, to) = (x.as_strided_slice::<T>()?, cache.as_mut_slice::<T>()?);
+        for (b, &length) in lengths.iter().enumerate() {
+            let row = (first + b) * capacity + length as usize;
+            let to = to[row * heads * channels..].chunks_exact_mut(channels);
+            for (i, to) in to.take(tokens * heads).enumerate() {
+                let at = b * of_entry + i / heads * of_token + i % heads * of_head;
+                to.copy_from_slice(&from[at..at + channels]);
+            }
+        }
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{bits, devices, random, strided, values};
+
+    #[test]
+    fn rows_stand_behind_those_that_are_there() {
+        let (slots, capacity, heads, channels) = (9, 11, 3, 5);
+        for device in devices() {
+            for dtype in [DType::F32, DType::F16, DType::BF16] {
+                for (first, batch, tokens) in
+                    [(0, 1, 1), (2, 7, 1), (1, 7, 4), (0, 9, 11), (3, 0, 1)]
+                {
+                    let place = |t: Tensor| t.to_dtype(dtype).unwrap().to_device(device).unwrap();
+                    let before = place(random([slots, capacity, heads, channels], 1));
+                    let x = place(random([batch, tokens, heads, channels], 2));
+                    let lengths: Vec<u32> =
+                        (0..batch).map(|b| (b * 3 % (capacity - tokens + 1)) as u32).collect();
+                    let given = Tensor::from_slice(&lengths, [batch]).unwrap();
+                    let given = given.to_device(device).unwrap();
+                    let mut expected = values(&before);
+                    let (new, width) = (values(&x), heads * channels);
+                    for (b, &length) in lengths.iter().enumerate() {
+                        let at = ((first + b) * capacity + length as usize) * width;
+                        expected[at..at + tokens * width]
+                            .copy_from_slice(&new[b * tokens * width..][..tokens * width]);
+                    }
+                    for x in [x.clone(), if x.is_empty() { x } else { strided(&x) }] {
+                        let mut cache = Tensor::zeros(*before.shape(), dtype, device).unwrap();
+                        cache.assign(&before).unwrap();
+                        append(&mut cache, first, &x, &given).unwrap();
+                        assert!(
+                            values(&cache) == expected,
+                            "{dtype}, {device}, {batch} x {tokens}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_has_no_room_is_written_nowhere() {
+        let before = random([3, 4, 1, 2], 1);
+        let lengths = Tensor::from_slice(&[3u32, u32::MAX, 4], [3]).unwrap();
+        for device in devices() {
+            let mut cache = Tensor::zeros([3, 4, 1, 2], DType::F32, device).unwrap();
+            cache.assign(&before).unwrap();
+            let x = random([3, 2, 1, 2], 2).to_device(device).unwrap();
+            let result = append(&mut cache, 0, &x, &lengths.to_device(device).unwrap());
+            let mut expected = values(&before);
+            if device == Device::Cpu {
+                let message = result.unwrap_err().to_string();
+                assert!(message.contains("slot 0") && message.contains("4 tokens"), "{message}");
+            } else {
+                result.unwrap();
+                expected[6..8].copy_from_slice(&values(&x)[..2]);
+            }
+            assert_eq!(values(&cache), expected, "{device}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error() {
+        let mut cache = random([3, 4, 1, 2], 1);
+        let before = bits(&cache);
+        let lengths = Tensor::from_slice(&[0u32, 1], [2]).unwrap();
+        let x = random([2, 1, 1, 2], 2);
+        let shape = |result: Result<()>| assert!(matches!(result, Err(Error::Shape { .. })));
+        shape(append(&mut cache, 2, &x, &lengths));
+        shape(append(&mut cache, usize::MAX, &x, &lengths));
+        shape(append(&mut cache, 0, &random([2, 1, 2, 2], 1), &lengths));
+        shape(append(&mut cache, 0, &random([3, 1, 1, 2], 1), &lengths));
+        shape(append(&mut cache, 0, &random([2, 1, 2], 1), &lengths));
+        let halves = x.to_dtype(DType::F16).unwrap();
+        assert!(matches!(append(&mut cache, 0, &halves, &lengths), Err(Error::DType { .. })));
+        assert!(matches!(append(&mut cache, 0, &x, &random([2], 1)), Err(Error::DType { .. })));
+        let wanted = append(&mut cache, 0, &x.variable(), &lengths);
+        assert!(matches!(wanted, Err(Error::NoGradient { .. })));
+        let view = cache.narrow(0, 0, 1).unwrap();
+        assert!(matches!(append(&mut cache, 0, &x, &lengths), Err(Error::Value { .. })));
+        assert_eq!(bits(&cache), before);
+        drop(view);
+        append(&mut cache, 0, &x, &lengths).unwrap();
+    }
+
+    /// One graph for all steps: it reads where the cache ends, and the cache, as they are when it is launched.
+    #[test]
+    fn a_captured_step_appends_where_lengths_say() {
+        for device in devices().filter(|device| *device != Device::Cpu) {
+            let mut cache = Tensor::zeros([1, 4, 1, 2], DType::F32, device).unwrap();
+            let mut x = Tensor::zeros([1, 1, 1, 2], DType::F32, device).unwrap();
+            let mut lengths = Tensor::zeros([1], DType::U32, device).unwrap();
+            let mut graph =
+                crate::tensor::cuda::Graph::capture(device, || append(&mut cache, 0, &x, &lengths))
+                    .unwrap();
+            for step in 0..3u32 {
+                lengths.assign(&Tensor::from_slice(&[step], [1]).unwrap()).unwrap();
+                let row = Tensor::full([1, 1, 1, 2], f64::from(step + 1), DType::F32, Device::Cpu);
+                x.assign(&row.unwrap()).unwrap();
+                graph.launch().unwrap();
+            }
+            assert_eq!(values(&cache), [1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 0.0, 0.0]);
+        }
+    }
+}
