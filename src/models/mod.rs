@@ -1,6 +1,7 @@
 //! The networks, built from the `config.json` and the weights of diffusers / transformers folders.
 
 pub mod clip;
+pub mod decoder;
 pub mod resnet;
 pub mod unet;
 pub mod vae;

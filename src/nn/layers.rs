@@ -1,6 +1,6 @@
 //! The layers with weights: linear, convolution, norms, embedding.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::nn::{Parameter, Params, module};
 use crate::ops::conv::{Conv2dConfig, conv2d, conv2d_doubled};
 use crate::ops::layout::concat;
@@ -250,6 +250,31 @@ impl LayerNorm {
     }
 }
 
+/// Normalisation by the root of the mean square over the last dimension.
+pub struct RmsNorm {
+    gamma: Parameter,
+    eps: f32,
+    range: Range,
+}
+
+module!(RmsNorm { "weight": gamma });
+
+impl RmsNorm {
+    /// Reads `weight` `[channels]`.
+    ///
+    /// # Errors
+    /// As [`Params::raw`].
+    pub fn load(p: &Params, channels: usize, eps: f32) -> Result<Self> {
+        Ok(Self { gamma: p.vector("weight", channels)?, eps, range: p.range() })
+    }
+
+    /// `x` [.., C]
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let _range = self.range.enter();
+        norm::rms_norm(x, &self.gamma.value(), self.eps)
+    }
+}
+
 /// A table of vectors, looked up by id.
 pub struct Embedding {
     table: Parameter,
@@ -279,5 +304,46 @@ impl Embedding {
     /// The first `n` rows [n, channels].
     pub fn first(&self, n: usize) -> Result<Tensor> {
         self.table.value().narrow(0, 0, n)?.to_dtype(self.dtype)
+    }
+}
+
+/// A table of vectors, looked up by id, whose products with a vector are also the scores of the ids (Press & Wolf 2017).
+pub struct TiedEmbedding {
+    table: Parameter,
+    /// Of a frozen table, whose layout does not tell them.
+    rows: Option<Tensor>,
+    dtype: DType,
+    range: Range,
+}
+
+module!(TiedEmbedding { "weight": table });
+
+impl TiedEmbedding {
+    /// Reads `weight` [count, channels].
+    ///
+    /// # Errors
+    /// As [`Params::raw`].
+    pub fn load(p: &Params, count: usize, channels: usize) -> Result<Self> {
+        let shape = [count, channels];
+        let table = p.weight("weight", &shape, Layout::Matrix)?;
+        let rows = match table.tensor() {
+            Some(_) => None,
+            None => Some(p.tensor("weight", &shape)?.value()),
+        };
+        Ok(Self { table, rows, dtype: p.dtype(), range: p.range() })
+    }
+
+    /// `ids` [..], wherever they are -> [.., channels]
+    pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+        let _range = self.range.enter();
+        let rows = self.rows.clone().or_else(|| self.table.tensor());
+        let rows = rows.ok_or_else(|| Error::value("embedding", "a table without rows"))?;
+        embedding::embedding(&ids.to_device(rows.device())?, &rows)?.to_dtype(self.dtype)
+    }
+
+    /// `x` [.., channels] -> [.., count]
+    pub fn scores(&self, x: &Tensor) -> Result<Tensor> {
+        let _range = self.range.enter();
+        linear(x, &self.table.weight(), Epilogue::default())
     }
 }

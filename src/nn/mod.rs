@@ -11,9 +11,10 @@ mod save;
 
 pub use attention::{KeyValue, MultiHeadAttention};
 pub use batch_norm::BatchNorm;
-pub use layers::{Conv2d, Embedding, GroupNorm, LayerNorm, Linear};
+pub use layers::{Conv2d, Embedding, GroupNorm, LayerNorm, Linear, RmsNorm, TiedEmbedding};
 pub use parameter::{Module, Parameter, parameters};
 pub(crate) use parameter::{checkpoint, join, module};
 pub use params::{Keep, Params};
 pub use resnet::ResnetBlock;
 pub use save::save;
+pub(crate) use save::save_turned;

@@ -23,6 +23,18 @@ pub fn save(
     path: &Path,
     dtype: Option<DType>,
 ) -> Result<()> {
+    save_turned(module, source, path, dtype, &|_| false)
+}
+
+/// As [`save`], matrices whose name `is_turned` written as [inputs, outputs]. The module has them the other way round, and
+/// so has `source`.
+pub(crate) fn save_turned(
+    module: &dyn Module,
+    source: &dyn TensorSource,
+    path: &Path,
+    dtype: Option<DType>,
+    is_turned: &dyn Fn(&str) -> bool,
+) -> Result<()> {
     let all: HashMap<String, &Parameter> = parameters(module).into_iter().collect();
     let describe = |(name, parameter): (&String, &&Parameter)| {
         let shape = parameter.shape();
@@ -44,7 +56,10 @@ pub fn save(
                 )));
             }
         };
-        let shape = stored.map_or_else(|| shape.to_vec(), |stored| stored.shape);
+        let mut shape = stored.map_or_else(|| shape.to_vec(), |stored| stored.shape);
+        if is_turned(name) {
+            shape.reverse();
+        }
         Ok((name.clone(), TensorInfo { shape, dtype: dtype.unwrap_or(held) }))
     };
     let infos = all.iter().map(describe).collect::<Result<Vec<_>>>()?;
@@ -57,6 +72,7 @@ pub fn save(
             Some(tensor) => tensor.detach(),
             None => source.read(name)?,
         };
+        let tensor = if is_turned(name) { tensor.transpose(0, 1)? } else { tensor };
         tensor.to_dtype(*dtype)?.reshape(shape)
     })
 }
