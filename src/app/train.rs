@@ -20,7 +20,7 @@ use nadir::train::vae::{self, Reconstruction, VaeTask};
 use nadir::train::{Compute, Event, Outcome, Progress, Run, SampleSettings, Settings, Task};
 
 use super::draw::choose_device;
-use super::train_lm::{self, TrainTokenizer};
+use super::train_lm::{self, TrainLm, TrainTokenizer};
 use super::training_recipe::{ClassifyRecipe, DiffusionRecipe};
 use super::{interrupt, limits, terminal};
 
@@ -41,6 +41,7 @@ enum What {
     Vae(TrainVae),
     Classify(TrainClassify),
     Diffusion(TrainDiffusion),
+    Lm(TrainLm),
     Tokenizer(TrainTokenizer),
 }
 
@@ -238,6 +239,7 @@ pub fn run(args: Train) -> anyhow::Result<()> {
         What::Vae(args) => train_vae(args),
         What::Classify(args) => train_classify(args),
         What::Diffusion(args) => train_diffusion(args),
+        What::Lm(args) => train_lm::train_lm(args),
         What::Tokenizer(args) => train_lm::train_tokenizer(&args),
     }
 }

@@ -92,9 +92,7 @@ pub(super) fn choose(
     }
 }
 
-/// # Errors
-/// The file cannot be read, or is of another form.
-pub(super) fn read_words(path: &Path) -> Result<BTreeMap<String, Vec<String>>> {
+fn read_words(path: &Path) -> Result<BTreeMap<String, Vec<String>>> {
     let expected = "an object of classes and their words, {\"Forest\": [\"forest\", \"woodland\"]}";
     let wrong = |found: String| {
         Error::file(path, "words of classes", expected, found, "Write it in this form.")

@@ -8,6 +8,7 @@ use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::normalizers::replace::ReplacePattern;
 use tokenizers::normalizers::{Lowercase, Replace, Sequence, Strip};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel as Bytes;
+use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper};
 use tokenizers::{PreTokenizerWrapper, Tokenizer, TokenizerImpl};
 
@@ -191,6 +192,14 @@ fn learn(texts: &[String], settings: &TokenizerSettings) -> tokenizers::Result<(
         .initial_alphabet(Bytes::alphabet().into_iter().collect())
         .build();
     tokenizer.train(&mut trainer, texts.iter())?;
+    // A text that is gone on from begins as documents do.
+    let id = tokenizer.token_to_id(END_OF_TEXT).unwrap_or_default();
+    let begun = TemplateProcessing::builder()
+        .try_single(format!("{END_OF_TEXT} $A"))?
+        .try_pair(format!("{END_OF_TEXT} $A $B:1"))?
+        .special_tokens(vec![(END_OF_TEXT, id)])
+        .build()?;
+    tokenizer.with_post_processor(Some(begun));
     Ok((tokenizer.to_string(true)?, tokenizer.get_vocab_size(true)))
 }
 

@@ -11,6 +11,7 @@ pub mod checkpoint;
 pub mod classify;
 pub mod diffusion;
 mod initial;
+pub mod lm;
 mod optimizer;
 mod precision;
 pub mod random;

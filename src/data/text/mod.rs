@@ -10,11 +10,12 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use serde::Deserialize;
 
-use super::caption::read_words;
 use super::random::{Purpose, permutation};
 use super::{Batches, Examples};
 use crate::error::{Error, Result};
+use crate::io::read_bounded;
 use crate::tensor::Tensor;
 use source::Entry;
 
@@ -40,7 +41,8 @@ pub struct TextSettings {
     #[arg(long, value_name = "TEMPLATE")]
     pub document_template: Option<String>,
 
-    /// JSON file with other words for classes, {"farmland": ["farmland", "annual crop"]}: its texts go with each in turn
+    /// JSON file with other words for classes, {"farmland": {"words": ["farmland", "annual crop"]}}: its texts go with each
+    /// in turn; with "named_by": ["farm", "crop"] only those that hold one of these go with the class
     #[arg(long, value_name = "FILE")]
     pub class_words: Option<PathBuf>,
 }
@@ -48,6 +50,36 @@ pub struct TextSettings {
 impl Default for TextSettings {
     fn default() -> Self {
         Self { block_size: 256, document_template: None, class_words: None }
+    }
+}
+
+/// What stands for a class before its texts.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ClassWords {
+    words: Vec<String>,
+    /// Parts of words, in lower case, one of which a text holds that names the class.
+    named_by: Option<Vec<String>>,
+}
+
+impl ClassWords {
+    fn is_named_in(&self, text: &str) -> bool {
+        let text = text.to_lowercase();
+        self.named_by.as_ref().is_none_or(|all| all.iter().any(|part| text.contains(part)))
+    }
+}
+
+fn read_words(path: &Path) -> Result<BTreeMap<String, ClassWords>> {
+    let expected = "an object of classes, {\"farmland\": {\"words\": [\"farmland\"], \"named_by\": [\"farm\"]}}";
+    let wrong = |found: String| {
+        Error::file(path, "words of classes", expected, found, "Write it in this form.")
+    };
+    let text = read_bounded(path, 1 << 20)?;
+    let all: BTreeMap<String, ClassWords> =
+        serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
+    match all.iter().find(|(_, class)| class.words.is_empty()) {
+        Some((class, _)) => Err(wrong(format!("no word for {class:?}"))),
+        None => Ok(all),
     }
 }
 
@@ -66,16 +98,14 @@ pub fn documents(paths: &[PathBuf], settings: &TextSettings) -> Result<Vec<Vec<S
     let mut all = Vec::new();
     for path in paths {
         for Entry { texts, class } in source::read(path)? {
-            let word = class.map(|class| {
+            let about = class.as_ref().and_then(|class| words.get(class));
+            let word = class.as_ref().map(|class| {
                 let turn = seen.entry(class.clone()).or_default();
                 *turn += 1;
-                match words.get(&class) {
-                    Some(words) => words[(*turn - 1) % words.len()].clone(),
-                    None => class,
-                }
+                about.map_or(class, |about| &about.words[(*turn - 1) % about.words.len()])
             });
-            let document = |text: String| match (&settings.document_template, &word) {
-                (Some(template), Some(word)) => {
+            let document = |text: String| match (&settings.document_template, word) {
+                (Some(template), Some(word)) if about.is_none_or(|a| a.is_named_in(&text)) => {
                     template.replace(CLASS, word).replace(TEXT, text.trim())
                 }
                 _ => text,
@@ -444,7 +474,8 @@ mod tests {
              {\"text\": \"three\", \"class\": \"pond\"}\n{\"filename\": \"12.jpg\", \"captions\": [\"four\"]}\n",
         );
         let text = file(folder.path(), "b.txt", "five\n\n six\n");
-        let words = file(folder.path(), "words.json", "{\"pond\": [\"pond\", \"lake\"]}");
+        let words =
+            file(folder.path(), "words.json", "{\"pond\": {\"words\": [\"pond\", \"lake\"]}}");
         let settings = TextSettings {
             document_template: Some("{class}: {text}".to_owned()),
             class_words: Some(words),
@@ -469,6 +500,12 @@ mod tests {
             .collect();
         // What is the same within a line counts once.
         assert_eq!(documents, ["pond: one", "pond: two", "lake: three", "four", "five", " six"]);
+        // One that does not name its class goes without.
+        let named = "{\"pond\": {\"words\": [\"pond\", \"lake\"], \"named_by\": [\"t\"]}}";
+        let named = Some(file(folder.path(), "named.json", named));
+        let named = TextSettings { class_words: named, ..settings.clone() };
+        let all: Vec<String> = self::documents(&paths, &named).unwrap().concat();
+        assert_eq!(all, ["one", "pond: two", "one", "lake: three", "four", "five", " six"]);
         let (first, second) = set.split(0.4, 1).unwrap();
         assert_eq!(first.len() + second.len(), set.len());
         assert!(!second.is_empty());
@@ -501,6 +538,11 @@ mod tests {
         assert!(
             error("a.txt", "x", &TextSettings { block_size: 0, ..plain }).contains("block_size")
         );
+        for wrong in ["[]", "{\"a\": {\"words\": []}}", "{\"a\": {\"word\": [\"b\"]}}"] {
+            let words = Some(file(folder.path(), "words.json", wrong));
+            let settings = TextSettings { class_words: words, ..TextSettings::default() };
+            assert!(error("a.txt", "x", &settings).contains("words of classes"), "{wrong}");
+        }
         std::fs::write(folder.path().join("b.txt"), [0xff]).unwrap();
         let path = folder.path().join("b.txt");
         let bad = TextSet::open(&[path], &TextSettings::default(), &framing()).err().unwrap();
