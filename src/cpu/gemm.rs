@@ -24,9 +24,9 @@ use bytemuck::{Pod, Zeroable};
 
 pub(super) use kernel::LDA;
 pub use kernel::{
-    KC, MicroKernel, bf16_dot_kernel, bf16_kernel, f16_kernel, f32_kernel, f64_kernel,
+    KC, MicroKernel, bf16_dot_kernel, bf16_kernel, f16_kernel, f32_kernel, f64_kernel, i8_kernel,
 };
-pub use pack::{Order, pack, packed_len, unpack};
+pub use pack::{Order, pack, pack_rows, packed_len, unpack};
 
 /// Most rows of a block of A: 144 x 336 f32 are 190 KiB of an L2 that the block shares with C's.
 const MC: usize = 144;
@@ -63,7 +63,7 @@ pub type Finish<'a, T, C> = dyn Fn(usize, usize, &mut [C], &mut [T]) + Sync + 'a
 ///
 /// # Panics
 /// When `b` or `out` have a length other than k, n and m give, or `rows` points outside of `x`.
-pub fn gemm<T: Float, A: Float, B: Float, C: Float>(
+pub fn gemm<T: Float, A: Float, B: Pod + Sync, C: Float>(
     kernel: MicroKernel<A, B, C>,
     (m, n, k): (usize, usize, usize),
     x: &[T],
@@ -158,7 +158,7 @@ pub(super) fn scratch<T: Pod>(lines: &mut Vec<Line>, len: usize) -> &mut [T] {
     &mut bytemuck::cast_slice_mut(lines)[..len]
 }
 
-impl<T: Float, A: Float, B: Float, C: Float, R: Rows> Product<'_, T, A, B, C, R> {
+impl<T: Float, A: Float, B: Pod + Sync, C: Float, R: Rows> Product<'_, T, A, B, C, R> {
     /// Computes one block of the output; `finish(row of the block, sums)` takes its rows.
     fn block(
         &self,

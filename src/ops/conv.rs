@@ -143,7 +143,9 @@ impl Op for Conv2d {
                 };
                 panels.multiply(NAME, x, &patches, &epilogue, out)
             }
-            Packed::Rows(_) => unreachable!("only on a GPU is a weight packed as rows"),
+            Packed::Rows(_) | Packed::Quantized(_) => {
+                unreachable!("rows are a GPU's, and 8 bits a matrix's")
+            }
             Packed::Winograd { level, panels } => {
                 let images =
                     Images { batch, height, width, channels, out_height, out_width, top, left };

@@ -106,11 +106,12 @@ impl Op for Linear {
     }
 
     fn cpu(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
-        let Packed::Panels(w) = inputs.weight(WEIGHT).packed()? else {
-            unreachable!("a matrix is packed as panels")
-        };
-        let epilogue = self.epilogue.with(inputs);
-        w.multiply(self.name(), &inputs[X], &Dense { stride: w.k }, &epilogue, &mut outputs[0])
+        let (x, epilogue, out) = (&inputs[X], self.epilogue.with(inputs), &mut outputs[0]);
+        match inputs.weight(WEIGHT).packed()? {
+            Packed::Panels(w) => w.multiply(self.name(), x, &Dense { stride: w.k }, &epilogue, out),
+            Packed::Quantized(w) => w.multiply(self.name(), x, &epilogue, out),
+            _ => unreachable!("a matrix is packed as panels"),
+        }
     }
 
     fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {

@@ -1,5 +1,7 @@
 //! Weights of linear layers and convolutions, laid out once for the kernel that multiplies by them.
 
+mod quantized;
+
 use std::sync::{Arc, OnceLock};
 
 use super::Meta;
@@ -12,6 +14,7 @@ use crate::dispatch_float;
 use crate::error::{Error, Result};
 use crate::tensor::tape::Node;
 use crate::tensor::{DType, Device, Float, Shape, Tensor};
+use quantized::Quantized;
 
 /// What a weight is for, and so how it is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +50,8 @@ pub(super) enum Packed {
     Rows(Tensor),
     /// A matrix [K, N]; of a convolution [KH * KW * I, O].
     Panels(Panels),
+    /// A matrix [K, N] in 8 bits.
+    Quantized(Quantized),
     /// Transformed for 3x3 at stride 1, in f32.
     Winograd { level: Level, panels: Tensor },
 }
@@ -68,6 +73,24 @@ impl Weight {
         }
         let _ = frozen.packed.set(packed);
         Ok(frozen)
+    }
+
+    /// As [`Self::frozen`], of a matrix [N, K] in 8 bits: each row as whole numbers from -127 to 127 times a 127th of its largest
+    /// magnitude, f32. It multiplies activations of `dtype` (f32, f16 or bf16) and f32; sums are in f32.
+    ///
+    /// # Errors
+    /// As [`Self::frozen`], `Value` when an element is not finite, and `NoKernel` off the CPU.
+    pub fn quantized(weight: &Tensor, dtype: DType) -> Result<Self> {
+        let (layout, op) = (Layout::Matrix, Layout::Matrix.op());
+        let plain = Self::plain(weight, layout, dtype)?;
+        if weight.device() != Device::Cpu {
+            return Err(Error::no_kernel("linear with weights of 8 bits"));
+        }
+        if dtype == DType::F64 {
+            return Err(Error::DType { op, expected: "f32, f16 or bf16", found: dtype });
+        }
+        let packed = Packed::Quantized(Quantized::new(op, &weight.detach().to_dtype(DType::F32)?)?);
+        Ok(Self { plain: None, packed: Arc::new(OnceLock::from(packed)), ..plain })
     }
 
     /// Holds `weight` as it is, to be multiplied by in `dtype`.
@@ -197,6 +220,7 @@ impl Weight {
             (None, Some(Packed::Panels(panels))) => {
                 panels.unpack(self.layout.op(), self.shape, order(self.layout, &self.shape))
             }
+            (None, Some(Packed::Quantized(matrix))) => matrix.elements()?.to_dtype(self.dtype),
             (None, _) => Err(self.frozen_error()),
         }
     }

@@ -89,6 +89,17 @@ pub fn bf16_kernel(level: Level) -> MicroKernel<f32, bf16, f32> {
     }
 }
 
+/// Weights of 8 bits, widened in registers; f32 activations.
+pub fn i8_kernel(level: Level) -> MicroKernel<f32, i8, f32> {
+    match level {
+        #[cfg(all(target_arch = "x86_64", not(nadir_portable)))]
+        Level::Avx512(_) => MicroKernel { mr: 12, nr: 32, step: 1, tile: x86::avx512_i8 },
+        #[cfg(all(target_arch = "x86_64", not(nadir_portable)))]
+        Level::Avx2(_) => MicroKernel { mr: 6, nr: 16, step: 1, tile: x86::avx2_i8 },
+        _ => MicroKernel { mr: 4, nr: 8, step: 1, tile: portable_i8 },
+    }
+}
+
 /// bf16 weights in pairs along k against bf16 activations, two products an instruction; `None`
 /// without AVX512_BF16. The layout of weights is [`bf16_kernel`]'s.
 pub fn bf16_dot_kernel(level: Level) -> Option<MicroKernel<bf16, bf16, f32>> {
@@ -126,6 +137,7 @@ trait Format<S: Simd> {
 /// Weights of the accumulator's type.
 struct F32;
 struct F16;
+struct I8;
 struct Bf16;
 /// Pairs of bf16 against pairs of bf16.
 #[cfg(all(target_arch = "x86_64", not(nadir_portable)))]
@@ -188,6 +200,28 @@ impl<S: Simd> Format<S> for F16 {
             let mut v = [s.splat(0.0); N];
             for n in 0..N {
                 v[n] = s.load_f16(b.wrapping_add(n * S::LANES));
+            }
+            outer(s, a, v, acc);
+        }
+    }
+}
+
+impl<S: Simd> Format<S> for I8 {
+    type A = f32;
+    type B = i8;
+    const STEP: usize = 1;
+    #[inline(always)]
+    unsafe fn step<const R: usize, const N: usize>(
+        s: S,
+        a: *const f32,
+        b: *const i8,
+        acc: &mut [[S::F32; N]; R],
+    ) {
+        // SAFETY: the caller's promise is ours.
+        unsafe {
+            let mut v = [s.splat(0.0); N];
+            for n in 0..N {
+                v[n] = s.load_i8(b.wrapping_add(n * S::LANES));
             }
             outer(s, a, v, acc);
         }
@@ -334,6 +368,7 @@ macro_rules! entry {
 
 entry!(portable_f32, Portable, F32, (f32, f32), 2, [1 2 3 4]);
 entry!(portable_f16, Portable, F16, (f32, f16), 2, [1 2 3 4]);
+entry!(portable_i8, Portable, I8, (f32, i8), 2, [1 2 3 4]);
 entry!(portable_bf16, Portable, Bf16, (f32, bf16), 2, [1 2 3 4]);
 
 unsafe fn portable_f64(
@@ -363,7 +398,7 @@ mod x86 {
 
     use half::{bf16, f16};
 
-    use super::{Bf16, Bf16Dot, F16, F32, Format, LDA, tile};
+    use super::{Bf16, Bf16Dot, F16, F32, Format, I8, LDA, tile};
     use crate::cpu::simd::{Avx2, Avx512, Simd};
 
     /// The caller has AVX512_BF16 besides.
@@ -396,9 +431,11 @@ mod x86 {
 
     entry!(#[target_feature(enable = "avx2,fma,f16c")] avx2_f32, Avx2, F32, (f32, f32), 2, [1 2 3 4 5 6]);
     entry!(#[target_feature(enable = "avx2,fma,f16c")] avx2_f16, Avx2, F16, (f32, f16), 2, [1 2 3 4 5 6]);
+    entry!(#[target_feature(enable = "avx2,fma,f16c")] avx2_i8, Avx2, I8, (f32, i8), 2, [1 2 3 4 5 6]);
     entry!(#[target_feature(enable = "avx2,fma,f16c")] avx2_bf16, Avx2, Bf16, (f32, bf16), 2, [1 2 3 4 5 6]);
     entry!(#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")] avx512_f32, Avx512, F32, (f32, f32), 2, [1 2 3 4 5 6 7 8 9 10 11 12]);
     entry!(#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")] avx512_f16, Avx512, F16, (f32, f16), 2, [1 2 3 4 5 6 7 8 9 10 11 12]);
+    entry!(#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")] avx512_i8, Avx512, I8, (f32, i8), 2, [1 2 3 4 5 6 7 8 9 10 11 12]);
     entry!(#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")] avx512_bf16, Avx512, Bf16, (f32, bf16), 2, [1 2 3 4 5 6 7 8 9 10 11 12]);
     entry!(#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")] avx512_bf16_dot, Avx512, Bf16Dot, (bf16, bf16), 2, [1 2 3 4 5 6 7 8 9 10 11 12]);
 }

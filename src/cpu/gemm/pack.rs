@@ -1,5 +1,7 @@
 //! Weights in the layout of the tiles: panels of `nr` columns, all of k behind one another.
 
+use bytemuck::Pod;
+
 use super::kernel::MicroKernel;
 use crate::cpu::memory;
 use crate::cpu::parallel::for_each_chunk;
@@ -82,8 +84,32 @@ pub fn pack<T: Float, A, B: Float, C>(
     });
 }
 
+/// Packs the rows of `from` [n, k], the columns of B, into `to`, of [`packed_len`] elements, as they are.
+///
+/// # Panics
+/// When `from` or `to` have another length.
+pub fn pack_rows<A, B: Pod + Send + Sync, C>(
+    kernel: MicroKernel<A, B, C>,
+    (k, n): (usize, usize),
+    from: &[B],
+    to: &mut [B],
+) {
+    assert_eq!(to.len(), packed_len(kernel, k, n), "packed weights of [{k}, {n}]");
+    assert_eq!(from.len(), k * n, "weights of [{k}, {n}]");
+    let MicroKernel { nr, step, .. } = kernel;
+    let panel_len = k.next_multiple_of(step) * nr;
+    if panel_len == 0 {
+        return;
+    }
+    for_each_chunk(to, panel_len, |p, panel| {
+        let columns = nr.min(n - p * nr);
+        let order = Order::Weights { taps: 1 };
+        gather_panel((k, n), &from[p * nr * k..], order, (nr, columns, step), panel);
+    });
+}
+
 /// Fills a panel element by element; `from` begins with its first column.
-fn gather_panel<B: Float>(
+fn gather_panel<B: Pod>(
     (k, n): (usize, usize),
     from: &[B],
     order: Order,

@@ -83,6 +83,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// As [`Simd::load_aligned`].
     unsafe fn load_f16(self, from: *const f16) -> Self::F32;
+    /// The first [`Simd::LANES`] whole numbers of `from`, as floats.
+    ///
+    /// # Safety
+    /// As [`Simd::load_aligned`].
+    unsafe fn load_i8(self, from: *const i8) -> Self::F32;
     /// The first [`Simd::LANES`] pairs' first values, widened.
     ///
     /// # Safety
@@ -317,7 +322,7 @@ mod tests {
     struct Aligned<T>([T; 32]);
 
     simd! {
-        fn widening_loads(s, a: &Aligned<f16>, b: &Aligned<bf16>, out: &mut Aligned<f32>) {
+        fn widening_loads(s, a: &Aligned<f16>, b: &Aligned<bf16>, c: &Aligned<i8>, out: &mut Aligned<f32>) {
             // SAFETY: 32 values are two registers of the widest level, and aligned to it.
             unsafe {
                 let (even, odd) = (s.load_bf16_even(b.0.as_ptr()), s.load_bf16_odd(b.0.as_ptr()));
@@ -325,21 +330,24 @@ mod tests {
                 s.store_aligned(out.0.as_mut_ptr(), sum);
                 let again = s.load_aligned(out.0.as_ptr());
                 let sum = s.add(s.mul(s.load_f16(a.0.as_ptr()), s.broadcast(&2.0)), again);
+                let sum = s.mul_add(s.load_i8(c.0.as_ptr()), s.splat(0.125), sum);
                 s.store_aligned(out.0.as_mut_ptr(), sum);
             }
         }
     }
 
     #[test]
-    fn sixteen_bit_values_are_widened_in_their_lanes() {
+    fn narrow_values_are_widened_in_their_lanes() {
         let half = Aligned(std::array::from_fn(|i| f16::from_f32(i as f32 * 0.5)));
         let brain = Aligned(std::array::from_fn(|i| bf16::from_f32(i as f32 * 0.25)));
+        let bytes = Aligned(std::array::from_fn(|i| (i as i8 - 7) * 5));
         at_each_level(|level| {
             let mut out = Aligned([0.0; 32]);
-            widening_loads(&half, &brain, &mut out);
+            widening_loads(&half, &brain, &bytes, &mut out);
             for i in 0..lanes() {
                 let (even, odd) = (brain.0[2 * i].to_f32(), brain.0[2 * i + 1].to_f32());
                 let expected = half.0[i].to_f32() * 2.0 + (even * 1000.0 + odd);
+                let expected = f32::from(bytes.0[i]) * 0.125 + expected;
                 assert_eq!(out.0[i], expected, "{} lane {i}", level.name());
             }
         });

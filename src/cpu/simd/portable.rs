@@ -77,6 +77,12 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(self, from: *const i8) -> [f32; 4] {
+        // SAFETY: the caller promises four readable values.
+        unsafe { from.cast::<[i8; 4]>().read_unaligned().map(f32::from) }
+    }
+
+    #[inline(always)]
     unsafe fn load_bf16_even(self, from: *const bf16) -> [f32; 4] {
         // SAFETY: the caller promises eight readable values.
         let x = unsafe { from.cast::<[bf16; 8]>().read_unaligned() };

@@ -81,7 +81,8 @@ macro_rules! simd_level {
         $splat:ident, $load:ident, $store:ident, $load_aligned:ident, $store_aligned:ident, $broadcast:ident,
         $fma:ident, $mul:ident, $add:ident, $sub:ident, $max:ident,
         bits $cast:ident, $cast_back:ident, $shift:ident, $and:ident, $set:ident,
-        halves $load_bits:ident, $load_half:ident, $widen:ident $(,)?
+        halves $load_bits:ident, $load_half:ident, $widen:ident,
+        bytes $load_bytes:ident, $widen_bytes:ident, $to_float:ident $(,)?
     ) => {
         impl Simd for $token {
             type F32 = $register;
@@ -138,6 +139,12 @@ macro_rules! simd_level {
             unsafe fn load_f16(self, from: *const f16) -> $register {
                 // SAFETY: the token proves the instruction set, the caller the memory.
                 unsafe { $widen($load_half(from.cast())) }
+            }
+
+            #[inline(always)]
+            unsafe fn load_i8(self, from: *const i8) -> $register {
+                // SAFETY: the token proves the instruction set, the caller the memory.
+                unsafe { $to_float($widen_bytes($load_bytes(from.cast()))) }
             }
 
             #[inline(always)]
@@ -212,6 +219,7 @@ simd_level!(
     _mm256_fmadd_ps, _mm256_mul_ps, _mm256_add_ps, _mm256_sub_ps, _mm256_max_ps,
     bits _mm256_castps_si256, _mm256_castsi256_ps, _mm256_slli_epi32, _mm256_and_si256, _mm256_set1_epi32,
     halves _mm256_load_si256, _mm_load_si128, _mm256_cvtph_ps,
+    bytes _mm_loadl_epi64, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps,
 );
 simd_level!(
     Avx512: __m512, 16 lanes, 32 registers,
@@ -219,4 +227,5 @@ simd_level!(
     _mm512_fmadd_ps, _mm512_mul_ps, _mm512_add_ps, _mm512_sub_ps, _mm512_max_ps,
     bits _mm512_castps_si512, _mm512_castsi512_ps, _mm512_slli_epi32, _mm512_and_si512, _mm512_set1_epi32,
     halves _mm512_load_si512, _mm256_load_si256, _mm512_cvtph_ps,
+    bytes _mm_load_si128, _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps,
 );
