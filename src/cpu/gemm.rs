@@ -7,6 +7,9 @@
 //! * **C** is summed in a scratch block that stays in the L2, and leaves it once, through a function of
 //!   the caller (bias, activation, residual, rounding).
 //!
+//! Few rows, as a decoder's step has, are cut otherwise: a tile of them all goes through a panel from its beginning to its end,
+//! so that weights come from memory as one stream, and once.
+//!
 //! Blocks of k have a fixed length ([`KC`]) and are added in ascending order, and inside a block every
 //! output is one chain of multiply-adds: the bits of an output depend on its row of A and its column of
 //! B alone, neither on the other rows nor on the number of threads. How m and n are cut may therefore
@@ -16,6 +19,7 @@ mod kernel;
 mod pack;
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use super::parallel::{self, DisjointSlice};
 use super::simd;
@@ -30,6 +34,9 @@ pub use pack::{Order, pack, pack_rows, packed_len, unpack};
 
 /// Most rows of a block of A: 144 x 336 f32 are 190 KiB of an L2 that the block shares with C's.
 const MC: usize = 144;
+
+/// Panels of a piece of work where rows are few, at most: as many as 1.5 MiB of f32 at a k of 768.
+const PANELS: usize = 16;
 
 /// Most bytes of a block of C.
 const C_BYTES: usize = 192 << 10;
@@ -79,6 +86,20 @@ pub fn gemm<T: Float, A: Float, B: Pod + Sync, C: Float>(
     }
     let product = Product { kernel, k, x, rows, b };
     let out = DisjointSlice::new(out);
+    if m <= kernel.mr && k > 0 && m * k.div_ceil(KC) <= MC {
+        let panels = n.div_ceil(kernel.nr);
+        let each = panels.div_ceil(8 * rayon::current_num_threads()).min(PANELS);
+        return parallel::for_each(panels.div_ceil(each), &|i| {
+            let panels = i * each..panels.min((i + 1) * each);
+            product.few_rows(m, panels, |r, panel, sums| {
+                let column = panel * kernel.nr;
+                let width = kernel.nr.min(n - column);
+                // SAFETY: these columns of all rows belong to this piece alone.
+                let out = unsafe { out.part(r * n + column, width) };
+                finish(r, column, &mut sums[..width], out);
+            });
+        });
+    }
     Blocks::new((m, n), MC, kernel.mr, kernel.nr, size_of::<C>()).for_each(
         |row, height, column, width| {
             product.block(row, height, column, width, |r, sums| {
@@ -192,6 +213,42 @@ impl<T: Float, A: Float, B: Pod + Sync, C: Float, R: Rows> Product<'_, T, A, B, 
             }
             for r in 0..height {
                 finish(r, &mut c[r * ldc..][..width]);
+            }
+        });
+    }
+
+    /// Computes panels of all of at most `mr` rows; `finish(row, panel, sums)` takes a row of a panel. Sums are those of
+    /// [`Self::block`], in its order.
+    fn few_rows(
+        &self,
+        rows: usize,
+        panels: Range<usize>,
+        mut finish: impl FnMut(usize, usize, &mut [C]),
+    ) {
+        let MicroKernel { nr, step, tile, .. } = self.kernel;
+        let k_padded = self.k.next_multiple_of(step);
+        let ldc = row_len::<C>(nr);
+        SCRATCH.with_borrow_mut(|[a, c, _]| {
+            let a: &mut [A] = scratch(a, k_padded.div_ceil(KC) * rows * LDA);
+            let c: &mut [C] = scratch(c, rows * ldc);
+            for (k0, a) in (0..k_padded).step_by(KC).zip(a.chunks_exact_mut(rows * LDA)) {
+                for (r, a) in a.chunks_exact_mut(LDA).enumerate() {
+                    self.gather(r, k0, &mut a[..KC.min(k_padded - k0)]);
+                }
+            }
+            for panel in panels {
+                let b = &self.b[panel * k_padded * nr..][..k_padded * nr];
+                assert!((b.as_ptr() as usize).is_multiple_of((nr * size_of::<B>()).min(64)));
+                for (k0, a) in (0..k_padded).step_by(KC).zip(a.chunks_exact(rows * LDA)) {
+                    let kc = KC.min(k_padded - k0);
+                    let (b, c) = (&b[k0 * nr..][..kc * nr], &mut *c);
+                    // SAFETY: `rows` rows of A and C and kc of B are there, C is a scratch block of whole cache lines, B's
+                    // alignment was checked, and the kernel was chosen for this machine.
+                    unsafe { tile(rows, kc, a.as_ptr(), b.as_ptr(), c.as_mut_ptr(), ldc, k0 > 0) };
+                }
+                for (r, sums) in c.chunks_exact_mut(ldc).enumerate() {
+                    finish(r, panel, &mut sums[..nr]);
+                }
             }
         });
     }

@@ -89,13 +89,14 @@ pub fn bf16_kernel(level: Level) -> MicroKernel<f32, bf16, f32> {
     }
 }
 
-/// Weights of 8 bits, widened in registers; f32 activations.
+/// Weights of 8 bits, widened in registers; f32 activations. Panels are wider than others', so that one row has four chains of
+/// multiply-adds: with two it would wait for them, not for memory.
 pub fn i8_kernel(level: Level) -> MicroKernel<f32, i8, f32> {
     match level {
         #[cfg(all(target_arch = "x86_64", not(nadir_portable)))]
-        Level::Avx512(_) => MicroKernel { mr: 12, nr: 32, step: 1, tile: x86::avx512_i8 },
+        Level::Avx512(_) => MicroKernel { mr: 6, nr: 64, step: 1, tile: x86::avx512_i8 },
         #[cfg(all(target_arch = "x86_64", not(nadir_portable)))]
-        Level::Avx2(_) => MicroKernel { mr: 6, nr: 16, step: 1, tile: x86::avx2_i8 },
+        Level::Avx2(_) => MicroKernel { mr: 3, nr: 32, step: 1, tile: x86::avx2_i8 },
         _ => MicroKernel { mr: 4, nr: 8, step: 1, tile: portable_i8 },
     }
 }
@@ -255,6 +256,20 @@ impl<S: Simd> Format<S> for Bf16 {
     }
 }
 
+/// Asks for what comes 1 KiB behind `len` elements at `b`. One row uses each of its weights once, so that memory is what it waits
+/// for: with this it reads 8 % faster than the machine's own foresight lets it (seen on an EPYC of family 25).
+#[inline(always)]
+fn ahead<B>(b: *const B, len: usize) {
+    #[cfg(all(target_arch = "x86_64", not(nadir_portable)))]
+    for line in (0..len * size_of::<B>()).step_by(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint, which reads nothing; SSE is in every x86-64.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(b.cast::<i8>().wrapping_add(1024 + line)) };
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(nadir_portable))))]
+    let _ = (b, len);
+}
+
 /// The tile itself: see [`Tile`].
 #[inline(always)]
 unsafe fn tile<S: Simd, F: Format<S>, const R: usize, const N: usize>(
@@ -273,6 +288,9 @@ unsafe fn tile<S: Simd, F: Format<S>, const R: usize, const N: usize>(
         let mut left = k / F::STEP;
         // Four steps a turn keep the loop's own instructions out of the way of the multiply-adds.
         while left >= 4 {
+            if R == 1 {
+                ahead(b, 4 * F::STEP * N * S::LANES);
+            }
             for i in 0..4 {
                 F::step(
                     s,
@@ -431,11 +449,11 @@ mod x86 {
 
     entry!(#[target_feature(enable = "avx2,fma,f16c")] avx2_f32, Avx2, F32, (f32, f32), 2, [1 2 3 4 5 6]);
     entry!(#[target_feature(enable = "avx2,fma,f16c")] avx2_f16, Avx2, F16, (f32, f16), 2, [1 2 3 4 5 6]);
-    entry!(#[target_feature(enable = "avx2,fma,f16c")] avx2_i8, Avx2, I8, (f32, i8), 2, [1 2 3 4 5 6]);
+    entry!(#[target_feature(enable = "avx2,fma,f16c")] avx2_i8, Avx2, I8, (f32, i8), 4, [1 2 3]);
     entry!(#[target_feature(enable = "avx2,fma,f16c")] avx2_bf16, Avx2, Bf16, (f32, bf16), 2, [1 2 3 4 5 6]);
     entry!(#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")] avx512_f32, Avx512, F32, (f32, f32), 2, [1 2 3 4 5 6 7 8 9 10 11 12]);
     entry!(#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")] avx512_f16, Avx512, F16, (f32, f16), 2, [1 2 3 4 5 6 7 8 9 10 11 12]);
-    entry!(#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")] avx512_i8, Avx512, I8, (f32, i8), 2, [1 2 3 4 5 6 7 8 9 10 11 12]);
+    entry!(#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")] avx512_i8, Avx512, I8, (f32, i8), 4, [1 2 3 4 5 6]);
     entry!(#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")] avx512_bf16, Avx512, Bf16, (f32, bf16), 2, [1 2 3 4 5 6 7 8 9 10 11 12]);
     entry!(#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")] avx512_bf16_dot, Avx512, Bf16Dot, (bf16, bf16), 2, [1 2 3 4 5 6 7 8 9 10 11 12]);
 }
