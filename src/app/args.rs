@@ -50,6 +50,8 @@ pub enum Command {
     #[command(subcommand)]
     Data(Data),
     Train(super::train::Train),
+    #[command(subcommand)]
+    Lm(super::lm::Lm),
     Profile(Profile),
     Doctor(Doctor),
 }

@@ -8,6 +8,7 @@ mod draw;
 mod generate;
 mod interrupt;
 mod limits;
+mod lm;
 mod model;
 mod profile;
 mod progress;
@@ -68,6 +69,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Replay(args) => replay::run(args)?,
         Command::Data(command) => data::run(command)?,
         Command::Train(args) => train::run(args)?,
+        Command::Lm(command) => lm::run(command)?,
         Command::Profile(args) => profile::run(args)?,
         Command::Doctor(args) => return Ok(doctor::run(&args)),
     }

@@ -30,6 +30,19 @@ pub fn printable(text: &str) -> String {
     }
 }
 
+/// `text` of several lines as a terminal may show it, whole.
+pub fn printable_text(text: &str) -> String {
+    let mut shown = String::new();
+    for c in text.chars() {
+        match c {
+            '\n' | '\t' => shown.push(c),
+            c if obeyed(c) => shown.extend(c.escape_unicode()),
+            c => shown.push(c),
+        }
+    }
+    shown
+}
+
 /// Pretty JSON as a terminal may show it: the same JSON.
 pub fn printable_json(json: &str) -> String {
     let mut shown = String::new();

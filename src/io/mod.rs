@@ -87,6 +87,17 @@ pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// The text of a file of at most `limit` bytes.
+///
+/// # Errors
+/// It cannot be read, is longer, or no UTF-8.
+pub fn read_file(path: &Path, limit: u64) -> Result<String> {
+    String::from_utf8(read_bounded(path, limit)?).map_err(|e| {
+        let found = format!("another byte at {}", e.utf8_error().valid_up_to());
+        Error::file(path, "content", "UTF-8 text", found, "Save the file as UTF-8.")
+    })
+}
+
 /// Runs a third-party parser: a panic in it becomes what was found in place of good content.
 pub(crate) fn caught<T>(parser: impl FnOnce() -> T) -> std::result::Result<T, String> {
     // Nothing that the parser touched is looked at after a panic.

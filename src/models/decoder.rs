@@ -26,6 +26,8 @@ use crate::ops::rotary::{rotary, rotary_table};
 use crate::tensor::{DType, Device, Tensor};
 use names::Names;
 
+use cache::Step;
+
 pub use cache::Cache;
 pub use config::{Biases, Block, DecoderConfig, NormKind, Rotary};
 pub use names::DecoderWeights;
@@ -53,11 +55,11 @@ struct Place {
     angles: Option<Tensor>,
 }
 
-/// What a block has computed of earlier tokens: that in a cache's slots from `first` on.
+/// What a block has computed of earlier tokens.
 struct Past<'a> {
     cache: &'a mut Cache,
     block: usize,
-    first: usize,
+    step: &'a Step,
 }
 
 /// The vectors of the tokens, on their way in and out.
@@ -182,9 +184,10 @@ impl Decoder {
     /// A sequence longer than the context, an id outside of the vocabulary.
     pub fn hidden(&self, ids: &Tensor) -> Result<Tensor> {
         let (b, t) = ids.dims2()?;
+        self.check_length(t)?;
         let positions: Vec<u32> = (0..b).flat_map(|_| 0..t as u32).collect();
         let positions = Tensor::from_vec(positions, [b, t])?.to_device(self.device)?;
-        self.run(ids, t, positions, None)
+        self.run(ids, &positions, None)
     }
 
     /// An empty cache of `slots` sequences of at most `capacity` tokens.
@@ -203,9 +206,9 @@ impl Decoder {
     /// As [`Self::hidden`]; `Argument` when the cache has no such slots, or no room.
     pub fn extend(&self, ids: &Tensor, cache: &mut Cache, first: usize) -> Result<Tensor> {
         let (b, t) = ids.dims2()?;
-        let positions = cache.positions(first, b, t)?;
-        let hidden = self.run(ids, cache.capacity(), positions, Some((cache, first)))?;
-        cache.advance(first, b, t);
+        let step = cache.step(first, b, t)?;
+        let hidden = self.run(ids, &step.positions, Some((cache, &step)))?;
+        cache.advance(&step);
         Ok(hidden)
     }
 
@@ -217,26 +220,24 @@ impl Decoder {
         Err(Error::argument("tokens", tokens, format!("at most {limit}, the model's context")))
     }
 
-    /// `ids` [B, T] of sequences of at most `tokens` tokens, with those in the cache's slots before them.
+    /// `ids`, `positions` [B, T], and the cache of what came before.
     fn run(
         &self,
         ids: &Tensor,
-        tokens: usize,
-        positions: Tensor,
-        mut past: Option<(&mut Cache, usize)>,
+        positions: &Tensor,
+        mut past: Option<(&mut Cache, &Step)>,
     ) -> Result<Tensor> {
-        self.check_length(tokens)?;
         // 1. embeddings
         let mut x = self.vocabulary.embed(ids)?; // [B, T, C]
         if let Some(table) = &self.positions {
-            x = add(&x, &table.forward(&positions)?)?;
+            x = add(&x, &table.forward(positions)?)?;
         }
         // 2. blocks
-        let place = Place { positions, angles: self.angles.clone() };
+        let place = Place { positions: positions.clone(), angles: self.angles.clone() };
         for (block, layer) in self.layers.iter().enumerate() {
             x = match &mut past {
-                Some((cache, first)) => {
-                    layer.compute(&x, &place, Some(Past { cache, block, first: *first }))?
+                Some((cache, step)) => {
+                    layer.compute(&x, &place, Some(Past { cache, block, step }))?
                 }
                 None => layer.forward(&x, &place)?,
             };
@@ -359,9 +360,9 @@ impl Attention {
         }
         // 3. attention
         let y = match past {
-            Some(Past { cache, block, first }) => {
-                let [k, v, lengths] = cache.append(block, first, [&k, &v])?;
-                attention_ragged(&q, &k, &v, &lengths, self.config)?
+            Some(Past { cache, block, step }) => {
+                let [k, v] = cache.append(block, step, &k, &v)?;
+                attention_ragged(&q, &k, &v, &step.ends, self.config)?
             }
             None => attention(&q, &k, &v, self.config)?,
         }; // [B, T, H, D]

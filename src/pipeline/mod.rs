@@ -1,7 +1,8 @@
-//! What users ask for, made of models: from a prompt to an image.
+//! What users ask for, made of models: from a prompt to an image, or to a text.
 
 mod evaluation;
 pub(crate) mod guidance;
+pub mod language;
 mod load;
 mod memory;
 mod prompt;

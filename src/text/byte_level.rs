@@ -147,6 +147,15 @@ impl ByteLevel {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// The tokens of a prompt: a text with what the tokenizer itself puts before it, a start for Llama, say.
+    ///
+    /// # Errors
+    /// The tokenizer cannot read it.
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.guarded(|| self.inner.encode_fast(text, true))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
     /// The text of tokens; what is no text but an end is left out.
     ///
     /// # Errors

@@ -79,9 +79,9 @@ const SETTINGS: [Setting; 3] = [
         chosen: [("NADIR_POOL", "on"), ("NADIR_GRAPH", "on"), ("NADIR_SENTINELS", "on")],
     },
     Setting {
-        what: "steps of training",
-        // Of the tests of training those whose names say so.
-        targets: &["--test", "classifier", "--test", "train", "a_gpu_"],
+        what: "steps of training, language models",
+        // Of their tests those whose names say so.
+        targets: &["--test", "classifier", "--test", "decoder", "--test", "train", "a_gpu_"],
         chosen: [("NADIR_POOL", "on"), ("NADIR_GRAPH", "on"), ("NADIR_SENTINELS", "off")],
     },
 ];

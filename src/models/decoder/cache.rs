@@ -1,8 +1,9 @@
 //! Keys and values of what came before, so that a token is computed once.
 
 use super::DecoderConfig;
-use crate::dispatch_float;
 use crate::error::{Error, Result};
+use crate::ops::cache::append;
+use crate::ops::elementwise::scale;
 use crate::tensor::{DType, Device, Tensor};
 
 /// Keys and values of sequences, one a slot, for each block. [`Decoder::extend`](super::Decoder::extend) adds to it.
@@ -13,6 +14,17 @@ pub struct Cache {
     lengths: Vec<usize>,
     capacity: usize,
     device: Device,
+}
+
+/// T new tokens of each of B sequences, in slots from `first` on.
+pub(super) struct Step {
+    pub first: usize,
+    /// Where they stand, [B, T] u32.
+    pub positions: Tensor,
+    /// How many tokens the sequences have before, `[B]` u32.
+    starts: Tensor,
+    /// And with them.
+    pub ends: Tensor,
 }
 
 impl Cache {
@@ -62,65 +74,57 @@ impl Cache {
             return Ok(());
         }
         let length = std::mem::take(&mut self.lengths[from]);
+        let none = Tensor::zeros([1], DType::U32, self.device)?;
         for tensor in self.blocks.iter_mut().flatten() {
-            let moved = tensor.narrow(0, from, 1)?.narrow(1, 0, length)?.contiguous()?;
-            write(tensor, &moved, to, &[0])?;
+            // A copy: what is written to may have no views.
+            let moved = scale(&tensor.narrow(0, from, 1)?.narrow(1, 0, length)?, 1.0)?;
+            append(tensor, to, &moved, &none)?;
         }
         self.lengths[to] = length;
         Ok(())
     }
 
-    /// Positions [B, T], u32, of `t` new tokens in each of `slots` slots from `first` on.
-    pub(super) fn positions(&self, first: usize, slots: usize, t: usize) -> Result<Tensor> {
-        let starts = self.lengths.get(first..first + slots).ok_or_else(|| {
-            let found = format!("slots {first} to {}", first + slots);
-            Error::argument("cache", found, format!("{} slots", self.lengths.len()))
+    /// `t` new tokens of the sequences in each of `batch` slots from `first` on.
+    pub(super) fn step(&self, first: usize, batch: usize, t: usize) -> Result<Step> {
+        let starts = self.lengths.get(first..first.saturating_add(batch)).ok_or_else(|| {
+            let found = format!("{batch} slots from {first} on");
+            Error::argument("cache", found, format!("there are {}", self.lengths.len()))
         })?;
         if let Some(longest) = starts.iter().max().filter(|&&n| n + t > self.capacity) {
             let found = format!("{} tokens", longest + t);
             let expected = format!("at most {}, which the cache has room for", self.capacity);
             return Err(Error::argument("cache", found, expected));
         }
+        let place = |values: Vec<u32>, shape: &[usize]| {
+            Tensor::from_vec(values, shape)?.to_device(self.device)
+        };
         let positions = starts.iter().flat_map(|&start| start as u32..(start + t) as u32);
-        Tensor::from_vec(positions.collect(), [slots, t])?.to_device(self.device)
+        Ok(Step {
+            first,
+            positions: place(positions.collect(), &[batch, t])?,
+            starts: place(starts.iter().map(|&start| start as u32).collect(), &[batch])?,
+            ends: place(starts.iter().map(|&start| (start + t) as u32).collect(), &[batch])?,
+        })
     }
 
-    /// Adds keys and values [B, T, G, D] of a block to the slots from `first` on. Returns all that those have, [B, capacity,
-    /// G, D] each, and how many they are, `[B]` u32.
+    /// Adds keys and values [B, T, G, D] of a block. Returns all that the step's slots have, [B, capacity, G, D] each.
     pub(super) fn append(
         &mut self,
         block: usize,
-        first: usize,
-        [k, v]: [&Tensor; 2],
-    ) -> Result<[Tensor; 3]> {
-        let (slots, t) = (k.dim(0), k.dim(1));
-        let starts = &self.lengths[first..first + slots];
+        step: &Step,
+        k: &Tensor,
+        v: &Tensor,
+    ) -> Result<[Tensor; 2]> {
         let [keys, values] = &mut self.blocks[block];
-        write(keys, k, first, starts)?;
-        write(values, v, first, starts)?;
-        let ends: Vec<u32> = starts.iter().map(|&start| (start + t) as u32).collect();
-        let ends = Tensor::from_vec(ends, [slots])?.to_device(self.device)?;
-        Ok([keys.narrow(0, first, slots)?, values.narrow(0, first, slots)?, ends])
+        append(keys, step.first, k, &step.starts)?;
+        append(values, step.first, v, &step.starts)?;
+        let batch = k.dim(0);
+        Ok([keys.narrow(0, step.first, batch)?, values.narrow(0, step.first, batch)?])
     }
 
-    /// Counts `t` tokens that every block has added.
-    pub(super) fn advance(&mut self, first: usize, slots: usize, t: usize) {
-        self.lengths[first..first + slots].iter_mut().for_each(|length| *length += t);
+    /// Counts the tokens of a step that every block has added.
+    pub(super) fn advance(&mut self, step: &Step) {
+        let (batch, t) = (step.positions.dim(0), step.positions.dim(1));
+        self.lengths[step.first..][..batch].iter_mut().for_each(|length| *length += t);
     }
-}
-
-/// Writes `new` [B, T, G, D] into `to` [slots, capacity, G, D], entry b to slot `first + b` from token `starts[b]` on.
-fn write(to: &mut Tensor, new: &Tensor, first: usize, starts: &[usize]) -> Result<()> {
-    let (capacity, t) = (to.dim(1), new.dim(1));
-    let width = to.dim(2) * to.dim(3);
-    let new = new.contiguous()?;
-    dispatch_float!("cache", to.dtype(), T => {
-        let from = new.as_slice::<T>()?;
-        let to = to.as_mut_slice::<T>()?;
-        for (b, start) in starts.iter().enumerate() {
-            let at = ((first + b) * capacity + start) * width;
-            to[at..at + t * width].copy_from_slice(&from[b * t * width..][..t * width]);
-        }
-        Ok(())
-    })
 }
