@@ -1,10 +1,14 @@
-//! Times operations in the shapes of a Stable Diffusion 1.5 guidance step at 512x512 (a batch of 2 images).
+//! Times operations in the shapes of a Stable Diffusion 1.5 guidance step at 512x512 (a batch of 2 images), and those of a step
+//! of GPT-2 124M.
 //!
 //!     cargo bench --bench ops                       all of them
 //!     cargo bench --bench ops -- 'conv2d/f32'       some
 //!
 //! Products report multiply-adds of their definition as elements a second: half of the usual flop/s, and more
-//! than the machine can do where Winograd's algorithm saves some.
+//! than the machine can do where Winograd's algorithm saves some. A decoder's step reports the bytes that it reads, from memory:
+//! of each shape there are more copies than caches hold. `decode/read` is what the machine can read.
+
+use std::hint::black_box;
 
 use criterion::{
     BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime,
@@ -16,6 +20,7 @@ use nadir::ops::matmul::{Activation, Epilogue, linear};
 use nadir::ops::norm::{group_norm, layer_norm};
 use nadir::ops::weight::{Layout, Weight};
 use nadir::tensor::{DType, Tensor};
+use rayon::prelude::*;
 
 const DTYPES: [DType; 2] = [DType::F32, DType::BF16];
 
@@ -146,11 +151,78 @@ fn norm_shapes(criterion: &mut Criterion) -> Result<()> {
     Ok(())
 }
 
+/// Sums of `x` on all threads, which do nothing else but read.
+fn read(x: &[f32]) -> f32 {
+    let part = |x: &[f32]| {
+        let mut sums = [0.0f32; 64];
+        for x in x.chunks_exact(64) {
+            sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += x);
+        }
+        sums.iter().sum::<f32>()
+    };
+    x.par_chunks(1 << 20).map(part).sum()
+}
+
+fn decode_shapes(criterion: &mut Criterion) -> Result<()> {
+    let mut group = group(criterion, "decode");
+    let memory = vec![1.0f32; 128 << 20];
+    group.throughput(Throughput::Bytes(size_of_val(&*memory) as u64));
+    group.bench_function("read", |b| b.iter(|| read(black_box(&memory))));
+    drop(memory);
+    let shapes = [
+        // inputs, outputs, copies
+        (768, 2304, 12),
+        (768, 768, 36),
+        (768, 3072, 12),
+        (3072, 768, 12),
+        (768, 50257, 2),
+    ];
+    for (format, dtype, size) in
+        [("f32", DType::F32, 4), ("bf16", DType::BF16, 2), ("8 bits", DType::BF16, 1)]
+    {
+        for (k, n, copies) in shapes {
+            let weight = noise(&[n, k], dtype)?;
+            let load = |_| match size {
+                1 => Weight::quantized(&weight, dtype),
+                _ => Weight::frozen(&weight, Layout::Matrix, dtype),
+            };
+            let weights = (0..copies * 4 / size).map(load).collect::<Result<Vec<_>>>()?;
+            for batch in [1, 8] {
+                let x = noise(&[batch, 1, k], dtype)?;
+                group.throughput(Throughput::Bytes((weights.len() * n * k * size) as u64));
+                group.bench_function(format!("{format}/{batch} of {k} to {n}"), |b| {
+                    b.iter(|| {
+                        let product = |w| linear(&x, w, Epilogue::default()).map(drop);
+                        weights.iter().try_for_each(product).unwrap();
+                    });
+                });
+            }
+        }
+    }
+    for dtype in DTYPES {
+        let (keys, heads, channels, layers) = (1024, 12, 64, 24);
+        let q = noise(&[1, 1, heads, channels], dtype)?;
+        let kv = |_| noise(&[1, keys, heads, channels], dtype);
+        let caches = (0..2 * layers).map(kv).collect::<Result<Vec<_>>>()?;
+        let config = AttentionConfig { scale: (channels as f32).powf(-0.5), causal: true };
+        let bytes = caches.len() * caches[0].len() * dtype.size();
+        group.throughput(Throughput::Bytes(bytes as u64));
+        group.bench_function(format!("{dtype}/attention to {keys} keys"), |b| {
+            b.iter(|| {
+                let step = |kv: &[Tensor]| attention(&q, &kv[0], &kv[1], config).map(drop);
+                caches.chunks(2).try_for_each(step).unwrap();
+            });
+        });
+    }
+    Ok(())
+}
+
 fn all(criterion: &mut Criterion) {
     conv2d_shapes(criterion).unwrap();
     linear_shapes(criterion).unwrap();
     attention_shapes(criterion).unwrap();
     norm_shapes(criterion).unwrap();
+    decode_shapes(criterion).unwrap();
 }
 
 criterion_group!(benches, all);
