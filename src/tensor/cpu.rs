@@ -7,7 +7,7 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
-use std::sync::{LazyLock, Mutex};
+use std::sync::{LazyLock, Mutex, MutexGuard};
 
 use crate::cpu::memory;
 use crate::error::{Error, Result};
@@ -30,26 +30,75 @@ unsafe impl Send for Buffer {}
 // SAFETY: as above.
 unsafe impl Sync for Buffer {}
 
-/// Free buffers by capacity, and the bytes they hold.
+/// Free buffers by capacity, and the bytes that they, and those in use, take.
 #[derive(Default)]
 struct Pool {
     free: BTreeMap<usize, Vec<NonNull<u8>>>,
     held: usize,
+    used: usize,
+    /// The most that was in use at once since [`release_unused_memory`].
+    most_used: usize,
 }
 
 // SAFETY: the pointers in the pool are owned by it alone.
 unsafe impl Send for Pool {}
 
+impl Pool {
+    /// A free buffer of this capacity, which is in use from now on.
+    fn take(&mut self, capacity: usize) -> Option<NonNull<u8>> {
+        let ptr = self.free.get_mut(&capacity)?.pop()?;
+        self.held -= capacity;
+        self.use_more(capacity);
+        Some(ptr)
+    }
+
+    fn use_more(&mut self, capacity: usize) {
+        self.used += capacity;
+        self.most_used = self.most_used.max(self.used);
+    }
+
+    /// Takes back what was in use, if it may be kept.
+    fn keep(&mut self, ptr: NonNull<u8>, capacity: usize) -> bool {
+        self.used -= capacity;
+        let kept = self.held + capacity <= self.most(self.used);
+        if kept {
+            self.held += capacity;
+            self.free.entry(capacity).or_default().push(ptr);
+        }
+        kept
+    }
+
+    /// How much may be held beside what is in use.
+    fn most(&self, used: usize) -> usize {
+        self.most_used.max(used).saturating_add(SLACK) - used
+    }
+
+    /// Gives unused memory back to the system, the largest buffers first, until at most `most` bytes are held.
+    fn shrink(&mut self, most: usize) {
+        while self.held > most {
+            let Some(mut largest) = self.free.last_entry() else { break };
+            let capacity = *largest.key();
+            let ptr = largest.get_mut().pop();
+            if largest.get().is_empty() {
+                largest.remove();
+            }
+            if let Some(ptr) = ptr {
+                self.held -= capacity;
+                // SAFETY: the pool owned the memory, and has just let go of it.
+                unsafe { Buffer::free(ptr, capacity) }
+            }
+        }
+    }
+}
+
 /// The system promises more than it has and ends the process that takes it at its word: from this size on, what is
 /// asked for is first held against what is free. Below, asking would cost more than it is worth.
 const CHECKED: usize = 64 << 20;
 
-/// The pool keeps at most this much memory that nobody uses.
-const MAX_HELD: usize = 1 << 30;
-
-/// When memory has to be asked for all the same, it keeps no more than this: what an earlier part of the work needed
-/// shall not add to the most that a later one does.
-const MAX_HELD_GROWING: usize = 256 << 20;
+/// What is in use and what the pool keeps are together at most this much more than what was ever in use at once: a loop
+/// finds again all that its last round let go of, and what an earlier part of the work needed adds little to the most
+/// that a later one does.
+const SLACK: usize = 384 << 20;
 
 /// Less than this is not worth a buffer that others could fill.
 const BRIEF: usize = 256 << 10;
@@ -59,6 +108,11 @@ static POOL: LazyLock<Option<Mutex<Pool>>> = LazyLock::new(|| {
     (!off).then(Mutex::default)
 });
 
+/// The pool, if there is one.
+fn pool() -> Option<MutexGuard<'static, Pool>> {
+    Some(POOL.as_ref()?.lock().unwrap_or_else(|e| e.into_inner()))
+}
+
 impl Buffer {
     /// `len` bytes of arbitrary content.
     ///
@@ -66,29 +120,18 @@ impl Buffer {
     /// `OutOfMemory`; likewise below.
     pub(crate) fn uninit(len: usize) -> Result<Self> {
         let capacity = size_class(len);
-        let recycled = POOL.as_ref().and_then(|pool| {
-            let mut pool = pool.lock().unwrap_or_else(|e| e.into_inner());
-            let ptr = pool.free.get_mut(&capacity)?.pop()?;
-            pool.held -= capacity;
-            Some(ptr)
-        });
-        if recycled.is_none() {
-            shrink_pool(MAX_HELD_GROWING);
-        }
-        let ptr = recycled.map_or_else(|| Self::allocate(capacity), Ok)?;
+        let unused = pool().and_then(|mut pool| pool.take(capacity));
+        let ptr = unused.map_or_else(|| Self::fresh(capacity), Ok)?;
         Ok(Self::of(ptr, len, capacity))
     }
 
     /// As [`Self::uninit`], for content that is soon let go of: unused memory of any size will do, rather than fresh
     /// memory, whose pages cost more than most of what is done with them.
     pub(crate) fn brief(len: usize) -> Result<Self> {
-        let unused = POOL.as_ref().filter(|_| len >= BRIEF).and_then(|pool| {
-            let mut pool = pool.lock().unwrap_or_else(|e| e.into_inner());
-            let (&capacity, free) =
-                pool.free.range_mut(size_class(len)..).find(|(_, free)| !free.is_empty())?;
-            let ptr = free.pop()?;
-            pool.held -= capacity;
-            Some(Self::of(ptr, len, capacity))
+        let unused = pool().filter(|_| len >= BRIEF).and_then(|mut pool| {
+            let mut classes = pool.free.range(size_class(len)..);
+            let (&capacity, _) = classes.find(|(_, free)| !free.is_empty())?;
+            Some(Self::of(pool.take(capacity)?, len, capacity))
         });
         unused.map_or_else(|| Self::uninit(len), Ok)
     }
@@ -96,7 +139,25 @@ impl Buffer {
     /// `len` zero bytes.
     pub(crate) fn zeroed(len: usize) -> Result<Self> {
         let capacity = size_class(len);
-        Ok(Self::of(Self::allocate(capacity)?, len, capacity))
+        if let Some(ptr) = pool().and_then(|mut pool| pool.take(capacity)) {
+            let mut buffer = Self::of(ptr, len, capacity);
+            buffer.bytes_mut().fill(0);
+            return Ok(buffer);
+        }
+        Ok(Self::of(Self::fresh(capacity)?, len, capacity))
+    }
+
+    /// [Allocated](Self::allocate) memory, for which the pool makes room.
+    fn fresh(capacity: usize) -> Result<NonNull<u8>> {
+        if let Some(mut pool) = pool() {
+            let most = pool.most(pool.used.saturating_add(capacity));
+            pool.shrink(most);
+        }
+        let ptr = Self::allocate(capacity)?;
+        if let Some(mut pool) = pool() {
+            pool.use_more(capacity);
+        }
+        Ok(ptr)
     }
 
     /// Memory from [`Self::allocate`] with this capacity, or a class of it from the pool.
@@ -163,13 +224,8 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         #[cfg(test)]
         in_use::add(-(self.capacity as isize));
-        if let Some(pool) = POOL.as_ref() {
-            let mut pool = pool.lock().unwrap_or_else(|e| e.into_inner());
-            if pool.held + self.capacity <= MAX_HELD {
-                pool.held += self.capacity;
-                pool.free.entry(self.capacity).or_default().push(self.ptr);
-                return;
-            }
+        if pool().is_some_and(|mut pool| pool.keep(self.ptr, self.capacity)) {
+            return;
         }
         // SAFETY: self owns the memory and is being dropped.
         unsafe { Self::free(self.ptr, self.capacity) }
@@ -185,25 +241,9 @@ pub(super) fn out_of_memory(asked: usize) -> Error {
 
 /// Gives all memory that nobody uses back to the system. Worth a call after loading a model.
 pub fn release_unused_memory() {
-    shrink_pool(0);
-}
-
-/// Gives unused memory back to the system, the largest buffers first, until the pool holds at most `most` bytes.
-fn shrink_pool(most: usize) {
-    let Some(pool) = POOL.as_ref() else { return };
-    let mut pool = pool.lock().unwrap_or_else(|e| e.into_inner());
-    while pool.held > most {
-        let Some(mut largest) = pool.free.last_entry() else { break };
-        let capacity = *largest.key();
-        let ptr = largest.get_mut().pop();
-        if largest.get().is_empty() {
-            largest.remove();
-        }
-        if let Some(ptr) = ptr {
-            pool.held -= capacity;
-            // SAFETY: the pool owned the memory, and has just let go of it.
-            unsafe { Buffer::free(ptr, capacity) }
-        }
+    if let Some(mut pool) = pool() {
+        pool.shrink(0);
+        pool.most_used = pool.used;
     }
 }
 
@@ -273,17 +313,29 @@ mod tests {
         }
     }
 
-    /// What one part of the work let go of shall not add to the most that the next needs.
+    /// What one part of the work let go of adds little to the most that another needs, and all of it is there for the next
+    /// round.
     #[test]
-    fn the_pool_gives_back_before_it_grows() {
+    fn the_pool_holds_what_was_in_use_and_little_more() {
         if POOL.is_none() {
             return; // NADIR_POOL=off
         }
-        drop([90 << 20, 91 << 20, 93 << 20, 95 << 20].map(|len| Buffer::uninit(len).unwrap()));
-        let large = Buffer::uninit(200 << 20).unwrap(); // of another class
-        let held = POOL.as_ref().unwrap().lock().unwrap().held;
-        assert!(held <= MAX_HELD_GROWING, "{held}");
-        drop(large);
+        let footprint = || {
+            let pool = pool().unwrap();
+            (pool.used + pool.held, pool.most_used)
+        };
+        let buffers = |sizes: [usize; 4]| sizes.map(|mib| Buffer::uninit(mib << 20).unwrap());
+        for _ in 0..3 {
+            let first = buffers([90, 91, 93, 95]);
+            let addresses = first.each_ref().map(|buffer| buffer.ptr);
+            drop(first);
+            let again = buffers([90, 91, 93, 95]);
+            assert!(again.iter().all(|buffer| addresses.contains(&buffer.ptr)));
+            drop(again);
+            drop(buffers([130, 140, 150, 160])); // of other classes
+            let (footprint, most_used) = footprint();
+            assert!(footprint <= most_used + SLACK, "{footprint} for {most_used}");
+        }
     }
 
     #[test]
