@@ -2,9 +2,9 @@
 //! a linear layer or a convolution by its weight, with G the gradient of the result and the rows of A what each of
 //! its rows was computed from (of a convolution the patch under the kernel, which is never written out as a whole).
 //!
-//! m is long, n and k are short. It is cut into blocks of [`KC`]; G is transposed block by block, once. A piece of work
-//! is a panel of columns of A over a slice of the blocks, in ascending order; slices are added up in ascending order
-//! too. How many there are follows from the shape alone, so that the sums do not depend on the number of threads.
+//! m is long, n and k are short. A piece of work is a group of rows and of columns of C over a slice of m, which goes
+//! through the caches a block of [`KC`] at a time, in ascending order; slices are added up in ascending order too. How
+//! many there are follows from the shape alone, so that the sums do not depend on the number of threads.
 
 use super::gemm::{self, KC, LDA, MicroKernel, SCRATCH};
 use super::parallel::{DisjointSlice, for_each, for_each_chunk};
@@ -37,27 +37,30 @@ pub struct Patches {
     pub left: usize,
 }
 
+/// Panels of columns of a group: what a block of G, transposed, is used for.
+const PANELS: usize = 4;
+/// Rows of a group: with [`KC`] of m, two thirds of a MiB of G.
+const ROWS: usize = 512;
+
 /// How the work is cut.
 struct Plan {
     blocks: usize,
-    panels: usize,
+    /// Of rows and of columns.
+    groups: [usize; 2],
     slices: usize,
 }
 
 impl Plan {
-    fn new(m: usize, k: usize, nr: usize) -> Self {
-        let (blocks, panels) = (m.div_ceil(KC), k.div_ceil(nr));
-        Self { blocks, panels, slices: PIECES.div_ceil(panels.max(1)).clamp(1, blocks.max(1)) }
+    fn new((m, n, k): (usize, usize, usize), nr: usize) -> Self {
+        let (blocks, groups) = (m.div_ceil(KC), [n.div_ceil(ROWS), k.div_ceil(PANELS * nr)]);
+        let slices = PIECES.div_ceil((groups[0] * groups[1]).max(1)).clamp(1, blocks.max(1));
+        Self { blocks, groups, slices }
     }
 }
 
-/// Elements of the two parts of working memory of [`products`]: G transposed, and the sums of slices.
-pub fn working_memory<C>(
-    kernel: MicroKernel<C, C, C>,
-    (m, n, k): (usize, usize, usize),
-) -> [usize; 2] {
-    let Plan { blocks, panels, slices } = Plan::new(m, k, kernel.nr);
-    [blocks * n * LDA, slices * panels * n * kernel.nr]
+/// Elements of the working memory of [`products`]: the sums of its slices.
+pub fn working_memory<C>(kernel: MicroKernel<C, C, C>, (m, n, k): (usize, usize, usize)) -> usize {
+    Plan::new((m, n, k), kernel.nr).slices * n * k
 }
 
 /// Fills `out` [n, channels, taps], the layout of a weight, from `grad` [m, n] and images `x`.
@@ -70,60 +73,92 @@ pub fn products<T: Float<Acc = C>, C: Real>(
     grad: &[T],
     x: &[T],
     patches: Patches,
-    [transposed, sums]: [&mut [C]; 2],
+    sums: &mut [C],
     out: &mut [C],
 ) {
     let (nr, taps) = (kernel.nr, patches.kernel[0] * patches.kernel[1]);
     let (m, k) = (grad.len() / n, patches.channels * taps);
-    let plan = Plan::new(m, k, nr);
+    let plan = Plan::new((m, n, k), nr);
     assert!(grad.len() == m * n && out.len() == n * k);
-    assert_eq!([transposed.len(), sums.len()], working_memory(kernel, (m, n, k)));
+    assert_eq!(sums.len(), working_memory(kernel, (m, n, k)));
     if m == 0 {
         return out.fill(C::ZERO);
     }
-    // 1. G transposed, block by block
-    for_each_chunk(transposed, n * LDA, |block, to| {
-        let rows = KC.min(m - block * KC);
-        transpose_block(&grad[block * KC * n..][..rows * n], rows, n, n, to);
-    });
-    // 2. a panel over a slice
-    let transposed = &*transposed;
-    let pieces = DisjointSlice::new(sums);
-    for_each(plan.slices * plan.panels, &|piece| {
-        let (slice, panel) = (piece / plan.panels, piece % plan.panels);
+    // 1. a group over a slice
+    let parts = DisjointSlice::new(sums);
+    let [row_groups, column_groups] = plan.groups;
+    for_each(plan.slices * row_groups * column_groups, &|piece| {
+        let (slice, group) = (piece / column_groups / row_groups, piece % column_groups);
+        let row_group = piece / column_groups % row_groups;
         let blocks = slice * plan.blocks / plan.slices..(slice + 1) * plan.blocks / plan.slices;
-        let columns = panel * nr..k.min((panel + 1) * nr);
-        let spans = patches.spans(columns.start, columns.len());
-        let ldc = gemm::row_len::<C>(nr);
-        SCRATCH.with_borrow_mut(|[b, c, _]| {
-            let b: &mut [C] = gemm::scratch(b, KC * nr);
-            let c: &mut [C] = gemm::scratch(c, n * ldc);
+        let rows = row_group * ROWS..n.min((row_group + 1) * ROWS);
+        let columns = group * PANELS * nr..k.min((group + 1) * PANELS * nr);
+        let spans: Vec<_> = columns
+            .clone()
+            .step_by(nr)
+            .map(|first| patches.spans(first, nr.min(columns.end - first)))
+            .collect();
+        let ldc = gemm::row_len::<C>(spans.len() * nr);
+        SCRATCH.with_borrow_mut(|[a, b, c]| {
+            let a: &mut [C] = gemm::scratch(a, rows.len() * LDA);
+            let b: &mut [C] = gemm::scratch(b, spans.len() * KC * nr); // [panel, KC, nr]
+            let c: &mut [C] = gemm::scratch(c, rows.len() * ldc);
             b.fill(C::ZERO);
             for block in blocks.clone() {
                 let kc = KC.min(m - block * KC);
-                gather(x, &patches, &spans, block * KC, nr, &mut b[..kc * nr]);
-                let a = &transposed[block * n * LDA..][..n * LDA];
-                let panel = |i: usize| if i == 0 { &b[..kc * nr] } else { &[] };
-                gemm::multiply_block(kernel, (n, kc), a, 1, panel, c, ldc, block > blocks.start);
+                let grad = &grad[block * KC * n + rows.start..(block * KC + kc - 1) * n + rows.end];
+                transpose_block(grad, kc, n, rows.len(), a);
+                for (spans, b) in spans.iter().zip(b.chunks_exact_mut(KC * nr)) {
+                    gather(x, &patches, spans, block * KC, nr, &mut b[..kc * nr]);
+                }
+                let panel = |i: usize| {
+                    let panel = b.chunks_exact(KC * nr).nth(i);
+                    panel.map_or(&[][..], |panel| &panel[..kc * nr])
+                };
+                let size = (rows.len(), kc);
+                gemm::multiply_block(
+                    kernel,
+                    size,
+                    a,
+                    spans.len(),
+                    panel,
+                    c,
+                    ldc,
+                    block > blocks.start,
+                );
             }
-            // SAFETY: every piece has a part of its own.
-            let sums = unsafe { pieces.part(piece * n * nr, n * nr) };
-            for (to, from) in sums.chunks_exact_mut(nr).zip(c.chunks(ldc)) {
-                to.copy_from_slice(&from[..nr]);
+            for (row, from) in rows.clone().zip(c.chunks(ldc)) {
+                // SAFETY: these columns of these rows of a slice belong to this piece alone.
+                let to =
+                    unsafe { parts.part((slice * n + row) * k + columns.start, columns.len()) };
+                to.copy_from_slice(&from[..to.len()]);
             }
         });
     });
-    // 3. the slices' sum, from (tap, channel) to (channel, tap)
-    let sums = &*sums;
-    let len = n * nr;
+    // 2. the slices' sum, from (tap, channel) to (channel, tap)
+    let sums = &*sums; // [slice, n, k]
     for_each_chunk(out, k, |row, out| {
-        for column in 0..k {
-            let at = column / nr * len + row * nr + column % nr;
-            let (tap, channel) = (column / patches.channels, column % patches.channels);
-            let parts = (0..plan.slices).map(|slice| sums[slice * plan.panels * len + at]);
-            out[channel * taps + tap] = parts.sum();
-        }
+        let slices = sums.chunks_exact(n * k).map(|slice| &slice[row * k..][..k]);
+        add_slices(slices, patches.channels, out);
     });
+}
+
+/// The sum of `slices` [taps, channels] to `out` [channels, taps].
+fn add_slices<'a, C: Real>(
+    mut slices: impl Iterator<Item = &'a [C]>,
+    channels: usize,
+    out: &mut [C],
+) {
+    let taps = out.len() / channels;
+    let mut add = |put: fn(&mut C, C)| {
+        let Some(slice) = slices.next() else { return false };
+        for (tap, slice) in slice.chunks_exact(channels).enumerate() {
+            out[tap..].iter_mut().step_by(taps).zip(slice).for_each(|(to, &from)| put(to, from));
+        }
+        true
+    };
+    add(|to, from| *to = from);
+    while add(|to, from| *to += from) {}
 }
 
 /// Neighbouring columns of A that are neighbours in the image: one tap's.
@@ -243,9 +278,9 @@ mod tests {
         let grad = of(batch * out_height * out_width * n, 1);
         let x = of(batch * height * width * channels, 2);
         let k = channels * kh * kw;
-        let [a, b] = working_memory(kernel, (grad.len() / n, n, k));
-        let (mut a, mut b, mut out) = (vec![C::ONE; a], vec![C::ONE; b], vec![C::ONE; n * k]);
-        products(kernel, n, &grad, &x, patches, [&mut a, &mut b], &mut out);
+        let mut sums = vec![C::ONE; working_memory(kernel, (grad.len() / n, n, k))];
+        let mut out = vec![C::ONE; n * k];
+        products(kernel, n, &grad, &x, patches, &mut sums, &mut out);
         let unit =
             if C::DTYPE == DType::F64 { f64::EPSILON } else { f64::from(f32::EPSILON) } / 2.0;
         for (at, out) in out.iter().enumerate() {

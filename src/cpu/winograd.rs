@@ -18,6 +18,8 @@
 //! do not depend on the batch. Differences of inputs are formed before the products, which costs about a bit
 //! of accuracy against the definition; that is why this exists for f32 only.
 
+pub mod gradient;
+
 use super::gemm::{self, Blocks, Finish, KC, LDA, MicroKernel, SCRATCH};
 use super::memory;
 use super::parallel::{DisjointSlice, for_each_chunk};
@@ -169,8 +171,7 @@ pub fn convolve(
     assert_eq!(out.len(), batch * out_height * out_width * n);
     assert_eq!(b.len(), packed_len(kernel, channels, n));
     let nr = kernel.nr;
-    let tiles_across = out_width.div_ceil(2);
-    let tiles = batch * out_height.div_ceil(2) * tiles_across;
+    let tiles = images.tiles();
     if tiles == 0 || n == 0 {
         return;
     }
@@ -194,6 +195,8 @@ pub fn convolve(
                             &pixels,
                             &mut v[(block * count + t) * LDA..],
                             k_blocks * count * LDA,
+                            KC,
+                            0,
                         );
                     }
                 }
@@ -247,6 +250,11 @@ pub fn convolve(
 }
 
 impl Images {
+    /// Tiles of all images.
+    pub fn tiles(&self) -> usize {
+        self.batch * self.out_height.div_ceil(2) * self.out_width.div_ceil(2)
+    }
+
     /// Image, row and column of a tile.
     fn tile(&self, i: usize) -> (usize, usize, usize) {
         let (down, across) = (self.out_height.div_ceil(2), self.out_width.div_ceil(2));
@@ -295,13 +303,16 @@ fn times_a<S: Simd>(s: S, m: [S::F32; 4]) -> [S::F32; 2] {
 }
 
 simd! {
-    /// Bᵀ d B of 16 pixels' channels; point i goes to `to[i * plane..]`.
-    fn transform_input(s, pixels: &[&[f32]; POINTS], to: &mut [f32], plane: usize) {
+    /// Bᵀ d B of 16 pixels' channels; point i goes to `to[i * plane..]`, there in runs of `run` channels, `apart` of each
+    /// other.
+    fn transform_input(s, pixels: &[&[f32]; POINTS], to: &mut [f32], plane: usize, run: usize, apart: usize) {
         let len = pixels[0].len();
         assert!(pixels.iter().all(|p| p.len() == len) && len.is_multiple_of(CHANNELS) && CHANNELS.is_multiple_of(S::LANES));
-        assert!(to.len() >= (POINTS - 1) * plane + len);
+        assert!(len > 0 && run.is_multiple_of(S::LANES));
+        assert!(to.len() >= (POINTS - 1) * plane + (len - 1) / run * apart + run.min(len));
         for c in (0..len).step_by(S::LANES) {
-            // SAFETY: c + LANES <= len, which all pixels have, and which fits behind the last plane's start.
+            let at = c / run * apart + c % run;
+            // SAFETY: c + LANES <= len, which all pixels have; its run fits behind the last plane's start.
             unsafe {
                 let mut w = [[s.splat(0.0); 4]; 4]; // [column, row]
                 for x in 0..4 {
@@ -314,7 +325,7 @@ simd! {
                 for y in 0..4 {
                     let row = times_b(s, [w[0][y], w[1][y], w[2][y], w[3][y]]);
                     for x in 0..4 {
-                        s.store(to.as_mut_ptr().add((4 * y + x) * plane + c), row[x]);
+                        s.store(to.as_mut_ptr().add((4 * y + x) * plane + at), row[x]);
                     }
                 }
             }

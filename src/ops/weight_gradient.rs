@@ -10,6 +10,7 @@ use super::{Grads, Inputs, Meta, Op, apply, tensors};
 use crate::cpu::gemm::{MicroKernel, f32_kernel, f64_kernel};
 use crate::cpu::outer::{self, Patches};
 use crate::cpu::simd;
+use crate::cpu::winograd::{self, Images};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Device, Float, Real, Shape, Tensor};
 
@@ -90,6 +91,16 @@ impl Op for WeightGradient {
         let patches =
             Patches { height, width, channels, out_height, out_width, kernel, stride, top, left };
         let (level, out) = (simd::level(), &mut outputs[0]);
+        if let Some(images) = winograd_images(&grad, &x, self.geometry) {
+            let (grad, x) = (grad.to_dtype(DType::F32)?, x.to_dtype(DType::F32)?);
+            let n = grad.dim(3);
+            let sums = winograd::gradient::working_memory(images, n);
+            let mut sums = Tensor::uninit([sums], DType::F32, Device::Cpu)?;
+            let (kernel, sums) = (f32_kernel(level), sums.as_mut_slice()?);
+            let (grad, x, out) = (grad.as_slice()?, x.as_slice()?, out.as_mut_slice()?);
+            winograd::gradient::weight_gradient(kernel, images, n, grad, x, sums, out);
+            return Ok(());
+        }
         match x.dtype() {
             DType::F64 => fill::<f64, _>(f64_kernel(level), &grad, &x, patches, out),
             DType::F32 => fill::<f32, _>(f32_kernel(level), &grad, &x, patches, out),
@@ -147,6 +158,21 @@ impl Op for WeightGradient {
     }
 }
 
+/// The images of a convolution whose weight's gradient Winograd's algorithm gives sooner.
+fn winograd_images(grad: &Tensor, x: &Tensor, geometry: Geometry) -> Option<Images> {
+    let (&[batch, out_height, out_width, n], &[_, height, width, channels]) =
+        (grad.dims(), x.dims())
+    else {
+        return None;
+    };
+    let Geometry { kernel, stride, before: [top, left] } = geometry;
+    let images = Images { batch, height, width, channels, out_height, out_width, top, left };
+    let fits = |channels: usize| channels > 0 && channels.is_multiple_of(winograd::CHANNELS);
+    let worth = images.tiles() >= winograd::gradient::FEWEST_TILES;
+    let is = kernel == [3, 3] && stride == 1 && fits(n) && fits(channels) && worth;
+    (is && x.dtype() != DType::F64).then_some(images)
+}
+
 fn fill<T: Float<Acc = C>, C: Real>(
     kernel: MicroKernel<C, C, C>,
     grad: &Tensor,
@@ -155,13 +181,10 @@ fn fill<T: Float<Acc = C>, C: Real>(
     out: &mut Tensor,
 ) -> Result<()> {
     let n = grad.dim(3);
-    let k = out.len() / n;
-    let memory = |len: usize| Tensor::uninit([len], C::DTYPE, Device::Cpu);
-    let [transposed, sums] = outer::working_memory(kernel, (grad.len() / n, n, k));
-    let (mut transposed, mut sums) = (memory(transposed)?, memory(sums)?);
-    let working = [transposed.as_mut_slice()?, sums.as_mut_slice()?];
+    let sums = outer::working_memory(kernel, (grad.len() / n, n, out.len() / n));
+    let mut sums = Tensor::uninit([sums], C::DTYPE, Device::Cpu)?;
     let (grad, x) = (grad.as_slice::<T>()?, x.as_slice::<T>()?);
-    outer::products(kernel, n, grad, x, patches, working, out.as_mut_slice()?);
+    outer::products(kernel, n, grad, x, patches, sums.as_mut_slice()?, out.as_mut_slice()?);
     Ok(())
 }
 
