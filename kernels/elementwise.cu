@@ -177,6 +177,11 @@ FOR_EACH_FLOAT(linear_combination, (T* y, Pointers<const T, 8> x, LinearCombinat
 
 __device__ inline float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
 
+__device__ inline float gelu_slope(float x) {
+    // The normal distribution's density is 1 / sqrt(2 pi) e^(-x^2 / 2).
+    return 0.5f * (1.0f + erff(x * 0.70710678118654752f)) + x * 0.39894228040143268f * expf(-0.5f * x * x);
+}
+
 template <typename T>
 __device__ void silu(T* y, const T* x, MapDims d) {
     map(y, x, d.len, [](float a) { return silu(a); });
@@ -229,6 +234,40 @@ __device__ void geglu(T* y, const T* x, GegluDims d) {
     }
 }
 FOR_EACH_FLOAT(geglu, (T* y, const T* x, GegluDims d), (y, x, d))
+
+// The gradient of x, a row of which is [value | gate], from that of y.
+template <typename T>
+__device__ void geglu_gradient(T* dx, const T* x, const T* grad, GegluDims d) {
+    constexpr int N = LANES<T>;
+    const bool wide = d.columns % N == 0 && is_aligned(dx) && is_aligned(x) && is_aligned(grad);
+    const unsigned vectors = wide ? d.columns / N : 0;
+    for (size_t row = blockIdx.x; row < d.rows; row += gridDim.x) {
+        const T* value = x + row * 2 * d.columns;
+        const T* gate = value + d.columns;
+        const T* of_y = grad + row * d.columns;
+        T* of_value = dx + row * 2 * d.columns;
+        T* of_gate = of_value + d.columns;
+        for (unsigned v = threadIdx.x; v < vectors; v += blockDim.x) {
+            float a[N], b[N], g[N];
+            load(a, value + size_t(v) * N, true);
+            load(b, gate + size_t(v) * N, true);
+            load(g, of_y + size_t(v) * N, true);
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                a[i] = g[i] * a[i] * gelu_slope(b[i]);
+                b[i] = g[i] * gelu(b[i]);
+            }
+            store(of_value + size_t(v) * N, b, true);
+            store(of_gate + size_t(v) * N, a, true);
+        }
+        for (unsigned c = vectors * N + threadIdx.x; c < d.columns; c += blockDim.x) {
+            const float a = to_float(value[c]), b = to_float(gate[c]), g = to_float(of_y[c]);
+            of_value[c] = from_float<T>(g * gelu(b));
+            of_gate[c] = from_float<T>(g * a * gelu_slope(b));
+        }
+    }
+}
+FOR_EACH_FLOAT(geglu_gradient, (T* dx, const T* x, const T* grad, GegluDims d), (dx, x, grad, d))
 
 // --- conversion ---
 

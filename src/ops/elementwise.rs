@@ -49,6 +49,7 @@ kernels! {
     fn quick_gelu(y: Out, x: In, dims: MapDims);
     /// A block takes whole rows.
     fn geglu(y: Out, x: In, dims: GegluDims);
+    fn geglu_gradient(dx: Out, x: In, grad: In, dims: GegluDims);
     fn cast(y: Out<U>, x: In<T>, dims: MapDims);
 }
 

@@ -208,6 +208,70 @@ impl Concat {
     }
 }
 
+/// A convolution's kernel [O, I, KH, KW] turned by half, its channels swapped: [I, O, KH, KW].
+///
+/// # Errors
+/// `Shape` when it has another rank.
+pub(super) fn turned(weight: &Tensor) -> Result<Tensor> {
+    let (o, i, kh, kw) = weight.dims4()?;
+    let taps = weight.reshape([o, i, kh * kw])?;
+    apply(Turn, &tensors(&[&taps]))?.reshape([i, o, kh, kw])
+}
+
+/// [`turned`]: [O, I, taps] -> [I, O, taps], the taps in falling order.
+#[derive(Clone, Copy, Debug)]
+struct Turn;
+
+impl Op for Turn {
+    fn name(&self) -> &'static str {
+        "turn"
+    }
+
+    fn infer(&self, inputs: &Inputs) -> Result<Vec<Meta>> {
+        let (o, i, taps) = inputs[0].dims3()?;
+        Ok(vec![Meta { shape: [i, o, taps].into(), dtype: inputs[0].dtype() }])
+    }
+
+    fn cpu(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let (x, out) = (inputs[0].contiguous()?, &mut outputs[0]);
+        match out.dtype() {
+            DType::F32 => turn::<f32>(&x, out),
+            DType::F16 => turn::<half::f16>(&x, out),
+            DType::BF16 => turn::<half::bf16>(&x, out),
+            DType::F64 => turn::<f64>(&x, out),
+            DType::I64 => turn::<i64>(&x, out),
+            DType::U32 => turn::<u32>(&x, out),
+            DType::U8 => turn::<u8>(&x, out),
+        }
+    }
+
+    fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let x = inputs[0].transpose(0, 1)?; // [I, O, taps]
+        let taps = x.dim(2);
+        (0..taps).try_for_each(|tap| {
+            let from = x.narrow(2, taps - 1 - tap, 1)?;
+            copy_on_device(self.name(), &from, &mut outputs[0], Some((2, tap)))
+        })
+    }
+
+    fn backward(&self, _: &Call, grad: &Tensor) -> Result<Grads> {
+        Ok(vec![Some(apply(Turn, &tensors(&[grad]))?)])
+    }
+}
+
+fn turn<T: Element>(x: &Tensor, out: &mut Tensor) -> Result<()> {
+    let (_, i, taps) = x.dims3()?;
+    let row = out.dim(1) * taps;
+    let x = x.as_slice::<T>()?;
+    for_each_row(out.as_mut_slice::<T>()?, row, |input, row| {
+        for (output, to) in row.chunks_exact_mut(taps).enumerate() {
+            let from = &x[(output * i + input) * taps..][..taps];
+            to.iter_mut().zip(from.iter().rev()).for_each(|(to, from)| *to = *from);
+        }
+    });
+    Ok(())
+}
+
 /// Copies a tensor of a device, whatever its strides, over `out`; with `part`, over that part of `out` which begins at
 /// `part.1` of dimension `part.0`.
 fn copy_on_device(
@@ -350,8 +414,31 @@ impl Copy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{check_gradient, devices, random, shapes, strided};
+    use crate::ops::testing::{check_gradient, devices, random, shapes, strided, values};
     use crate::tensor::{Device, Shape};
+
+    #[test]
+    fn a_kernel_is_turned_and_its_channels_swapped() {
+        for [o, i, kh, kw] in [[1, 1, 1, 1], [3, 5, 2, 3], [40, 7, 3, 3], [2, 1, 1, 4]] {
+            let wide = random([o, i + 2, kh, kw], 3);
+            for dtype in [DType::F32, DType::BF16, DType::F64] {
+                for device in devices() {
+                    let wide = wide.to_dtype(dtype).unwrap().to_device(device).unwrap();
+                    let kernel = wide.narrow(1, 1, i).unwrap();
+                    let (from, to) = (values(&kernel), turned(&kernel).unwrap());
+                    assert_eq!(to.dims(), [i, o, kh, kw]);
+                    for (at, &found) in values(&to).iter().enumerate() {
+                        let (tap, rest) = (at % (kh * kw), at / (kh * kw));
+                        let (input, output) = (rest / o, rest % o);
+                        let expected = from[(output * i + input + 1) * kh * kw - 1 - tap];
+                        assert_eq!(found, expected, "{device} {dtype} [{o}, {i}, {kh}, {kw}] {at}");
+                    }
+                }
+            }
+            check_gradient("turn", &[random([o, i, kh, kw], 4)], |x| turned(x[0]));
+        }
+        assert!(matches!(turned(&random([2, 3, 3], 5)), Err(Error::Shape { .. })));
+    }
 
     /// `shape` seen through `order` from a tensor whose dimension `i` lies between `before[i]` and `after[i]` others.
     struct View {

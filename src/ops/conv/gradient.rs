@@ -7,7 +7,7 @@
 use super::{Conv2dConfig, conv2d};
 use crate::error::{Error, Result};
 use crate::ops::epilogue::Epilogue;
-use crate::ops::layout::concat;
+use crate::ops::layout::{concat, turned};
 use crate::ops::weight::{Layout, Weight};
 use crate::ops::weight_gradient::{Geometry, weight_gradient};
 use crate::tensor::Tensor;
@@ -32,8 +32,7 @@ pub(super) fn by_image(
     let (Some((top, bottom)), Some((left, right))) = (vertical, horizontal) else {
         return Err(Error::no_gradient("conv2d with padding wider than its kernel"));
     };
-    let turned = reverse(&reverse(&weight.transpose(0, 1)?, 2)?, 3)?; // [I, O, KH, KW]
-    let weight = Weight::frozen(&turned, Layout::ConvolutionAt(1), grad.dtype())?;
+    let weight = Weight::frozen(&turned(weight)?, Layout::ConvolutionAt(1), grad.dtype())?;
     let config = Conv2dConfig { stride: 1, padding: [top, bottom, left, right] };
     conv2d(&apart, &weight, config, Epilogue::default())
 }
@@ -62,10 +61,4 @@ fn spread(x: &Tensor, dim: usize, stride: usize) -> Result<Tensor> {
     dims.remove(dim + 1);
     dims[dim] = length * stride;
     apart.reshape(&dims)?.narrow(dim, 0, (length - 1) * stride + 1)
-}
-
-/// Dimension `dim` the other way round.
-fn reverse(x: &Tensor, dim: usize) -> Result<Tensor> {
-    let parts = (0..x.dim(dim)).rev().map(|i| x.narrow(dim, i, 1)).collect::<Result<Vec<_>>>()?;
-    concat(&parts.iter().collect::<Vec<_>>(), dim)
 }
