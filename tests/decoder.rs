@@ -22,7 +22,8 @@ use nadir::ops::gradient::backward;
 use nadir::ops::matmul::matmul;
 use nadir::ops::reduce::mean;
 use nadir::pipeline::language::{
-    Answer, Finish, LanguageModel, Perplexity, Sampling, TextRequest, TextRun, Windows,
+    Answer, Finish, LanguageModel, LanguageOptions, Perplexity, Sampling, TextRequest, TextRun,
+    Windows,
 };
 use nadir::tensor::tape::no_grad;
 use nadir::tensor::{DType, Device, Tensor};
@@ -398,7 +399,7 @@ fn folder(name: &str) -> TempDir {
 }
 
 fn open(folder: &Path) -> Result<LanguageModel> {
-    LanguageModel::open(folder, DType::F32, Device::Cpu, &[])
+    LanguageModel::open(folder, &LanguageOptions::default())
 }
 
 fn request(prompt: Vec<u32>) -> TextRequest {
@@ -485,6 +486,32 @@ fn answers_are_transformers_and_depend_on_no_company() -> Result<()> {
     Ok(())
 }
 
+/// Matrices in 8 bits cost little, and answers depend on no company either.
+#[test]
+fn weights_of_8_bits_predict_nearly_as_well() -> Result<()> {
+    for name in FAMILIES {
+        let folder = folder(name);
+        let int8 = LanguageOptions { int8: true, ..LanguageOptions::default() };
+        let int8 = LanguageModel::open(folder.path(), &int8)?;
+        let text = get(&golden::open(&format!("decoder/{name}"))?, "text").to_vec::<i64>()?;
+        let text: Vec<u32> = text.iter().map(|&id| id as u32).collect();
+        let [mut plain, mut few] = [Perplexity::default(); 2];
+        let windows = Windows::default();
+        plain.add(open(folder.path())?.decoder(), &text, windows, &mut |_| Ok(()))?;
+        few.add(int8.decoder(), &text, windows, &mut |_| Ok(()))?;
+        let ratio = few.value() / plain.value();
+        println!("{name}: {ratio}");
+        assert!(ratio != 1.0 && (ratio - 1.0).abs() <= 0.01, "{name}: {ratio}");
+        let requests = [7, 1, 4].map(|n| TextRequest {
+            max_new_tokens: 3 * n,
+            ..request((0..n).map(|i| 30 * i as u32 + 11).collect())
+        });
+        let alone = answers(&int8, &requests, 1, 40)?;
+        assert_eq!(answers(&int8, &requests, 3, 60)?, alone, "{name}");
+    }
+    Ok(())
+}
+
 /// An adapter in peft's form changes the answer as one merged into the weights does.
 #[test]
 fn an_adapter_is_added_to_the_weights() -> Result<()> {
@@ -505,7 +532,8 @@ fn an_adapter_is_added_to_the_weights() -> Result<()> {
     });
     std::fs::write(peft.path().join("adapter_config.json"), config.to_string()).unwrap();
     let adapter = Adapter { path: peft.path().to_owned(), weight: 0.5 };
-    let adapted = LanguageModel::open(folder.path(), DType::F32, Device::Cpu, &[adapter])?;
+    let options = LanguageOptions { adapters: vec![adapter], ..LanguageOptions::default() };
+    let adapted = LanguageModel::open(folder.path(), &options)?;
     // The same by hand: W [inputs, outputs] + 0.5 * 3 / 2 (B A)^T.
     let source = Drawn::of("gpt2");
     let mut tensors: BTreeMap<String, Tensor> =
@@ -618,9 +646,10 @@ fn texts_and_conversations_are_read_as_by_transformers() -> Result<()> {
     Ok(())
 }
 
-/// `nadir lm` with these arguments.
+/// `nadir lm` with these arguments, on the CPU.
 fn nadir_lm(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_nadir")).arg("lm").args(args).output().unwrap()
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nadir"));
+    command.arg("lm").args(args).args(["--device", "cpu"]).output().unwrap()
 }
 
 fn text_of(bytes: &[u8]) -> String {
@@ -656,8 +685,6 @@ fn the_command_line_answers_in_the_order_of_the_prompts() -> Result<()> {
         "40",
         "--max-new-tokens",
         "20",
-        "--device",
-        "cpu",
     ];
     let run = |more: &[&str]| {
         let output = nadir_lm(&[&common[..], more].concat());
@@ -791,9 +818,9 @@ fn a_gpu_answers_as_the_cpu() -> Result<()> {
     let Some(device) = gpu::gpu() else { return Ok(()) };
     for name in FAMILIES {
         let (folder, golden) = (folder(name), golden::open(&format!("decoder/{name}"))?);
-        let [model, of_cpu] = [device, Device::Cpu]
-            .map(|device| LanguageModel::open(folder.path(), DType::F32, device, &[]));
-        let (model, of_cpu) = (model?, of_cpu?);
+        let options = LanguageOptions { device, ..LanguageOptions::default() };
+        let model = LanguageModel::open(folder.path(), &options)?;
+        let of_cpu = open(folder.path())?;
         let (ids, logits) = (get(&golden, "ids"), get(&golden, "logits"));
         let ours = model.decoder().forward(&ids.to_device(device)?)?.to_device(Device::Cpu)?;
         assert_close(&format!("{name} on {device}"), &ours, &logits, TOLERANCE);

@@ -13,7 +13,8 @@ use serde_json::json;
 use nadir::data::text::{TextSettings, documents};
 use nadir::nn::lora::Adapter;
 use nadir::pipeline::language::{
-    Answer, Finish, LanguageModel, Perplexity, Sampling, TextRequest, TextRun, Windows,
+    Answer, Finish, LanguageModel, LanguageOptions, Perplexity, Sampling, TextRequest, TextRun,
+    Windows,
 };
 use nadir::tensor::DType;
 use nadir::text::chat::Message;
@@ -22,6 +23,9 @@ use nadir::{Error, Result};
 use super::args::typed;
 use super::model::Model;
 use super::{draw, interrupt, limits, terminal};
+
+/// The model that ships and that is used when none is named.
+const DEFAULT: &str = "rsicd-lm";
 
 /// The largest file of prompts or text.
 const MAX_FILE: u64 = 1 << 30;
@@ -106,7 +110,7 @@ pub struct Generate {
 #[derive(Debug, Args)]
 pub struct Execution {
     /// Model: a transformers folder, `org/name` in the local hub cache, or a model that ships
-    #[arg(short, long, value_name = "MODEL", help_heading = "Model")]
+    #[arg(short, long, value_name = "MODEL", default_value = DEFAULT, help_heading = "Model")]
     model: String,
 
     /// Add this low-rank adapter, as peft saves it, to the model's weights, WEIGHT times [default: 1]; may be repeated
@@ -121,6 +125,10 @@ pub struct Execution {
     #[arg(long, value_name = "TYPE", default_value = "f32", help_heading = "Model")]
     #[arg(value_parser = typed::<DType>)]
     dtype: DType,
+
+    /// Hold matrices in 8 bits, with a scale for each output: a quarter of f32's memory; on a CPU
+    #[arg(long, help_heading = "Model")]
+    int8: bool,
 
     /// CPU threads [default: all]; nothing depends on them but speed
     #[arg(short, long, value_name = "N", help_heading = "Model")]
@@ -179,9 +187,12 @@ impl Execution {
         };
         let device = draw::choose_device(&self.device, say)?;
         let clock = Instant::now();
-        let model = LanguageModel::open(&folder, self.dtype, device, &self.lora)?;
+        let (dtype, int8, adapters) = (self.dtype, self.int8, self.lora.clone());
+        let options = LanguageOptions { dtype, int8, device, adapters };
+        let model = LanguageModel::open(&folder, &options)?;
         let seconds = clock.elapsed().as_secs_f64();
-        say(&format!("{} in {}, loaded in {seconds:.1} s", self.model, self.dtype));
+        let bits = if int8 { ", matrices in 8 bits" } else { "" };
+        say(&format!("{} in {dtype}{bits}, loaded in {seconds:.1} s", self.model));
         Ok(model)
     }
 }

@@ -32,6 +32,8 @@ pub enum Keep {
     /// The layout for the kernel alone: the least memory, for inference.
     #[default]
     Frozen,
+    /// The same, matrices of linear layers in 8 bits with a scale for each output: a quarter of the memory, on a CPU.
+    Quantized,
     /// The elements: weights can be read and changed.
     Plain,
     /// The elements, and gradients reach them: in f32 (f64 for layers in f64), whatever layers compute in.
@@ -151,6 +153,11 @@ impl Params {
         self.keeping(keep)
     }
 
+    /// Whether layers keep what their kernels need alone.
+    fn is_frozen(&self) -> bool {
+        matches!(self.keep, Keep::Frozen | Keep::Quantized)
+    }
+
     /// What layers compute in.
     pub fn dtype(&self) -> DType {
         self.dtype
@@ -227,9 +234,14 @@ impl Params {
     /// # Errors
     /// As [`Self::raw`].
     pub fn weight(&self, name: &str, shape: &[usize], layout: Layout) -> Result<Parameter> {
-        let raw = self.read(name, shape, self.keep == Keep::Frozen)?;
+        let raw = self.read(name, shape, self.is_frozen())?;
         Ok(Parameter::laid_out(match self.keep {
-            Keep::Frozen => Weight::frozen(&self.placed(raw)?, layout, self.dtype)?,
+            Keep::Quantized if layout == Layout::Matrix => {
+                Weight::quantized(&self.placed(raw)?, self.dtype)?
+            }
+            Keep::Frozen | Keep::Quantized => {
+                Weight::frozen(&self.placed(raw)?, layout, self.dtype)?
+            }
             Keep::Plain | Keep::Trainable => Weight::plain(&self.kept(raw)?, layout, self.dtype)?,
         }))
     }
@@ -241,7 +253,7 @@ impl Params {
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Parameter> {
         let tensor = self.kept(self.raw(name, shape)?)?;
         Ok(match self.keep {
-            Keep::Frozen => Parameter::frozen(tensor),
+            Keep::Frozen | Keep::Quantized => Parameter::frozen(tensor),
             Keep::Plain | Keep::Trainable => Parameter::plain(tensor),
         })
     }

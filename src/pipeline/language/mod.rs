@@ -13,8 +13,8 @@ use crate::error::{Error, Result};
 use crate::io::config::read_json;
 use crate::io::folder::Weights;
 use crate::models::decoder::{Decoder, DecoderConfig};
-use crate::nn::Params;
 use crate::nn::lora::{Adapter, Adapters};
+use crate::nn::{Keep, Params};
 use crate::tensor::{DType, Device};
 use crate::text::byte_level::ByteLevel;
 use crate::text::chat::ChatTemplate;
@@ -33,14 +33,32 @@ pub struct LanguageModel {
     folder: PathBuf,
 }
 
+/// How a model is to compute.
+#[derive(Clone, Debug)]
+pub struct LanguageOptions {
+    /// Numbers that weights and activations are held in.
+    pub dtype: DType,
+    /// Whether matrices are held in 8 bits instead, on a CPU.
+    pub int8: bool,
+    /// Where.
+    pub device: Device,
+    /// What is added to the weights.
+    pub adapters: Vec<Adapter>,
+}
+
+impl Default for LanguageOptions {
+    fn default() -> Self {
+        Self { dtype: DType::F32, int8: false, device: Device::Cpu, adapters: Vec::new() }
+    }
+}
+
 impl LanguageModel {
-    /// Opens a folder with `config.json`, weights and `tokenizer.json`, to compute in `dtype` on `device`, with adapters added to
-    /// the weights.
+    /// Opens a folder with `config.json`, weights and `tokenizer.json`.
     ///
     /// # Errors
     /// A file is missing or damaged, is of a model that is not known (the message lists those that are), or its tokenizer
     /// has tokens that the model has not.
-    pub fn open(folder: &Path, dtype: DType, device: Device, adapters: &[Adapter]) -> Result<Self> {
+    pub fn open(folder: &Path, options: &LanguageOptions) -> Result<Self> {
         // 1. what is quickly read
         let config = DecoderConfig::open(folder)?;
         let tokenizer = ByteLevel::open(folder)?;
@@ -56,8 +74,10 @@ impl LanguageModel {
         // 2. weights
         const PART: &str = "decoder";
         let weights = config.weights(Weights::open(folder, None)?);
-        let adapters = Adapters::open(adapters, &[(PART, &weights)])?;
-        let params = Params::new(adapters.merged(PART, weights), dtype, device).of_model(PART);
+        let adapters = Adapters::open(&options.adapters, &[(PART, &weights)])?;
+        let params = Params::new(adapters.merged(PART, weights), options.dtype, options.device);
+        let keep = if options.int8 { Keep::Quantized } else { Keep::Frozen };
+        let params = params.of_model(PART).keeping(keep);
         let decoder = Decoder::load(config, &params)?;
         adapters.check_unused(PART, &params.finish()?)?;
         Ok(Self { decoder, tokenizer, ends, chat, folder: folder.to_owned() })
