@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 #[serde(default)]
 #[command(next_help_heading = "Training")]
 pub struct Settings {
-    /// Pictures of a batch
+    /// Pictures, or texts, of a batch
     #[arg(long, value_name = "N", default_value_t = 16, allow_negative_numbers = true)]
     pub train_batch_size: usize,
 

@@ -5,6 +5,7 @@ mod data;
 mod interrupted_training;
 mod lora;
 mod train;
+mod train_lm;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
