@@ -127,6 +127,10 @@ pub fn train_tokenizer(args: &TrainTokenizer) -> anyhow::Result<()> {
 }
 
 pub fn train_lm(args: TrainLm) -> anyhow::Result<()> {
+    if let (Some(rank), None) = (args.lora.lora_rank, &args.init_from) {
+        let expected = "adapters are of a model that there is: give --init-from";
+        return Err(Error::argument("lora_rank", rank, expected).into());
+    }
     prepare(&args.run)?;
     let settings = &args.run.settings;
     // 1. texts
