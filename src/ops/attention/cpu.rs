@@ -158,19 +158,24 @@ impl<'a, T: Float> Heads<'a, T> {
 #[derive(Clone, Copy)]
 pub(super) struct Head<'a, T> {
     data: &'a [T],
-    stride: usize,
+    pub(super) stride: usize,
     len: usize,
-    channels: usize,
+    pub(super) channels: usize,
 }
 
 impl<T: Float<Acc = f32>> Head<'_, T> {
     /// Row `i` [D].
     pub(super) fn row(&self, i: usize) -> &[T] {
-        &self.data[i * self.stride..][..self.channels]
+        &self.behind(i)[..self.channels]
+    }
+
+    /// Everything from row `i` on: its rows lie `stride` apart.
+    pub(super) fn behind(&self, i: usize) -> &[T] {
+        &self.data[i * self.stride..]
     }
 
     /// Rows `first..first + count` as f32, to the front of `to`: [count, D].
-    pub(super) fn widen(&self, first: usize, count: usize, to: &mut [f32]) {
+    fn widen(&self, first: usize, count: usize, to: &mut [f32]) {
         for (i, to) in to.chunks_exact_mut(self.channels).take(count).enumerate() {
             widen(self.row(first + i), to);
         }

@@ -4,11 +4,11 @@
 //! keys meet them while they are in the cache. Every product, weight and sum is that of the tiled form (`cpu.rs`), in its
 //! order: a query has the same bits in either.
 
-use super::cpu::{Heads, KEYS};
+use super::cpu::{Head, Heads, KEYS};
 use super::{Attention, LENGTHS, dense, keys_seen};
 use crate::cpu::math::exp2_of_negative;
 use crate::cpu::parallel::{DisjointSlice, try_for_each};
-use crate::cpu::simd::{Simd, narrow, simd, transpose, widen};
+use crate::cpu::simd::{Simd, as_acc, narrow, simd, widen};
 use crate::error::Result;
 use crate::ops::Inputs;
 use crate::tensor::{Float, Tensor};
@@ -47,21 +47,26 @@ impl Attention {
                 }
             }
             let keys = rows.iter().map(|row| row.seen).max().unwrap_or(0);
-            let mut scratch = Scratch::new(channels);
+            let mut turned = vec![0.0; KEYS * channels]; // [D, KEYS]
+            let mut wide = vec![0.0; KEYS * channels];
             for row in &mut rows {
                 row.max = f32::NEG_INFINITY;
                 row.output = vec![0.0; channels];
+                row.block = vec![0.0; channels];
             }
             for start in (0..keys).step_by(KEYS) {
                 let count = KEYS.min(keys - start);
-                k.widen(start, count, &mut scratch.rows);
-                scratch.rows[count * channels..].fill(0.0);
-                transpose(&scratch.rows, KEYS, channels, &mut scratch.keys); // [D, KEYS]
-                v.widen(start, count, &mut scratch.rows);
-                rows.iter_mut().filter(|row| row.seen > start).for_each(|row| {
-                    let count = count.min(row.seen - start);
-                    attend(row, &scratch.keys, &scratch.rows[..count * channels]);
-                });
+                turn(k, start, count, &mut wide, &mut turned);
+                let (values, stride) = match as_acc(v.behind(start)) {
+                    Some(values) => (values, v.stride),
+                    None => {
+                        widen_rows(v, start, count, &mut wide);
+                        (&*wide, channels)
+                    }
+                };
+                for row in rows.iter_mut().filter(|row| row.seen > start) {
+                    attend(row, &turned, count.min(row.seen - start), values, stride);
+                }
             }
             for (i, row) in rows.iter_mut().enumerate() {
                 let (head, t) = (group * sharing + i / queries, i % queries);
@@ -93,30 +98,61 @@ struct Row {
     sum: f32,
     /// `[D]`: the sum of weighted values so far.
     output: Vec<f32>,
+    /// `[D]`: those of a block.
+    block: Vec<f32>,
 }
 
-/// A block of keys or values.
-struct Scratch {
-    /// [KEYS, D]
-    rows: Vec<f32>,
-    /// [D, KEYS]
-    keys: Vec<f32>,
-}
-
-impl Scratch {
-    fn new(channels: usize) -> Self {
-        Self { rows: vec![0.0; KEYS * channels], keys: vec![0.0; KEYS * channels] }
+simd! {
+    /// Turns `count` keys from row `start` on, [KEYS, D], so that they lie along registers: [D, KEYS], zeros behind them.
+    fn turn[T: Float<Acc = f32>](s, k: Head<'_, T>, start: usize, count: usize, wide: &mut [f32], to: &mut [f32]) {
+        let channels = k.channels;
+        assert!(to.len() == KEYS * channels && wide.len() >= 8 * channels);
+        for first in (0..KEYS).step_by(8) {
+            let rows = count.saturating_sub(first).min(8);
+            let (from, stride) = match as_acc(k.behind(start + first.min(count - 1))) {
+                Some(from) if rows == 8 => (from, k.stride),
+                _ => {
+                    for (i, to) in wide.chunks_exact_mut(channels).take(rows).enumerate() {
+                        widen(k.row(start + first + i), to);
+                    }
+                    wide[rows * channels..8 * channels].fill(0.0);
+                    (&*wide, channels)
+                }
+            };
+            assert!(from.len() >= 7 * stride + channels);
+            for c in (0..channels).step_by(8) {
+                if c + 8 <= channels {
+                    let (from, to) = (from[c..].as_ptr(), to[c * KEYS + first..].as_mut_ptr());
+                    // SAFETY: 8 rows of `from` hold `channels` elements each, and 8 rows of `to` KEYS.
+                    unsafe { s.transpose_8x8(from, stride, to, KEYS) };
+                    continue;
+                }
+                for c in c..channels {
+                    for i in 0..8 {
+                        to[c * KEYS + first + i] = from[i * stride + c];
+                    }
+                }
+            }
+        }
     }
 }
 
 simd! {
-    /// Adds the first keys [D, KEYS] of a block and their values [count, D] to what a query has seen.
-    fn attend(s, row: &mut Row, keys: &[f32], values: &[f32]) {
+    /// `count` rows from `start` on as f32: [count, D].
+    fn widen_rows[T: Float<Acc = f32>](_s, v: Head<'_, T>, start: usize, count: usize, to: &mut [f32]) {
+        for (i, to) in to.chunks_exact_mut(v.channels).take(count).enumerate() {
+            widen(v.row(start + i), to);
+        }
+    }
+}
+
+simd! {
+    /// Adds the first `count` keys [D, KEYS] of a block and their values, rows [D] `stride` apart, to what a query has seen.
+    fn attend(s, row: &mut Row, keys: &[f32], count: usize, values: &[f32], stride: usize) {
         let channels = row.query.len();
-        let count = values.len() / channels;
         let mut weights = [0.0f32; KEYS];
         let lanes = S::LANES;
-        assert!(KEYS.is_multiple_of(lanes) && keys.len() == KEYS * channels && row.output.len() == channels);
+        assert!(count <= KEYS && KEYS.is_multiple_of(lanes) && keys.len() == KEYS * channels && row.output.len() == channels);
         // SAFETY: `weights` and a row of keys are KEYS, whole registers.
         unsafe {
             // 1. scores
@@ -143,22 +179,23 @@ simd! {
             let sum = weights[..count].iter().fold(0.0, |sum, weight| sum + weight);
             row.sum = s.fma(row.sum, correction, sum);
             // 3. values
-            let mut sums = vec![0.0f32; channels];
-            for (four, weights) in values.chunks(4 * channels).zip(weights.chunks(4)) {
-                if let [w0, w1, w2, w3] = *weights && four.len() == 4 * channels {
-                    let (v0, rest) = four.split_at(channels);
-                    let (v1, rest) = rest.split_at(channels);
-                    let (v2, v3) = rest.split_at(channels);
-                    for (i, sum) in sums.iter_mut().enumerate() {
-                        *sum = s.fma(v3[i], w3, s.fma(v2[i], w2, s.fma(v1[i], w1, s.fma(v0[i], w0, *sum))));
+            let sums = &mut row.block[..channels];
+            sums.fill(0.0);
+            let value = |j: usize| &values[j * stride..][..channels];
+            for (j, weights) in weights[..count].chunks(4).enumerate() {
+                let j = 4 * j;
+                if let [w0, w1, w2, w3] = *weights {
+                    let (v0, v1, v2, v3) = (value(j), value(j + 1), value(j + 2), value(j + 3));
+                    for i in 0..channels {
+                        sums[i] = s.fma(v3[i], w3, s.fma(v2[i], w2, s.fma(v1[i], w1, s.fma(v0[i], w0, sums[i]))));
                     }
                     continue;
                 }
-                for (value, weight) in four.chunks_exact(channels).zip(weights) {
-                    sums.iter_mut().zip(value).for_each(|(sum, v)| *sum = s.fma(*v, *weight, *sum));
+                for (j, weight) in weights.iter().enumerate().map(|(i, weight)| (j + i, weight)) {
+                    sums.iter_mut().zip(value(j)).for_each(|(sum, v)| *sum = s.fma(*v, *weight, *sum));
                 }
             }
-            for (out, sum) in row.output.iter_mut().zip(&sums) {
+            for (out, sum) in row.output.iter_mut().zip(&*sums) {
                 *out = s.fma(*out, correction, *sum);
             }
         }
