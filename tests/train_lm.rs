@@ -100,6 +100,20 @@ fn adapters_learn_as_in_peft() {
     follows("lora", &adapted(), "transformer.h.1.mlp.c_fc.lora_B.weight", 1e-2);
 }
 
+/// Whatever alpha is, adapters that are taken up do what they did.
+#[test]
+fn adapters_that_are_taken_up_keep_their_scale() {
+    let loss = |lora_alpha| {
+        let settings =
+            LoraSettings { lora_rank: Some(4), lora_alpha, lora_targets: Targets::Linear };
+        let task = open().adapting(&settings, Some(&golden::path("language/peft")), 1).unwrap();
+        task.validate(&batches()[0], &mut random()).unwrap()[0].1
+    };
+    // 6 over 4, as they were made; 12 over 4, and B halved, which loses nothing; 4 over 4, and B rounded.
+    assert_eq!(loss(Some(12.0)), loss(Some(6.0)));
+    assert!((loss(None) / loss(Some(6.0)) - 1.0).abs() < 1e-6);
+}
+
 /// What peft saved gives peft's logits when it is merged; and saved again from training it is the same file.
 #[test]
 fn adapters_of_peft_are_read_and_written() {

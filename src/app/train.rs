@@ -244,7 +244,19 @@ pub fn run(args: Train) -> anyhow::Result<()> {
     }
 }
 
+/// Refuses adapters of a new model, which the parser lets pass where what a new one is made of is given.
+pub fn check_adapters(lora: &LoraSettings, init_from: Option<&Path>) -> nadir::Result<()> {
+    match (lora.lora_rank, init_from) {
+        (Some(rank), None) => {
+            let expected = "adapters are of a model that there is: give --init-from";
+            Err(Error::argument("lora_rank", rank, expected))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn train_diffusion(args: TrainDiffusion) -> anyhow::Result<()> {
+    check_adapters(&args.lora, args.init_from.as_deref())?;
     args.diffusion.check()?;
     args.sampling.check()?;
     let (settings, seed) = (args.diffusion.clone(), args.common.run.settings.seed);

@@ -16,7 +16,7 @@ use nadir::train::diffusion::LoraSettings;
 use nadir::train::lm::{LmTask, NewDecoder, Prompts};
 
 use super::terminal;
-use super::train::{RunArgs, carry_out, prepare};
+use super::train::{RunArgs, carry_out, check_adapters, prepare};
 use super::training_recipe::LmRecipe;
 
 /// Train a causal language model on texts
@@ -127,10 +127,7 @@ pub fn train_tokenizer(args: &TrainTokenizer) -> anyhow::Result<()> {
 }
 
 pub fn train_lm(args: TrainLm) -> anyhow::Result<()> {
-    if let (Some(rank), None) = (args.lora.lora_rank, &args.init_from) {
-        let expected = "adapters are of a model that there is: give --init-from";
-        return Err(Error::argument("lora_rank", rank, expected).into());
-    }
+    check_adapters(&args.lora, args.init_from.as_deref())?;
     prepare(&args.run)?;
     let settings = &args.run.settings;
     // 1. texts

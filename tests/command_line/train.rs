@@ -78,6 +78,12 @@ fn what_cannot_be_trained_on_is_an_error() {
     refused(set, &["--num-train-epochs", "1", "--max-train-steps", "1"], &["cannot be used with"]);
     refused(set, &["--train-batch-size", "0"], &["--train-batch-size"]);
     refused(set, &["--init-from", "nowhere"], &["nowhere"]);
+    // Adapters of a new model.
+    let first = ["train", "diffusion", "--train-data", set, "-o", "run", "--vae", "v"];
+    let output = desk.run(&[&first[..], &["--tokenizer", "t", "--lora-rank", "2"]].concat());
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(error.contains("--lora-rank") && error.contains("--init-from"), "{error}");
     // Pictures without classes.
     fs::create_dir(desk.path("folder")).unwrap();
     image::RgbImage::new(32, 32).save(desk.path("folder/a.png")).unwrap();
