@@ -65,15 +65,19 @@ fn cpu_seconds() -> f64 {
 fn clock(
     arguments: &Arguments,
     model: &dyn Module,
-    loss: impl Fn() -> nadir::Result<Tensor>,
+    loss: impl Fn() -> nadir::Result<Tensor> + Sync,
 ) -> anyhow::Result<()> {
     let (all, settings) = (parameters(model), Settings::default());
     let mut optimizer = Optimizer::new(&all, true)?;
     let (mut wall, mut cpu) = (Vec::new(), Vec::new());
     for _ in 0..=arguments.repeat {
         let (start, before) = (Instant::now(), cpu_seconds());
-        let loss = if arguments.gradient_checkpointing { checkpointing(&loss) } else { loss() };
-        let gradients = in_order(&all, backward(loss?)?)?;
+        // As `nadir train` does it.
+        let gradients = rayon::scope(|_| {
+            let loss = if arguments.gradient_checkpointing { checkpointing(&loss) } else { loss() };
+            backward(loss?)
+        })?;
+        let gradients = in_order(&all, gradients)?;
         let shortened = (1.0 / (norm(&gradients)? + 1e-6)).min(1.0);
         optimizer.update(&all, gradients, &settings, (1e-4, shortened))?;
         wall.push(start.elapsed().as_secs_f64());

@@ -1,7 +1,7 @@
 //! `nadir train lm` and `nadir train tokenizer`: language models on texts.
 
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::sync::Arc;
 
 use clap::Args;
 
@@ -132,7 +132,7 @@ pub fn train_lm(args: TrainLm) -> anyhow::Result<()> {
     let settings = &args.run.settings;
     // 1. texts
     let folder = args.init_from.as_deref().or(args.tokenizer.as_deref()).unwrap_or(Path::new(""));
-    let tokenizer = Rc::new(ByteLevel::open(folder)?);
+    let tokenizer = Arc::new(ByteLevel::open(folder)?);
     let [start, end] = tokenizer.ends();
     let encode = |text: &str| tokenizer.encode(text);
     let framing = Framing { encode: &encode, start, end };

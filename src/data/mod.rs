@@ -41,7 +41,7 @@ use source::{Row, Source};
 /// What a run learns from, or is measured by: rows, in batches.
 pub trait Examples {
     /// Some rows, as a task takes them.
-    type Batch;
+    type Batch: Sync;
 
     /// Number of rows.
     fn len(&self) -> usize;

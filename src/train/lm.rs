@@ -68,7 +68,7 @@ impl NewDecoder {
 }
 
 /// Text from tokens.
-type Decode = Box<dyn Fn(&[u32]) -> Result<String>>;
+type Decode = Box<dyn Fn(&[u32]) -> Result<String> + Send + Sync>;
 
 /// What is shown amid training: beginnings, and how they go on.
 pub struct Prompts {

@@ -35,7 +35,7 @@ pub struct Loss {
 pub type Measured = Vec<(&'static str, f64)>;
 
 /// What is trained, by data of a kind: pictures where nothing else is said.
-pub trait Task<D: Examples = Dataset> {
+pub trait Task<D: Examples = Dataset>: Sync {
     /// Its name: the subcommand's.
     fn name(&self) -> &'static str;
 
@@ -338,20 +338,25 @@ impl<D: Examples> Run<'_, D> {
         for number in 0..count {
             let ended = || Error::value("train", "the data set has ended");
             let batch = batches.next().ok_or_else(ended)??;
-            let loss = match self.settings.gradient_checkpointing {
-                true => checkpointing(|| self.task.loss(&batch, random)),
-                false => self.task.loss(&batch, random),
-            }?;
-            let value = loss.total.detach();
-            let root = match share * factor {
-                1.0 => loss.total,
-                factor => scale(&loss.total, factor as f32)?,
-            };
-            backward_into(root, &mut sums)?;
+            let (task, checkpoint) = (self.task, self.settings.gradient_checkpointing);
+            // On one of the threads that share out work: hundreds of small operations need not wake one each.
+            let (value, loss_parts) = rayon::scope(|_| {
+                let loss = match checkpoint {
+                    true => checkpointing(|| task.loss(&batch, random)),
+                    false => task.loss(&batch, random),
+                }?;
+                let value = loss.total.detach();
+                let root = match share * factor {
+                    1.0 => loss.total,
+                    factor => scale(&loss.total, factor as f32)?,
+                };
+                backward_into(root, &mut sums)?;
+                Ok((value, loss.parts))
+            })?;
             // Numbers are asked for last: a device has all of its work by then.
             total += share * number_of(&value)?;
             let mean = |(name, value)| Ok((name, share * number_of(&value)?));
-            let loss_parts: Vec<_> = loss.parts.into_iter().map(mean).collect::<Result<_>>()?;
+            let loss_parts: Vec<_> = loss_parts.into_iter().map(mean).collect::<Result<_>>()?;
             if number == 0 {
                 parts = loss_parts;
                 continue;
