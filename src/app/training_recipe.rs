@@ -107,7 +107,11 @@ pub fn expanded(command: Command, args: Vec<OsString>) -> Vec<OsString> {
     let recipe =
         RECIPES.iter().find(|(of, name, _)| *of == task && named == Some((*name).as_ref()));
     let Some((_, _, flags)) = recipe else { return args };
-    let given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    // A task does not have all the flags that another has.
+    let given = |id: &str| {
+        matches.try_contains_id(id).is_ok()
+            && matches.value_source(id) == Some(ValueSource::CommandLine)
+    };
     let id = |flag: &str| {
         flag.trim_start_matches("--").split('=').next().unwrap_or_default().replace('-', "_")
     };

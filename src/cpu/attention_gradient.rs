@@ -7,7 +7,8 @@
 //! dV = Pᵀ g      dS = scale P ⊙ (g Vᵀ - r)      dQ = dS K      dK = dSᵀ Q
 //! ```
 //!
-//! A head of an entry's keys, with all heads of queries that share it, is one piece of work, so that its bits depend neither on the batch nor on the number of threads.
+//! A head of an entry's keys, with all heads of queries that share it, is one piece of work, so that its bits depend
+//! neither on the batch nor on the number of threads.
 
 use super::gemm::{self, KC, LDA, MicroKernel, SCRATCH, row_len};
 use super::math::Math;
