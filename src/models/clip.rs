@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::error::{Error, Result};
 use crate::io::config::Config;
+use crate::models::transformers;
 use crate::nn::{Embedding, LayerNorm, Linear, MultiHeadAttention, Params, checkpoint, module};
 use crate::ops::elementwise::add;
 use crate::ops::matmul::{Activation, Epilogue};
@@ -49,6 +50,7 @@ impl ClipTextConfig {
             ("silu", Activation::Silu),
         ];
         c.neutral("model_type", &[json!("clip_text_model")])?;
+        c.ignore(&transformers::NO_PART);
         c.ignore(&NO_PART);
         let config = Self {
             vocab_size: c.usize("vocab_size", 49408)?,
@@ -72,52 +74,9 @@ impl ClipTextConfig {
     }
 }
 
-/// What a transformers configuration carries of training, of text generation (its older releases write all of it) and
-/// of other heads on the same encoder: none of it takes part in the forward pass.
-const NO_PART: [&str; 42] = [
-    "architectures",
-    "attention_dropout",
-    "begin_suppress_tokens",
-    "bos_token_id",
-    "chunk_size_feed_forward",
-    "decoder_start_token_id",
-    "diversity_penalty",
-    "dropout",
-    "dtype",
-    "encoder_no_repeat_ngram_size",
-    "eos_token_id",
-    "finetuning_task",
-    "gradient_checkpointing",
-    "id2label",
-    "initializer_factor",
-    "initializer_range",
-    "label2id",
-    "length_penalty",
-    "max_length",
-    "min_length",
-    "no_repeat_ngram_size",
-    "num_beam_groups",
-    "num_beams",
-    "num_return_sequences",
-    "pad_token_id",
-    "prefix",
-    "problem_type",
-    "projection_dim",
-    "pruned_heads",
-    "repetition_penalty",
-    "return_dict",
-    "sep_token_id",
-    "task_specific_params",
-    "temperature",
-    "tie_word_embeddings",
-    "tokenizer_class",
-    "top_k",
-    "top_p",
-    "torch_dtype",
-    "transformers_version",
-    "typical_p",
-    "use_cache",
-];
+/// What a text encoder's configuration carries besides that takes no part either.
+const NO_PART: [&str; 5] =
+    ["architectures", "dropout", "initializer_factor", "projection_dim", "tie_word_embeddings"];
 
 /// The text encoder.
 pub struct ClipText {

@@ -3,5 +3,6 @@
 pub mod clip;
 pub mod decoder;
 pub mod resnet;
+mod transformers;
 pub mod unet;
 pub mod vae;

@@ -9,6 +9,7 @@ use super::names::{DecoderWeights, GPT2, LLAMA, Names, PHI};
 use crate::error::{Error, Result};
 use crate::io::TensorSource;
 use crate::io::config::Config;
+use crate::models::transformers;
 use crate::ops::matmul::Activation;
 use crate::ops::rotary::RotaryScaling;
 
@@ -140,6 +141,7 @@ impl DecoderConfig {
         if classes != [*class] {
             return Err(c.wrong("architectures", &format!("[\"{class}\"]")));
         }
+        c.ignore(&transformers::NO_PART);
         c.ignore(&NO_PART);
         let config = read(c)?;
         c.finish()?;
@@ -375,59 +377,21 @@ fn rotary(c: &Config, head_dim: usize, share: f64) -> Result<Rotary> {
     Ok(Rotary { channels, theta, scaling })
 }
 
-/// What a transformers configuration carries of training, of text generation and of other heads: none of it takes part in
-/// the forward pass.
-const NO_PART: [&str; 52] = [
-    "attention_dropout",
+/// What a decoder's configuration carries besides that takes no part either.
+const NO_PART: [&str; 15] = [
     "attn_pdrop",
     "auto_map",
     "bad_words_ids",
-    "begin_suppress_tokens",
-    "bos_token_id",
-    "chunk_size_feed_forward",
-    "decoder_start_token_id",
-    "diversity_penalty",
-    "dtype",
     "early_stopping",
     "embd_pdrop",
-    "encoder_no_repeat_ngram_size",
-    "eos_token_id",
-    "finetuning_task",
-    "gradient_checkpointing",
-    "id2label",
-    "initializer_range",
-    "label2id",
-    "length_penalty",
-    "max_length",
-    "min_length",
-    "no_repeat_ngram_size",
-    "num_beam_groups",
-    "num_beams",
-    "num_return_sequences",
-    "pad_token_id",
-    "prefix",
     "pretraining_tp",
-    "problem_type",
-    "pruned_heads",
-    "repetition_penalty",
     "resid_pdrop",
-    "return_dict",
-    "sep_token_id",
     "summary_activation",
     "summary_first_dropout",
     "summary_proj_to_labels",
     "summary_type",
     "summary_use_proj",
     "suppress_tokens",
-    "task_specific_params",
-    "temperature",
     "tf_legacy_loss",
-    "tokenizer_class",
-    "top_k",
-    "top_p",
-    "torch_dtype",
     "transformers.js_config",
-    "transformers_version",
-    "typical_p",
-    "use_cache",
 ];
