@@ -14,13 +14,13 @@ use criterion::{
     BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime,
 };
 use nadir::Result;
+use nadir::cpu::memory;
 use nadir::ops::attention::{AttentionConfig, attention};
 use nadir::ops::conv::{Conv2dConfig, conv2d};
 use nadir::ops::matmul::{Activation, Epilogue, linear};
 use nadir::ops::norm::{group_norm, layer_norm};
 use nadir::ops::weight::{Layout, Weight};
 use nadir::tensor::{DType, Tensor};
-use rayon::prelude::*;
 
 const DTYPES: [DType; 2] = [DType::F32, DType::BF16];
 
@@ -151,23 +151,11 @@ fn norm_shapes(criterion: &mut Criterion) -> Result<()> {
     Ok(())
 }
 
-/// Sums of `x` on all threads, which do nothing else but read.
-fn read(x: &[f32]) -> f32 {
-    let part = |x: &[f32]| {
-        let mut sums = [0.0f32; 64];
-        for x in x.chunks_exact(64) {
-            sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += x);
-        }
-        sums.iter().sum::<f32>()
-    };
-    x.par_chunks(1 << 20).map(part).sum()
-}
-
 fn decode_shapes(criterion: &mut Criterion) -> Result<()> {
     let mut group = group(criterion, "decode");
     let memory = vec![1.0f32; 128 << 20];
     group.throughput(Throughput::Bytes(size_of_val(&*memory) as u64));
-    group.bench_function("read", |b| b.iter(|| read(black_box(&memory))));
+    group.bench_function("read", |b| b.iter(|| memory::sum(black_box(&memory))));
     drop(memory);
     let shapes = [
         // inputs, outputs, copies

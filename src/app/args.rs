@@ -52,6 +52,8 @@ pub enum Command {
     Train(super::train::Train),
     #[command(subcommand)]
     Lm(super::lm::Lm),
+    #[command(subcommand)]
+    Bench(super::bench::Bench),
     Profile(Profile),
     Doctor(Doctor),
 }

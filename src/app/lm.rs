@@ -177,7 +177,8 @@ pub fn run(command: Lm) -> anyhow::Result<()> {
 }
 
 impl Execution {
-    fn open(&self) -> anyhow::Result<LanguageModel> {
+    /// Loads the model, and says so.
+    pub fn open(&self) -> anyhow::Result<LanguageModel> {
         limits::set_threads(self.threads)?;
         let folder = Model::find(Some(&self.model))?.folder;
         let say = |line: &str| {

@@ -1,6 +1,7 @@
 //! The command line: arguments, what they mean together, and what is shown while they are carried out.
 
 mod args;
+mod bench;
 mod data;
 mod destination;
 mod doctor;
@@ -70,6 +71,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Data(command) => data::run(command)?,
         Command::Train(args) => train::run(args)?,
         Command::Lm(command) => lm::run(command)?,
+        Command::Bench(command) => bench::run(command)?,
         Command::Profile(args) => profile::run(args)?,
         Command::Doctor(args) => return Ok(doctor::run(&args)),
     }

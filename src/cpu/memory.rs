@@ -1,6 +1,10 @@
-//! What memory the system can still give this process.
+//! What memory the system can still give this process, and how fast it is read.
 
 use std::fs::read_to_string;
+use std::hint::black_box;
+use std::time::Instant;
+
+use rayon::prelude::*;
 
 /// A bound on memory, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +60,35 @@ pub fn process() -> Option<Space> {
 /// The bound that leaves least.
 pub fn tightest() -> Option<Space> {
     [machine(), container(), process()].into_iter().flatten().min_by_key(|space| space.free)
+}
+
+/// Bytes that the threads of the current pool read from memory in a second: the best of three readings of more than caches
+/// hold. What reads a model's weights once cannot be faster. A machine that others compute on gives less at times.
+pub fn read_bandwidth() -> f64 {
+    let memory = vec![1.0f32; READ];
+    let reading = |_| {
+        let clock = Instant::now();
+        black_box(sum(black_box(&memory)));
+        clock.elapsed().as_secs_f64()
+    };
+    size_of_val(&*memory) as f64 / (0..3).map(reading).fold(f64::INFINITY, f64::min)
+}
+
+/// Numbers that [`read_bandwidth`] reads.
+const READ: usize = 128 << 20;
+
+/// The sum of `x`, by threads that do nothing else but read.
+pub fn sum(x: &[f32]) -> f32 {
+    let part = |x: &[f32]| {
+        let mut sums = [0.0f32; 64];
+        let chunks = x.chunks_exact(64);
+        let rest: f32 = chunks.remainder().iter().sum();
+        for x in chunks {
+            sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += x);
+        }
+        rest + sums.iter().sum::<f32>()
+    };
+    x.par_chunks(1 << 20).map(part).sum()
 }
 
 /// A line `name: n kB`, in bytes.

@@ -17,7 +17,7 @@ use crate::io::TensorSource;
 use crate::io::folder::Weights;
 use crate::nn::{
     Embedding, Keep, LayerNorm, Linear, Module, Parameter, Params, RmsNorm, TiedEmbedding,
-    checkpoint, join, save_turned,
+    checkpoint, join, parameters, save_turned,
 };
 use crate::ops::attention::{AttentionConfig, attention, attention_ragged};
 use crate::ops::elementwise::{add, mul};
@@ -164,6 +164,11 @@ impl Decoder {
         &self.config
     }
 
+    /// Where it computes.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
     /// Writes the weights as transformers has them, into the safetensors file `path`; arguments and errors as
     /// [`nn::save`](crate::nn::save).
     pub fn save(&self, source: &dyn TensorSource, path: &Path, dtype: Option<DType>) -> Result<()> {
@@ -210,6 +215,24 @@ impl Decoder {
         let hidden = self.run(ids, &step.positions, Some((cache, &step)))?;
         cache.advance(&step);
         Ok(hidden)
+    }
+
+    /// Bytes that a step reads for a token of each of `batch` sequences of `length` tokens: every weight once, of tables that
+    /// are only looked up a row for each, and the keys and values of each sequence.
+    pub fn step_bytes(&self, batch: usize, length: usize) -> usize {
+        let config = &self.config;
+        let of = |module: &dyn Module| parameters(module).iter().map(|(_, p)| p.bytes()).sum();
+        let head: usize = match &self.vocabulary {
+            Vocabulary::Tied(table) => of(table),
+            Vocabulary::Apart { head, .. } => of(&**head),
+        };
+        let layers: usize = self.layers.iter().map(|layer| of(&**layer)).sum();
+        let norm: usize = of(&self.norm);
+        let tables = if self.positions.is_some() { 2 } else { 1 };
+        let row = config.hidden_size * self.dtype.size();
+        let key = config.num_key_value_heads * config.head_dim * self.dtype.size();
+        let past = 2 * config.num_hidden_layers * length * key;
+        head + layers + norm + batch * (tables * row + past)
     }
 
     fn check_length(&self, tokens: usize) -> Result<()> {

@@ -66,6 +66,14 @@ impl Parameter {
         })
     }
 
+    /// Bytes that are read to compute with it.
+    pub fn bytes(&self) -> usize {
+        self.with(|value| match value {
+            Value::Plain(tensor) | Value::Frozen(tensor) => tensor.len() * tensor.dtype().size(),
+            Value::LaidOut(weight) => weight.bytes(),
+        })
+    }
+
     /// Its elements; `None` when it is frozen. Of a trainable parameter this is the variable by which
     /// [`Gradients`](crate::ops::gradient::Gradients) are asked for its gradient.
     pub fn tensor(&self) -> Option<Tensor> {

@@ -167,6 +167,16 @@ impl Weight {
         self.dtype
     }
 
+    /// Bytes of the elements that products read; those that pad a layout are not counted.
+    pub fn bytes(&self) -> usize {
+        let elements: usize = self.shape.iter().product();
+        match self.packed.get() {
+            // A byte each, and a scale for each row.
+            Some(Packed::Quantized(_)) => elements + self.shape[0] * size_of::<f32>(),
+            _ => elements * self.dtype.size(),
+        }
+    }
+
     /// What it is for.
     pub fn layout(&self) -> Layout {
         self.layout

@@ -3,6 +3,7 @@
 mod adversity;
 mod data;
 mod interrupted_training;
+mod language;
 mod lora;
 mod train;
 mod train_lm;
