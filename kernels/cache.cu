@@ -1,4 +1,4 @@
-// New rows for a cache of keys or values, each entry's behind those that it has. A block a token.
+// A cache of keys or values: new rows, each entry's behind those that it has, and how many it has then.
 
 #include "common.cuh"
 
@@ -10,7 +10,7 @@ struct AppendDims {
     unsigned capacity;  // rows of a slot
 };
 
-// cache [slots, capacity, heads, channels] is contiguous. What a slot has no room for is left out.
+// cache [slots, capacity, heads, channels] is contiguous. What a slot has no room for is left out. A block a token.
 template <typename T>
 __device__ void append(T* cache, const T* x, const unsigned* lengths, const AppendDims& d) {
     const unsigned entry = blockIdx.x / d.tokens, token = blockIdx.x % d.tokens;
@@ -22,3 +22,20 @@ __device__ void append(T* cache, const T* x, const unsigned* lengths, const Appe
     for (unsigned i = threadIdx.x; i < width; i += blockDim.x) to[i] = from[i / d.channels * d.strides[2] + i % d.channels];
 }
 FOR_EACH_FLOAT(append, (T* cache, const T* x, const unsigned* lengths, AppendDims d), (cache, x, lengths, d))
+
+struct AdvanceDims {
+    unsigned first;  // slot that belongs to the first entry
+    unsigned tokens;
+};
+
+// Where an entry's new tokens stand: positions [B, tokens], from starts[b] up to ends[b], which its slot's length becomes. A
+// block an entry.
+extern "C" __global__ void advance(
+    unsigned* lengths, unsigned* positions, unsigned* starts, unsigned* ends, AdvanceDims d) {
+    const unsigned entry = blockIdx.x, length = lengths[d.first + entry];
+    for (unsigned i = threadIdx.x; i < d.tokens; i += blockDim.x) positions[entry * d.tokens + i] = length + i;
+    __syncthreads();  // all have read the length
+    if (threadIdx.x > 0) return;
+    starts[entry] = length;
+    ends[entry] = lengths[d.first + entry] = length + d.tokens;
+}

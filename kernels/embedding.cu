@@ -17,12 +17,12 @@ __device__ void copy_row(T* y, const T* x, unsigned channels) {
     }
 }
 
-template <typename T>
-__device__ void embedding(T* y, const long long* ids, const T* table, EmbeddingDims d) {
+template <typename Id, typename T>
+__device__ void look_up(T* y, const Id* ids, const T* table, EmbeddingDims d) {
     const unsigned row = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
     if (row >= d.ids) return;
     T* to = y + size_t(row) * d.channels;
-    const long long id = ids[row];
+    const long long id = (long long)ids[row];
     if (id < 0 || id >= d.rows) {
         for (unsigned c = threadIdx.x % WARP; c < d.channels; c += WARP) to[c] = from_float<T>(NAN);
         return;
@@ -34,7 +34,18 @@ __device__ void embedding(T* y, const long long* ids, const T* table, EmbeddingD
         copy_row<1>(to, from, d.channels);
     }
 }
+
+template <typename T>
+__device__ void embedding(T* y, const long long* ids, const T* table, EmbeddingDims d) {
+    look_up(y, ids, table, d);
+}
 FOR_EACH_FLOAT(embedding, (T* y, const long long* ids, const T* table, EmbeddingDims d), (y, ids, table, d))
+
+template <typename T>
+__device__ void embedding_u32(T* y, const unsigned* ids, const T* table, EmbeddingDims d) {
+    look_up(y, ids, table, d);
+}
+FOR_EACH_FLOAT(embedding_u32, (T* y, const unsigned* ids, const T* table, EmbeddingDims d), (y, ids, table, d))
 
 struct EmbeddingGradientDims {
     unsigned ids, rows, channels;

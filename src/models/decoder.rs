@@ -20,13 +20,12 @@ use crate::nn::{
     checkpoint, join, parameters, save_turned,
 };
 use crate::ops::attention::{AttentionConfig, attention, attention_ragged};
+use crate::ops::cache::Places;
 use crate::ops::elementwise::{add, mul};
 use crate::ops::matmul::{Activation, Epilogue};
 use crate::ops::rotary::{rotary, rotary_table};
 use crate::tensor::{DType, Device, Tensor};
 use names::Names;
-
-use cache::Step;
 
 pub use cache::Cache;
 pub use config::{Biases, Block, DecoderConfig, NormKind, Rotary};
@@ -55,11 +54,13 @@ struct Place {
     angles: Option<Tensor>,
 }
 
-/// What a block has computed of earlier tokens.
+/// What has been computed of earlier tokens.
 struct Past<'a> {
     cache: &'a mut Cache,
+    /// The slot of the first sequence.
+    first: usize,
+    places: Places,
     block: usize,
-    step: &'a Step,
 }
 
 /// The vectors of the tokens, on their way in and out.
@@ -192,7 +193,7 @@ impl Decoder {
         self.check_length(t)?;
         let positions: Vec<u32> = (0..b).flat_map(|_| 0..t as u32).collect();
         let positions = Tensor::from_vec(positions, [b, t])?.to_device(self.device)?;
-        self.run(ids, &positions, None)
+        self.run(self.vocabulary.embed(ids)?, positions, None)
     }
 
     /// An empty cache of `slots` sequences of at most `capacity` tokens.
@@ -211,10 +212,28 @@ impl Decoder {
     /// As [`Self::hidden`]; `Argument` when the cache has no such slots, or no room.
     pub fn extend(&self, ids: &Tensor, cache: &mut Cache, first: usize) -> Result<Tensor> {
         let (b, t) = ids.dims2()?;
-        let step = cache.step(first, b, t)?;
-        let hidden = self.run(ids, &step.positions, Some((cache, &step)))?;
-        cache.advance(&step);
-        Ok(hidden)
+        cache.extend(first, b, t, |cache| self.step(self.vocabulary.embed(ids)?, cache, first))
+    }
+
+    /// The device's part of [`Self::extend`], for ids that are there: nothing is sent, looked at or waited for, so that a
+    /// captured graph can hold it. Goes within [`Cache::extend`].
+    ///
+    /// # Errors
+    /// As [`Self::extend`], but an id outside of the vocabulary makes NaNs.
+    pub(crate) fn extend_in_place(
+        &self,
+        ids: &Tensor,
+        cache: &mut Cache,
+        first: usize,
+    ) -> Result<Tensor> {
+        self.step(self.vocabulary.embed_in_place(ids)?, cache, first)
+    }
+
+    /// `x` [B, T, C], the vectors of the next tokens.
+    fn step(&self, x: Tensor, cache: &mut Cache, first: usize) -> Result<Tensor> {
+        let places = cache.advance(first, x.dim(0), x.dim(1))?;
+        let positions = places.positions.clone();
+        self.run(x, positions, Some(Past { cache, first, places, block: 0 }))
     }
 
     /// Bytes that a step reads for a token of each of `batch` sequences of `length` tokens: every weight once, of tables that
@@ -243,24 +262,19 @@ impl Decoder {
         Err(Error::argument("tokens", tokens, format!("at most {limit}, the model's context")))
     }
 
-    /// `ids`, `positions` [B, T], and the cache of what came before.
-    fn run(
-        &self,
-        ids: &Tensor,
-        positions: &Tensor,
-        mut past: Option<(&mut Cache, &Step)>,
-    ) -> Result<Tensor> {
-        // 1. embeddings
-        let mut x = self.vocabulary.embed(ids)?; // [B, T, C]
+    /// `x` [B, T, C], vectors of tokens at `positions` [B, T], and what came before.
+    fn run(&self, mut x: Tensor, positions: Tensor, mut past: Option<Past>) -> Result<Tensor> {
+        // 1. positions
         if let Some(table) = &self.positions {
-            x = add(&x, &table.forward(positions)?)?;
+            x = add(&x, &table.forward_in_place(&positions)?)?;
         }
+        let place = Place { positions, angles: self.angles.clone() };
         // 2. blocks
-        let place = Place { positions: positions.clone(), angles: self.angles.clone() };
         for (block, layer) in self.layers.iter().enumerate() {
             x = match &mut past {
-                Some((cache, step)) => {
-                    layer.compute(&x, &place, Some(Past { cache, block, step }))?
+                Some(past) => {
+                    past.block = block;
+                    layer.compute(&x, &place, Some(past))?
                 }
                 None => layer.forward(&x, &place)?,
             };
@@ -287,6 +301,14 @@ impl Vocabulary {
         match self {
             Self::Tied(table) => table.forward(ids),
             Self::Apart { tokens, .. } => tokens.forward(ids),
+        }
+    }
+
+    /// As [`Self::embed`], of ids that a GPU reads where they are.
+    fn embed_in_place(&self, ids: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Tied(table) => table.forward_in_place(ids),
+            Self::Apart { tokens, .. } => tokens.forward_in_place(ids),
         }
     }
 }
@@ -329,7 +351,7 @@ impl Layer {
         checkpoint(self, &[x], move |layer, inputs| layer.compute(&inputs[0], &place, None))
     }
 
-    fn compute(&self, x: &Tensor, place: &Place, past: Option<Past>) -> Result<Tensor> {
+    fn compute(&self, x: &Tensor, place: &Place, past: Option<&mut Past>) -> Result<Tensor> {
         let h = self.norm1.forward(x)?;
         let x = self.attention.forward(&h, x, place, past)?;
         match &self.norm2 {
@@ -370,7 +392,7 @@ impl Attention {
         x: &Tensor,
         residual: &Tensor,
         place: &Place,
-        past: Option<Past>,
+        past: Option<&mut Past>,
     ) -> Result<Tensor> {
         // 1. queries [B, T, H, D], keys and values [B, T, G, D]
         let [mut q, mut k, v] = self.project(x)?;
@@ -383,9 +405,9 @@ impl Attention {
         }
         // 3. attention
         let y = match past {
-            Some(Past { cache, block, step }) => {
-                let [k, v] = cache.append(block, step, &k, &v)?;
-                attention_ragged(&q, &k, &v, &step.ends, self.config)?
+            Some(Past { cache, first, places, block }) => {
+                let [k, v] = cache.append(*block, *first, &k, &v, &places.starts)?;
+                attention_ragged(&q, &k, &v, &places.ends, self.config)?
             }
             None => attention(&q, &k, &v, self.config)?,
         }; // [B, T, H, D]

@@ -301,6 +301,12 @@ impl Embedding {
         embedding::embedding(&ids.to_device(table.device())?, &table)?.to_dtype(self.dtype)
     }
 
+    /// As [`Self::forward`], of ids on its device, which [nobody looks at](embedding::embedding_in_place) on a GPU.
+    pub fn forward_in_place(&self, ids: &Tensor) -> Result<Tensor> {
+        let _range = self.range.enter();
+        embedding::embedding_in_place(ids, &self.table.value())?.to_dtype(self.dtype)
+    }
+
     /// The first `n` rows [n, channels].
     pub fn first(&self, n: usize) -> Result<Tensor> {
         self.table.value().narrow(0, 0, n)?.to_dtype(self.dtype)
@@ -336,9 +342,19 @@ impl TiedEmbedding {
     /// `ids` [..], wherever they are -> [.., channels]
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
         let _range = self.range.enter();
-        let rows = self.rows.clone().or_else(|| self.table.tensor());
-        let rows = rows.ok_or_else(|| Error::value("embedding", "a table without rows"))?;
+        let rows = self.rows()?;
         embedding::embedding(&ids.to_device(rows.device())?, &rows)?.to_dtype(self.dtype)
+    }
+
+    /// As [`Self::forward`], of ids on its device, which [nobody looks at](embedding::embedding_in_place) on a GPU.
+    pub fn forward_in_place(&self, ids: &Tensor) -> Result<Tensor> {
+        let _range = self.range.enter();
+        embedding::embedding_in_place(ids, &self.rows()?)?.to_dtype(self.dtype)
+    }
+
+    fn rows(&self) -> Result<Tensor> {
+        let rows = self.rows.clone().or_else(|| self.table.tensor());
+        rows.ok_or_else(|| Error::value("embedding", "a table without rows"))
     }
 
     /// `x` [.., channels] -> [.., count]

@@ -1,4 +1,5 @@
-//! Writing to the cache of a decoder's keys or values, which stays where it is. Kernel: `kernels/cache.cu`.
+//! The cache of a decoder's keys or values, which stays where it is: writing to it, and where it ends. Kernels:
+//! `kernels/cache.cu`.
 
 use bytemuck::NoUninit;
 
@@ -12,6 +13,8 @@ use crate::tensor::{DType, Device, Tensor, tape};
 kernels! {
     /// A block a token.
     fn append(cache: Out, x: In, lengths: In<u32>, dims: AppendDims);
+    /// A block an entry.
+    fn advance(lengths: Out<u32>, positions: Out<u32>, starts: Out<u32>, ends: Out<u32>, dims: AdvanceDims);
 }
 
 #[derive(Clone, Copy, NoUninit)]
@@ -23,6 +26,13 @@ struct AppendDims {
     heads: u32,
     channels: u32,
     capacity: u32,
+}
+
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+struct AdvanceDims {
+    first: u32,
+    tokens: u32,
 }
 
 const OP: &str = "cache append";
@@ -99,6 +109,62 @@ pub fn append(cache: &mut Tensor, first: usize, x: &Tensor, lengths: &Tensor) ->
         }
         Ok(())
     })
+}
+
+/// Where new tokens of sequences stand; all u32.
+pub struct Places {
+    /// Of each token, [B, T].
+    pub positions: Tensor,
+    /// How many tokens the sequences have before, `[B]`.
+    pub starts: Tensor,
+    /// And with them.
+    pub ends: Tensor,
+}
+
+/// T new tokens of B entries, which `lengths` counts from now on: that of slot `first + b` grows by T, in place.
+///
+/// `lengths` `[slots]`, u32, contiguous and shared with no other tensor. It is a matter of the device, so that a captured
+/// [`Graph`](crate::tensor::cuda::Graph) goes on by itself.
+///
+/// # Errors
+/// `Shape` and `DType` when they do not fit; `Value` when `lengths` is shared, or a length leaves 32 bits: on a GPU it starts
+/// from 0 again then.
+pub fn advance(lengths: &mut Tensor, first: usize, batch: usize, tokens: usize) -> Result<Places> {
+    const OP: &str = "cache advance";
+    require_dtype(OP, DType::U32, lengths)?;
+    let slots = match *lengths.dims() {
+        [slots] if first.checked_add(batch).is_some_and(|n| n <= slots) => slots,
+        _ => {
+            let expected = format!("[at least {batch} behind {first}]");
+            return Err(Error::expected_shape(OP, "lengths", &expected, lengths.shape()));
+        }
+    };
+    let device = lengths.device();
+    let new = |shape: &[usize]| Tensor::uninit(shape, DType::U32, device);
+    let (mut positions, mut starts, mut ends) =
+        (new(&[batch, tokens])?, new(&[batch])?, new(&[batch])?);
+    if device != Device::Cpu {
+        to_u32(OP, slots)?;
+        if batch > 0 {
+            let dims = AdvanceDims { first: first as u32, tokens: to_u32(OP, tokens)? };
+            let threads = dims.tokens.next_multiple_of(32).clamp(32, 256);
+            let config = LaunchConfig::new([batch as u32, 1], threads);
+            kernel::advance(config, lengths, &mut positions, &mut starts, &mut ends, dims)?;
+        }
+        return Ok(Places { positions, starts, ends });
+    }
+    let before = lengths.as_slice::<u32>()?[first..][..batch].to_vec();
+    let after = |&n: &u32| n.checked_add(u32::try_from(tokens).ok()?);
+    let after: Option<Vec<u32>> = before.iter().map(after).collect();
+    let Some(after) = after else {
+        return Err(Error::value(OP, format!("{tokens} tokens more are beyond 32 bits")));
+    };
+    lengths.as_mut_slice::<u32>()?[first..][..batch].copy_from_slice(&after);
+    let all = before.iter().zip(&after).flat_map(|(&start, &end)| start..end);
+    positions.as_mut_slice::<u32>()?.iter_mut().zip(all).for_each(|(to, position)| *to = position);
+    starts.as_mut_slice::<u32>()?.copy_from_slice(&before);
+    ends.as_mut_slice::<u32>()?.copy_from_slice(&after);
+    Ok(Places { positions, starts, ends })
 }
 
 #[cfg(test)]
@@ -185,6 +251,43 @@ mod tests {
         assert_eq!(bits(&cache), before);
         drop(view);
         append(&mut cache, 0, &x, &lengths).unwrap();
+    }
+
+    #[test]
+    fn lengths_grow_by_the_tokens() {
+        let before: Vec<u32> = (0..9).map(|i| i * 5 % 7).collect();
+        for device in devices() {
+            for (first, batch, tokens) in [(0, 1, 1), (2, 7, 1), (1, 7, 300), (0, 9, 0), (4, 0, 3)]
+            {
+                let mut lengths =
+                    Tensor::from_slice(&before, [9]).unwrap().to_device(device).unwrap();
+                let places = advance(&mut lengths, first, batch, tokens).unwrap();
+                let is_new = |i: usize| (first..first + batch).contains(&i);
+                let after = |i: usize| before[i] as usize + if is_new(i) { tokens } else { 0 };
+                let whole = |t: &Tensor| -> Vec<usize> {
+                    t.to_vec::<u32>().unwrap().iter().map(|&n| n as usize).collect()
+                };
+                let what = format!("{device}, {batch} x {tokens} from {first} on");
+                assert_eq!(whole(&lengths), (0..9).map(after).collect::<Vec<_>>(), "{what}");
+                let (starts, ends) = (whole(&places.starts), whole(&places.ends));
+                assert_eq!(ends, whole(&lengths)[first..][..batch], "{what}");
+                assert!(
+                    starts.iter().zip(&ends).all(|(start, end)| start + tokens == *end),
+                    "{what}"
+                );
+                let positions = starts.iter().zip(&ends).flat_map(|(&start, &end)| start..end);
+                assert_eq!(whole(&places.positions), positions.collect::<Vec<_>>(), "{what}");
+                assert_eq!(places.positions.dims(), [batch, tokens]);
+            }
+        }
+        let mut lengths = Tensor::from_slice(&[u32::MAX, 0], [2]).unwrap();
+        assert!(matches!(advance(&mut lengths, 0, 1, 1), Err(Error::Value { .. })));
+        assert!(matches!(advance(&mut lengths, 1, 2, 1), Err(Error::Shape { .. })));
+        assert!(matches!(advance(&mut lengths, usize::MAX, 2, 1), Err(Error::Shape { .. })));
+        assert!(matches!(advance(&mut random([2], 1), 0, 1, 1), Err(Error::DType { .. })));
+        let view = lengths.narrow(0, 0, 1).unwrap();
+        assert!(matches!(advance(&mut lengths, 1, 1, 1), Err(Error::Value { .. })));
+        assert_eq!(view.to_vec::<u32>().unwrap(), [u32::MAX]);
     }
 
     /// One graph for all steps: it reads where the cache ends, and the cache, as they are when it is launched.

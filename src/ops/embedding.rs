@@ -2,7 +2,7 @@
 
 use bytemuck::NoUninit;
 
-use super::elementwise::{require_dtype, require_float};
+use super::elementwise::require_float;
 use super::gradient::Call;
 use super::kernels::{LaunchConfig, kernels, to_u32};
 use super::reduce::sum_columns_on_device;
@@ -15,6 +15,8 @@ use crate::tensor::{DType, Float, MAX_RANK, Real, Shape, Tensor};
 kernels! {
     /// A warp a row.
     fn embedding(y: Out, ids: In<i64>, table: In, dims: EmbeddingDims);
+    /// As `embedding`.
+    fn embedding_u32(y: Out, ids: In<u32>, table: In, dims: EmbeddingDims);
     /// A block a row of the table.
     fn embedding_gradient(y: Out<f32>, ids: In<i64>, grad: In, dims: EmbeddingGradientDims);
 }
@@ -53,12 +55,11 @@ pub fn embedding(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
 }
 
 /// As [`embedding`], of ids that a GPU reads where they are, so that a captured graph can have them change: one outside the
-/// table gives a row of NaN there. They are i64.
+/// table gives a row of NaN there.
 ///
 /// # Errors
 /// As [`embedding`] but for ids outside the table on a GPU.
 pub fn embedding_in_place(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
-    require_dtype("embedding", DType::I64, ids)?;
     apply(Embedding { look: false }, &tensors(&[ids, table]))
 }
 
@@ -130,7 +131,10 @@ impl Op for Embedding {
         };
         // Four rows a block: 77 tokens still spread over 20 of them.
         let config = LaunchConfig::new([dims.ids.div_ceil(4), 1], 4 * 32);
-        kernel::embedding(config, &mut outputs[0], &ids, &table, dims)
+        match ids.dtype() {
+            DType::U32 => kernel::embedding_u32(config, &mut outputs[0], &ids, &table, dims),
+            _ => kernel::embedding(config, &mut outputs[0], &ids, &table, dims),
+        }
     }
 
     fn saves(&self) -> Saves {
@@ -371,17 +375,21 @@ mod tests {
         let ids = Tensor::from_vec(vec![2i64, 11, 0, -1, i64::MIN], [5]).unwrap();
         assert!(matches!(embedding_in_place(&ids, &table), Err(Error::Value { .. })));
         for device in devices().filter(|device| *device != Device::Cpu) {
-            let [ids, table] = [&ids, &table].map(|t| t.to_device(device).unwrap());
-            let rows = values(&embedding_in_place(&ids, &table).unwrap());
-            for (i, row) in rows.chunks(4).enumerate() {
-                let known = [Some(2), None, Some(0), None, None][i];
-                let expected = known.map(|id| values(&table.narrow(0, id, 1).unwrap()));
-                assert!(expected.map_or(row.iter().all(|x| x.is_nan()), |e| e == row), "row {i}");
+            let of_u32 = Tensor::from_vec(vec![2u32, 11, 0, u32::MAX, 1 << 31], [5]).unwrap();
+            let table = table.to_device(device).unwrap();
+            for ids in [&ids, &of_u32] {
+                let ids = ids.to_device(device).unwrap();
+                let rows = values(&embedding_in_place(&ids, &table).unwrap());
+                for (i, row) in rows.chunks(4).enumerate() {
+                    let known = [Some(2), None, Some(0), None, None][i];
+                    let expected = known.map(|id| values(&table.narrow(0, id, 1).unwrap()));
+                    let fits = expected.map_or(row.iter().all(|x| x.is_nan()), |e| e == row);
+                    assert!(fits, "{} ids, row {i}", ids.dtype());
+                }
             }
         }
         assert!(matches!(embedding(&table, &table), Err(Error::DType { .. })));
-        let narrow = Tensor::from_vec(vec![2u32], [1]).unwrap();
-        assert!(matches!(embedding_in_place(&narrow, &table), Err(Error::DType { .. })));
+        assert!(matches!(embedding_in_place(&table, &table), Err(Error::DType { .. })));
         let ids = Tensor::from_vec(vec![2i64], [1]).unwrap();
         assert!(matches!(embedding(&ids, &random([11], 1)), Err(Error::Shape { .. })));
         assert!(matches!(

@@ -41,7 +41,7 @@ impl Evaluation {
         is_remembered: bool,
     ) -> Result<Tensor> {
         let on_host = latents.device() == Device::Cpu;
-        if on_host || !std::mem::replace(&mut self.is_warm, true) || !are_wanted() {
+        if on_host || !std::mem::replace(&mut self.is_warm, true) || !graphs_are_wanted() {
             return unet.forward(latents, timesteps, &self.text);
         }
         let captured = match &mut self.captured {
@@ -73,7 +73,7 @@ impl Captured {
 
 /// Whether graphs are used: `NADIR_GRAPH=off` has every kernel launched by itself, for checking tools, and so has a
 /// profile.
-fn are_wanted() -> bool {
+pub(super) fn graphs_are_wanted() -> bool {
     static WANTED: OnceLock<bool> = OnceLock::new();
     let wanted = WANTED.get_or_init(|| !std::env::var("NADIR_GRAPH").is_ok_and(|v| v == "off"));
     *wanted && !is_profiling()

@@ -2,29 +2,27 @@
 
 use super::DecoderConfig;
 use crate::error::{Error, Result};
-use crate::ops::cache::append;
+use crate::ops::cache::{Places, advance, append};
 use crate::ops::elementwise::scale;
 use crate::tensor::{DType, Device, Tensor};
 
+/// Rows that a GPU's slots have to begin with.
+const ROWS: usize = 64;
+
 /// Keys and values of sequences, one a slot, for each block. [`Decoder::extend`](super::Decoder::extend) adds to it.
 pub struct Cache {
-    /// Of each block: keys, values [slots, capacity, G, D].
+    /// Of each block: keys, values [slots, rows, G, D].
     blocks: Vec<[Tensor; 2]>,
+    /// Of a slot. On a GPU they grow with the longest sequence; a CPU takes memory when it is written to anyhow.
+    rows: usize,
     /// Tokens in each slot.
     lengths: Vec<usize>,
+    /// The same where the device reads them, and adds to them: `[slots]` u32.
+    on_device: Tensor,
+    /// What stands there; nothing while that is not certain.
+    known: Vec<usize>,
     capacity: usize,
     device: Device,
-}
-
-/// T new tokens of each of B sequences, in slots from `first` on.
-pub(super) struct Step {
-    pub first: usize,
-    /// Where they stand, [B, T] u32.
-    pub positions: Tensor,
-    /// How many tokens the sequences have before, `[B]` u32.
-    starts: Tensor,
-    /// And with them.
-    pub ends: Tensor,
 }
 
 impl Cache {
@@ -35,11 +33,14 @@ impl Cache {
         dtype: DType,
         device: Device,
     ) -> Result<Self> {
-        let shape = [slots, capacity, config.num_key_value_heads, config.head_dim];
+        let rows = if device == Device::Cpu { capacity } else { capacity.min(ROWS) };
+        let shape = [slots, rows, config.num_key_value_heads, config.head_dim];
         let one = || Tensor::zeros(shape, dtype, device);
         let blocks = (0..config.num_hidden_layers).map(|_| Ok([one()?, one()?]));
         let blocks = blocks.collect::<Result<_>>()?;
-        Ok(Self { blocks, lengths: vec![0; slots], capacity, device })
+        let (lengths, known) = (vec![0; slots], vec![0; slots]);
+        let on_device = Tensor::zeros([slots], DType::U32, device)?;
+        Ok(Self { blocks, rows, lengths, on_device, known, capacity, device })
     }
 
     /// The number of sequences that it has room for.
@@ -84,47 +85,91 @@ impl Cache {
         Ok(())
     }
 
-    /// `t` new tokens of the sequences in each of `batch` slots from `first` on.
-    pub(super) fn step(&self, first: usize, batch: usize, t: usize) -> Result<Step> {
-        let starts = self.lengths.get(first..first.saturating_add(batch)).ok_or_else(|| {
-            let found = format!("{batch} slots from {first} on");
-            Error::argument("cache", found, format!("there are {}", self.lengths.len()))
-        })?;
-        if let Some(longest) = starts.iter().max().filter(|&&n| n + t > self.capacity) {
-            let found = format!("{} tokens", longest + t);
+    /// Adds `tokens` tokens to the sequences in each of `batch` slots from `first` on, by `work`, all of which the device
+    /// does: it [counts](Self::advance) them there.
+    ///
+    /// # Errors
+    /// What `work` ends with; `Argument` when there are no such slots, or no room; `OutOfMemory`.
+    pub(crate) fn extend<T>(
+        &mut self,
+        first: usize,
+        batch: usize,
+        tokens: usize,
+        work: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
+        // 1. room
+        let longest = self.longest(first, batch)? + tokens;
+        if longest > self.capacity {
+            let found = format!("{longest} tokens");
             let expected = format!("at most {}, which the cache has room for", self.capacity);
             return Err(Error::argument("cache", found, expected));
         }
-        let place = |values: Vec<u32>, shape: &[usize]| {
-            Tensor::from_vec(values, shape)?.to_device(self.device)
-        };
-        let positions = starts.iter().flat_map(|&start| start as u32..(start + t) as u32);
-        Ok(Step {
-            first,
-            positions: place(positions.collect(), &[batch, t])?,
-            starts: place(starts.iter().map(|&start| start as u32).collect(), &[batch])?,
-            ends: place(starts.iter().map(|&start| (start + t) as u32).collect(), &[batch])?,
-        })
+        if longest > self.rows {
+            self.grow(longest)?;
+        }
+        // 2. what the device does not know yet: who has come, left or moved
+        if self.known != self.lengths {
+            let lengths = self.lengths.iter().map(|&length| length as u32).collect();
+            self.on_device.assign(&Tensor::from_vec(lengths, [self.slots()])?)?;
+        }
+        // 3. work
+        self.known.clear();
+        let result = work(self)?;
+        self.lengths[first..][..batch].iter_mut().for_each(|length| *length += tokens);
+        self.known.clone_from(&self.lengths);
+        Ok(result)
     }
 
-    /// Adds keys and values [B, T, G, D] of a block. Returns all that the step's slots have, [B, capacity, G, D] each.
+    /// Whether [`Self::extend`] will move keys and values to where there is more room.
+    pub(crate) fn must_grow(&self, first: usize, batch: usize, tokens: usize) -> Result<bool> {
+        Ok(self.longest(first, batch)? + tokens > self.rows)
+    }
+
+    /// The length of the longest sequence in these slots.
+    fn longest(&self, first: usize, batch: usize) -> Result<usize> {
+        let lengths = self.lengths.get(first..first.saturating_add(batch)).ok_or_else(|| {
+            let found = format!("{batch} slots from {first} on");
+            Error::argument("cache", found, format!("there are {}", self.slots()))
+        })?;
+        Ok(lengths.iter().copied().max().unwrap_or(0))
+    }
+
+    /// Makes room for sequences of `needed` tokens, doubling it. One tensor after the other, so that memory need not hold all
+    /// of them twice.
+    fn grow(&mut self, needed: usize) -> Result<()> {
+        let rows = needed.next_power_of_two().min(self.capacity);
+        let used = self.longest(0, self.slots())?;
+        let none = Tensor::zeros([self.slots()], DType::U32, self.device)?;
+        for tensor in self.blocks.iter_mut().flatten() {
+            let (slots, _, heads, channels) = tensor.dims4()?;
+            let mut more =
+                Tensor::zeros([slots, rows, heads, channels], tensor.dtype(), self.device)?;
+            append(&mut more, 0, &tensor.narrow(1, 0, used)?, &none)?;
+            *tensor = more;
+        }
+        self.rows = rows;
+        Ok(())
+    }
+
+    /// Counts the tokens of a step where the device reads the lengths, and says where they stand.
+    pub(super) fn advance(&mut self, first: usize, batch: usize, tokens: usize) -> Result<Places> {
+        advance(&mut self.on_device, first, batch, tokens)
+    }
+
+    /// Adds keys and values [B, T, G, D] of a block behind the `starts` of B slots. Returns all that these have,
+    /// [B, rows, G, D] each.
     pub(super) fn append(
         &mut self,
         block: usize,
-        step: &Step,
+        first: usize,
         k: &Tensor,
         v: &Tensor,
+        starts: &Tensor,
     ) -> Result<[Tensor; 2]> {
         let [keys, values] = &mut self.blocks[block];
-        append(keys, step.first, k, &step.starts)?;
-        append(values, step.first, v, &step.starts)?;
+        append(keys, first, k, starts)?;
+        append(values, first, v, starts)?;
         let batch = k.dim(0);
-        Ok([keys.narrow(0, step.first, batch)?, values.narrow(0, step.first, batch)?])
-    }
-
-    /// Counts the tokens of a step that every block has added.
-    pub(super) fn advance(&mut self, step: &Step) {
-        let (batch, t) = (step.positions.dim(0), step.positions.dim(1));
-        self.lengths[step.first..][..batch].iter_mut().for_each(|length| *length += t);
+        Ok([keys.narrow(0, first, batch)?, values.narrow(0, first, batch)?])
     }
 }

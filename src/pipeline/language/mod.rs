@@ -1,5 +1,6 @@
 //! Text from a language model: which model, what goes on from a prompt, how well a text is predicted.
 
+mod decoding;
 mod perplexity;
 mod run;
 mod sampling;

@@ -5,11 +5,11 @@
 //! an entry depend on its neighbours, so that an answer is the same in any company.
 
 use super::LanguageModel;
+use super::decoding::Decoding;
 use super::sampling::{Sampler, Sampling};
 use super::text::Text;
 use crate::error::{Error, Result};
-use crate::models::decoder::Cache;
-use crate::tensor::{DType, Tensor, tape};
+use crate::tensor::Tensor;
 
 /// What is to be continued, and how.
 #[derive(Clone, Debug)]
@@ -62,7 +62,7 @@ pub struct Answer {
 /// Answers on their way.
 pub struct TextRun<'m> {
     model: &'m LanguageModel,
-    cache: Cache,
+    decoding: Decoding<'m>,
     /// By slot.
     active: Vec<Growing>,
     next: usize,
@@ -86,8 +86,8 @@ impl<'m> TextRun<'m> {
         if slots == 0 {
             return Err(Error::argument("batch", slots, "at least 1"));
         }
-        let cache = model.decoder().cache(slots, capacity)?;
-        Ok(Self { model, cache, active: Vec::new(), next: 0 })
+        let decoding = Decoding::new(model.decoder(), slots, capacity)?;
+        Ok(Self { model, decoding, active: Vec::new(), next: 0 })
     }
 
     /// Tokens that the cache needs room for: all but the last one of an answer.
@@ -108,7 +108,7 @@ impl<'m> TextRun<'m> {
 
     /// Whether another answer can begin.
     pub fn has_room(&self) -> bool {
-        self.active.len() < self.cache.slots()
+        self.active.len() < self.decoding.cache().slots()
     }
 
     /// Whether no answer is on its way.
@@ -124,7 +124,7 @@ impl<'m> TextRun<'m> {
     pub fn join(&mut self, request: TextRequest) -> Result<Piece> {
         let TextRequest { prompt, sampling, seed, max_new_tokens, stop, ignore_eos } = request;
         if !self.has_room() {
-            let expected = format!("at most {} at a time", self.cache.slots());
+            let expected = format!("at most {} at a time", self.decoding.cache().slots());
             return Err(Error::argument("batch", self.active.len() + 1, expected));
         }
         if max_new_tokens == 0 {
@@ -133,7 +133,7 @@ impl<'m> TextRun<'m> {
         Self::room(self.model, prompt.len(), max_new_tokens)?;
         let sampler = Sampler::new(sampling, seed, &prompt)?;
         let slot = self.active.len();
-        self.cache.truncate(slot, 0);
+        self.decoding.cache_mut().truncate(slot, 0);
         let ids: Vec<i64> = prompt.iter().map(|&id| i64::from(id)).collect();
         let ids = Tensor::from_vec(ids, [1, prompt.len()])?;
         let text = Text::new(stop);
@@ -163,27 +163,23 @@ impl<'m> TextRun<'m> {
 
     /// Gives `ids` [B, T] to the slots from `first` on, and chooses what comes next.
     fn extend(&mut self, ids: &Tensor, first: usize) -> Result<Vec<Piece>> {
-        let (b, t) = ids.dims2()?;
-        let decoder = self.model.decoder();
+        let b = ids.dim(0);
         // 1. scores of each slot's next token
-        let logits = tape::no_grad(|| {
-            let hidden = decoder.extend(ids, &mut self.cache, first)?; // [B, T, C]
-            decoder.logits(&hidden.narrow(1, t - 1, 1)?.contiguous()?) // [B, 1, V]
-        })?;
-        let logits = logits.to_dtype(DType::F32)?.to_vec::<f32>()?;
+        let logits = self.decoding.extend(ids, first)?;
         // 2. choices
         let mut pieces = Vec::with_capacity(b);
         for (i, logits) in logits.chunks(logits.len() / b).enumerate() {
             let growing = &mut self.active[first + i];
             let token = growing.sampler.choose(logits)?;
             // Behind the last place of the context there is none for this token to stand in.
-            let is_full = self.cache.length(first + i) == self.cache.capacity();
+            let cache = self.decoding.cache();
+            let is_full = cache.length(first + i) == cache.capacity();
             pieces.push(growing.push(self.model, token, is_full)?);
         }
         // 3. those that are finished leave
         for i in (0..b).rev().filter(|&i| pieces[i].answer.is_some()) {
             let last = self.active.len() - 1;
-            self.cache.move_slot(last, first + i)?;
+            self.decoding.cache_mut().move_slot(last, first + i)?;
             self.active.swap_remove(first + i);
         }
         Ok(pieces)

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
-use cudarc::driver::{result, sys};
+use cudarc::driver::{DriverError, result, sys};
 
 use super::gpu::{Gpu, lock};
 use super::memory::Memory;
@@ -78,6 +78,18 @@ impl Event {
     fn new(gpu: &Gpu) -> Result<Self> {
         let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
         gpu.call("making an event", || result::event::create(flags)).map(Self)
+    }
+
+    /// Whether the device has come by.
+    fn is_past(self, gpu: &Gpu) -> Result<bool> {
+        const NOT_READY: DriverError = DriverError(sys::cudaError_enum::CUDA_ERROR_NOT_READY);
+        gpu.call("asking for an event", || {
+            // SAFETY: the event is never destroyed.
+            match unsafe { result::event::query(self.0) } {
+                Err(NOT_READY) => Ok(false),
+                result => result.map(|()| true),
+            }
+        })
     }
 
     fn wait(self, gpu: &Gpu) -> Result<()> {
@@ -168,6 +180,13 @@ impl Ring {
 
     /// Where a part of `len` bytes may be written, after waiting for what is there.
     fn reserve(&mut self, gpu: &Gpu, len: usize) -> Result<usize> {
+        // Copies that are done leave their events to the next, which need neither make one nor wait.
+        while let Some(oldest) = self.parts.front()
+            && oldest.copied.is_past(gpu)?
+        {
+            self.events.push(oldest.copied);
+            self.parts.pop_front();
+        }
         let wraps = self.head + len > RING;
         let start = if wraps { 0 } else { self.head };
         // Parts follow each other around the ring: those in the way are the oldest.
