@@ -49,6 +49,7 @@ pub enum Command {
     Replay(Replay),
     #[command(subcommand)]
     Data(Data),
+    Corpus(super::corpus::Corpus),
     Train(super::train::Train),
     #[command(subcommand)]
     Lm(super::lm::Lm),

@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod corpus;
 mod data;
 mod destination;
 mod doctor;
@@ -69,6 +70,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Generate(args) => generate::run(args)?,
         Command::Replay(args) => replay::run(args)?,
         Command::Data(command) => data::run(command)?,
+        Command::Corpus(args) => corpus::run(&args)?,
         Command::Train(args) => train::run(args)?,
         Command::Lm(command) => lm::run(command)?,
         Command::Bench(command) => bench::run(command)?,

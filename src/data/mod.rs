@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! parquet file or folder -> rows (names, captions, classes) -> batches: decoded, cropped, turned, normalised
+//! papers, pages -> corpus: cleaned, each once, in chunks
 //! texts -> documents -> rows of tokens -> batches of about one length
 //! ```
 //!
@@ -10,6 +11,7 @@
 
 mod augment;
 mod caption;
+pub mod corpus;
 #[cfg(test)]
 mod fixture;
 mod loader;

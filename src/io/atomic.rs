@@ -97,6 +97,74 @@ pub fn create(
     Err(Error::file(folder, "output", "a free name", "none", "Choose another folder."))
 }
 
+/// A file that is written a piece at a time, and has its name from [`Self::finish`] on: dropped before, it leaves nothing.
+pub struct Output {
+    temporary: Temporary,
+    path: PathBuf,
+    folder: PathBuf,
+    replace: bool,
+}
+
+impl Output {
+    /// Begins the file `path`; one that is there is replaced at the end, if `replace` says so.
+    ///
+    /// # Errors
+    /// `path` is there, or is no file; its folder is missing or cannot be written to.
+    pub fn create(path: &Path, replace: bool) -> Result<Self> {
+        let folder = match path.parent() {
+            Some(parent) if parent != Path::new("") => parent.to_path_buf(),
+            _ => PathBuf::from("."),
+        };
+        match path.symlink_metadata() {
+            Ok(found) if !(replace && found.is_file()) => return Err(taken(path)),
+            _ => check_folder(path, &folder)?,
+        }
+        remove_abandoned(&folder);
+        let temporary = Temporary::new(&folder).map_err(|e| explain(path, e))?;
+        Ok(Self { temporary, path: path.to_path_buf(), folder, replace })
+    }
+
+    /// Where it is made.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Puts it on the disk, and gives it its name.
+    ///
+    /// # Errors
+    /// The disk is full; another file has the name by now.
+    pub fn finish(self) -> Result<()> {
+        let Self { temporary, path, folder, replace } = self;
+        temporary.file.as_file().sync_all().map_err(|e| explain(&path, e))?;
+        let named = temporary.persist(|file| match replace {
+            true => file.persist(&path),
+            false => file.persist_noclobber(&path),
+        });
+        named.map_err(|(_, e)| match e.kind() {
+            ErrorKind::AlreadyExists => taken(&path),
+            _ => explain(&path, e),
+        })?;
+        sync_folder(&folder);
+        Ok(())
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.temporary.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.temporary.file.flush()
+    }
+}
+
+/// The error of a `path` that is there, and is not to be replaced.
+pub(crate) fn taken(path: &Path) -> Error {
+    let advice = "Choose another name, or say that it is to be replaced.";
+    Error::file(path, "output", "a name that nothing has", "a file or a folder", advice)
+}
+
 /// Makes the folder `path`, which must not be there yet, by `fill`, which gets it under a temporary name.
 ///
 /// # Errors

@@ -1,6 +1,8 @@
 //! Pictures and texts in parquet files. Pictures: with captions, in the schema of RSICD on the hub (`filename`, `captions`, a list of
 //! texts, `image`, a struct of the encoded picture's `bytes` and its `path`), or with a class (`label`, a number, and
-//! `class`, its name). Texts: a column `text`, or the captions of pictures.
+//! `class`, its name). Texts: a column `text`, or the captions of pictures. Chunks of texts are written too.
+
+mod write;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -9,6 +11,8 @@ use ::parquet::file::reader::{FileReader, SerializedFileReader};
 use ::parquet::record::reader::RowIter;
 use ::parquet::record::{Field, Row};
 use ::parquet::schema::types::Type;
+
+pub use write::{Chunk, ChunkWriter};
 
 use super::{caught, open_file};
 use crate::error::{Error, Result};
