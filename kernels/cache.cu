@@ -10,7 +10,7 @@ struct AppendDims {
     unsigned capacity;  // rows of a slot
 };
 
-// cache [slots, capacity, heads, channels] is contiguous. What a slot has no room for is left out. A block a token.
+// cache [slots, heads, capacity, channels] is contiguous. What a slot has no room for is left out. A block a token.
 template <typename T>
 __device__ void append(T* cache, const T* x, const unsigned* lengths, const AppendDims& d) {
     const unsigned entry = blockIdx.x / d.tokens, token = blockIdx.x % d.tokens;
@@ -18,8 +18,11 @@ __device__ void append(T* cache, const T* x, const unsigned* lengths, const Appe
     if (length >= d.capacity || token >= d.capacity - length) return;
     const unsigned width = d.heads * d.channels;
     const T* const from = x + entry * d.strides[0] + token * d.strides[1];
-    T* const to = cache + ((d.first + entry) * d.capacity + length + token) * width;
-    for (unsigned i = threadIdx.x; i < width; i += blockDim.x) to[i] = from[i / d.channels * d.strides[2] + i % d.channels];
+    const unsigned long long first = (d.first + entry) * d.heads;
+    for (unsigned i = threadIdx.x; i < width; i += blockDim.x) {
+        const unsigned head = i / d.channels, c = i % d.channels;
+        cache[((first + head) * d.capacity + length + token) * d.channels + c] = from[head * d.strides[2] + c];
+    }
 }
 FOR_EACH_FLOAT(append, (T* cache, const T* x, const unsigned* lengths, AppendDims d), (cache, x, lengths, d))
 

@@ -324,7 +324,7 @@ fn convert<T: Float, A: Float>(from: &[T], to: &mut [A]) {
 
 /// Asks for memory that will be read soon.
 #[inline(always)]
-fn prefetch<T>(memory: &[T]) {
+pub fn prefetch<T>(memory: &[T]) {
     #[cfg(all(target_arch = "x86_64", not(nadir_portable)))]
     for line in (0..size_of_val(memory)).step_by(64) {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};

@@ -40,7 +40,7 @@ const OP: &str = "cache append";
 /// Writes T new keys or values of B entries into `cache`, in place: row t of entry b to row `lengths[b] + t` of slot
 /// `first + b`.
 ///
-/// `cache` [slots, S, G, D], contiguous and shared with no other tensor, such as a view of it that still lives: make views
+/// `cache` [slots, G, S, D], where a head is read as one stream, contiguous and shared with no other tensor, such as a view of it that still lives: make views
 /// to read anew each time. `x` [B, T, G, D], a view is read as it lies; `lengths` `[B]`, u32. The cache keeps its address and
 /// `lengths` are a matter of the device, so that one captured [`Graph`](crate::tensor::cuda::Graph) serves all steps.
 ///
@@ -51,8 +51,8 @@ pub fn append(cache: &mut Tensor, first: usize, x: &Tensor, lengths: &Tensor) ->
     if tape::is_recording() && x.node().is_some() {
         return Err(Error::no_gradient(OP));
     }
-    let &[slots, capacity, heads, channels] = cache.dims() else {
-        return Err(Error::expected_shape(OP, "cache", "[slots, S, G, D]", cache.shape()));
+    let &[slots, heads, capacity, channels] = cache.dims() else {
+        return Err(Error::expected_shape(OP, "cache", "[slots, G, S, D]", cache.shape()));
     };
     let &[batch, tokens, _, _] = x.dims() else {
         return Err(Error::expected_shape(OP, "x", "[B, T, G, D]", x.shape()));
@@ -100,11 +100,11 @@ pub fn append(cache: &mut Tensor, first: usize, x: &Tensor, lengths: &Tensor) ->
     dispatch_float!(OP, x.dtype(), T => {
         let (from, to) = (x.as_strided_slice::<T>()?, cache.as_mut_slice::<T>()?);
         for (b, &length) in lengths.iter().enumerate() {
-            let row = (first + b) * capacity + length as usize;
-            let to = to[row * heads * channels..].chunks_exact_mut(channels);
-            for (i, to) in to.take(tokens * heads).enumerate() {
-                let at = b * of_entry + i / heads * of_token + i % heads * of_head;
-                to.copy_from_slice(&from[at..at + channels]);
+            for i in 0..tokens * heads {
+                let (token, head) = (i / heads, i % heads);
+                let row = ((first + b) * heads + head) * capacity + length as usize + token;
+                let at = b * of_entry + token * of_token + head * of_head;
+                to[row * channels..][..channels].copy_from_slice(&from[at..at + channels]);
             }
         }
         Ok(())
@@ -181,18 +181,20 @@ mod tests {
                     [(0, 1, 1), (2, 7, 1), (1, 7, 4), (0, 9, 11), (3, 0, 1)]
                 {
                     let place = |t: Tensor| t.to_dtype(dtype).unwrap().to_device(device).unwrap();
-                    let before = place(random([slots, capacity, heads, channels], 1));
+                    let before = place(random([slots, heads, capacity, channels], 1));
                     let x = place(random([batch, tokens, heads, channels], 2));
                     let lengths: Vec<u32> =
                         (0..batch).map(|b| (b * 3 % (capacity - tokens + 1)) as u32).collect();
                     let given = Tensor::from_slice(&lengths, [batch]).unwrap();
                     let given = given.to_device(device).unwrap();
                     let mut expected = values(&before);
-                    let (new, width) = (values(&x), heads * channels);
-                    for (b, &length) in lengths.iter().enumerate() {
-                        let at = ((first + b) * capacity + length as usize) * width;
-                        expected[at..at + tokens * width]
-                            .copy_from_slice(&new[b * tokens * width..][..tokens * width]);
+                    let new = values(&x);
+                    for (i, &x) in new.iter().enumerate() {
+                        let (c, head) = (i % channels, i / channels % heads);
+                        let (t, b) = (i / channels / heads % tokens, i / channels / heads / tokens);
+                        let row = lengths[b] as usize + t;
+                        let slot = (first + b) * heads + head;
+                        expected[(slot * capacity + row) * channels + c] = x;
                     }
                     for x in [x.clone(), if x.is_empty() { x } else { strided(&x) }] {
                         let mut cache = Tensor::zeros(*before.shape(), dtype, device).unwrap();
@@ -210,10 +212,10 @@ mod tests {
 
     #[test]
     fn what_has_no_room_is_written_nowhere() {
-        let before = random([3, 4, 1, 2], 1);
+        let before = random([3, 1, 4, 2], 1);
         let lengths = Tensor::from_slice(&[3u32, u32::MAX, 4], [3]).unwrap();
         for device in devices() {
-            let mut cache = Tensor::zeros([3, 4, 1, 2], DType::F32, device).unwrap();
+            let mut cache = Tensor::zeros([3, 1, 4, 2], DType::F32, device).unwrap();
             cache.assign(&before).unwrap();
             let x = random([3, 2, 1, 2], 2).to_device(device).unwrap();
             let result = append(&mut cache, 0, &x, &lengths.to_device(device).unwrap());
@@ -231,7 +233,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_an_error() {
-        let mut cache = random([3, 4, 1, 2], 1);
+        let mut cache = random([3, 1, 4, 2], 1);
         let before = bits(&cache);
         let lengths = Tensor::from_slice(&[0u32, 1], [2]).unwrap();
         let x = random([2, 1, 1, 2], 2);
@@ -294,7 +296,7 @@ mod tests {
     #[test]
     fn a_captured_step_appends_where_lengths_say() {
         for device in devices().filter(|device| *device != Device::Cpu) {
-            let mut cache = Tensor::zeros([1, 4, 1, 2], DType::F32, device).unwrap();
+            let mut cache = Tensor::zeros([1, 1, 4, 2], DType::F32, device).unwrap();
             let mut x = Tensor::zeros([1, 1, 1, 2], DType::F32, device).unwrap();
             let mut lengths = Tensor::zeros([1], DType::U32, device).unwrap();
             let mut graph =

@@ -262,9 +262,9 @@ impl<S: Simd> Format<S> for Bf16 {
 fn ahead<B>(b: *const B, len: usize) {
     #[cfg(all(target_arch = "x86_64", not(nadir_portable)))]
     for line in (0..len * size_of::<B>()).step_by(64) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         // SAFETY: a hint, which reads nothing; SSE is in every x86-64.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(b.cast::<i8>().wrapping_add(1024 + line)) };
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(b.cast::<i8>().wrapping_add(1024 + line)) };
     }
     #[cfg(not(all(target_arch = "x86_64", not(nadir_portable))))]
     let _ = (b, len);

@@ -11,7 +11,7 @@ const ROWS: usize = 64;
 
 /// Keys and values of sequences, one a slot, for each block. [`Decoder::extend`](super::Decoder::extend) adds to it.
 pub struct Cache {
-    /// Of each block: keys, values [slots, rows, G, D].
+    /// Of each block: keys, values [slots, G, rows, D].
     blocks: Vec<[Tensor; 2]>,
     /// Of a slot. On a GPU they grow with the longest sequence; a CPU takes memory when it is written to anyhow.
     rows: usize,
@@ -34,7 +34,7 @@ impl Cache {
         device: Device,
     ) -> Result<Self> {
         let rows = if device == Device::Cpu { capacity } else { capacity.min(ROWS) };
-        let shape = [slots, rows, config.num_key_value_heads, config.head_dim];
+        let shape = [slots, config.num_key_value_heads, rows, config.head_dim];
         let one = || Tensor::zeros(shape, dtype, device);
         let blocks = (0..config.num_hidden_layers).map(|_| Ok([one()?, one()?]));
         let blocks = blocks.collect::<Result<_>>()?;
@@ -78,8 +78,8 @@ impl Cache {
         let none = Tensor::zeros([1], DType::U32, self.device)?;
         for tensor in self.blocks.iter_mut().flatten() {
             // A copy: what is written to may have no views.
-            let moved = scale(&tensor.narrow(0, from, 1)?.narrow(1, 0, length)?, 1.0)?;
-            append(tensor, to, &moved, &none)?;
+            let moved = scale(&tensor.narrow(0, from, 1)?.narrow(2, 0, length)?, 1.0)?;
+            append(tensor, to, &tokens_first(&moved)?, &none)?;
         }
         self.lengths[to] = length;
         Ok(())
@@ -141,10 +141,10 @@ impl Cache {
         let used = self.longest(0, self.slots())?;
         let none = Tensor::zeros([self.slots()], DType::U32, self.device)?;
         for tensor in self.blocks.iter_mut().flatten() {
-            let (slots, _, heads, channels) = tensor.dims4()?;
+            let (slots, heads, _, channels) = tensor.dims4()?;
             let mut more =
-                Tensor::zeros([slots, rows, heads, channels], tensor.dtype(), self.device)?;
-            append(&mut more, 0, &tensor.narrow(1, 0, used)?, &none)?;
+                Tensor::zeros([slots, heads, rows, channels], tensor.dtype(), self.device)?;
+            append(&mut more, 0, &tokens_first(&tensor.narrow(2, 0, used)?)?, &none)?;
             *tensor = more;
         }
         self.rows = rows;
@@ -170,6 +170,12 @@ impl Cache {
         append(keys, first, k, starts)?;
         append(values, first, v, starts)?;
         let batch = k.dim(0);
-        Ok([keys.narrow(0, first, batch)?, values.narrow(0, first, batch)?])
+        let all = |t: &Tensor| tokens_first(&t.narrow(0, first, batch)?);
+        Ok([all(keys)?, all(values)?])
     }
+}
+
+/// [B, G, S, D] -> [B, S, G, D], as attention has it: a view.
+fn tokens_first(t: &Tensor) -> Result<Tensor> {
+    t.permute(&[0, 2, 1, 3])
 }

@@ -159,7 +159,7 @@ impl<'a, T: Float> Heads<'a, T> {
 pub(super) struct Head<'a, T> {
     data: &'a [T],
     pub(super) stride: usize,
-    len: usize,
+    pub(super) len: usize,
     pub(super) channels: usize,
 }
 

@@ -6,6 +6,7 @@
 
 use super::cpu::{Head, Heads, KEYS};
 use super::{Attention, LENGTHS, dense, keys_seen};
+use crate::cpu::gemm::prefetch;
 use crate::cpu::math::exp2_of_negative;
 use crate::cpu::parallel::{DisjointSlice, try_for_each};
 use crate::cpu::simd::{Simd, as_acc, narrow, simd, widen};
@@ -109,6 +110,12 @@ simd! {
         assert!(to.len() == KEYS * channels && wide.len() >= 8 * channels);
         for first in (0..KEYS).step_by(8) {
             let rows = count.saturating_sub(first).min(8);
+            // Groups of rows that are far between: memory's own foresight does not see them come.
+            let ahead = start + first + 16;
+            if ahead < k.len {
+                let memory = k.behind(ahead);
+                prefetch(&memory[..memory.len().min(8 * k.stride)]);
+            }
             let (from, stride) = match as_acc(k.behind(start + first.min(count - 1))) {
                 Some(from) if rows == 8 => (from, k.stride),
                 _ => {

@@ -58,7 +58,12 @@ impl<'m> Decoding<'m> {
             // They hold the memory where keys and values have lain.
             steps.clear();
         }
-        let is_step = (first, t) == (0, 1) && decoder.device() != Device::Cpu;
+        let is_step = (first, t) == (0, 1);
+        if decoder.device() == Device::Cpu {
+            // On a thread of those that share out work, which need not be woken for each operation then.
+            let work = || scores(decoder, &decoder.extend(ids, cache, first)?)?.to_vec();
+            return rayon::scope(|_| tape::no_grad(work));
+        }
         let scores = tape::no_grad(|| {
             if !is_step || !(self.graphs_are_wanted)() {
                 return scores(decoder, &decoder.extend(ids, cache, first)?);

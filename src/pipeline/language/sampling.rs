@@ -109,6 +109,8 @@ pub struct Sampler {
     drawn: u64,
     /// Of the prompt and the answer; how often the answer has it.
     seen: BTreeMap<u32, u32>,
+    /// Memory for the scores of a token, which are changed on the way.
+    scores: Vec<f32>,
 }
 
 impl Sampler {
@@ -119,7 +121,7 @@ impl Sampler {
     pub fn new(sampling: Sampling, seed: u64, prompt: &[u32]) -> Result<Self> {
         sampling.check()?;
         let seen = prompt.iter().map(|&token| (token, 0)).collect();
-        Ok(Self { sampling, seed, drawn: 0, seen })
+        Ok(Self { sampling, seed, drawn: 0, seen, scores: Vec::new() })
     }
 
     /// The next token, given the scores (logits) of all.
@@ -131,12 +133,15 @@ impl Sampler {
             let message = format!("the score of token {token} is {}", logits[token]);
             return Err(Error::NotFinite(message));
         }
-        let mut scores = logits.to_vec();
+        let mut scores = std::mem::take(&mut self.scores);
+        scores.clear();
+        scores.extend_from_slice(logits);
         self.penalize(&mut scores);
         let token = match self.sampling.temperature {
             0.0 => likeliest(&scores),
             _ => draw(&self.candidates(&scores), self.uniform()),
         };
+        self.scores = scores;
         self.drawn += 1;
         *self.seen.entry(token).or_default() += 1;
         Ok(token)
