@@ -22,6 +22,7 @@ use nadir::{Error, Result};
 
 use super::args::typed;
 use super::model::Model;
+use super::prompts::{self, Prompts};
 use super::{draw, interrupt, limits, terminal};
 
 /// The model that ships and that is used when none is named.
@@ -34,6 +35,7 @@ const MAX_FILE: u64 = 1 << 30;
 #[derive(Debug, Subcommand)]
 pub enum Lm {
     Generate(Box<Generate>),
+    Prompts(Box<Prompts>),
     Perplexity(PerplexityArgs),
 }
 
@@ -136,7 +138,7 @@ pub struct Execution {
 
     /// Errors only
     #[arg(short, long, help_heading = "Output")]
-    quiet: bool,
+    pub quiet: bool,
 }
 
 /// Say how well a model predicts a text
@@ -172,6 +174,7 @@ pub struct PerplexityArgs {
 pub fn run(command: Lm) -> anyhow::Result<()> {
     match command {
         Lm::Generate(args) => generate(*args),
+        Lm::Prompts(args) => prompts::run(&args),
         Lm::Perplexity(args) => perplexity(&args),
     }
 }
@@ -250,7 +253,7 @@ fn generate(args: Generate) -> anyhow::Result<()> {
                 // A template writes what begins a text itself.
                 model.tokenizer().encode(&model.chat()?.prompt(&messages)?)?
             }
-            false => prompt_tokens(&model, &prompt)?,
+            false => model.prompt(&prompt)?,
         };
         capacity = capacity.max(TextRun::room(&model, tokens.len(), args.max_new_tokens)?);
         for i in 0..args.num_answers {
@@ -273,15 +276,6 @@ fn generate(args: Generate) -> anyhow::Result<()> {
         terminal::say(&speed.to_string());
     }
     Ok(())
-}
-
-/// A prompt, or where there is none, what begins a text.
-fn prompt_tokens(model: &LanguageModel, prompt: &str) -> Result<Vec<u32>> {
-    let mut tokens = model.tokenizer().encode_prompt(prompt)?;
-    if tokens.is_empty() {
-        tokens.push(model.tokenizer().ends()[0]);
-    }
-    Ok(tokens)
 }
 
 /// Prompts in the lines of a file.

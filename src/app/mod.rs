@@ -14,6 +14,7 @@ mod lm;
 mod model;
 mod profile;
 mod progress;
+mod prompts;
 mod recipe;
 mod replay;
 mod terminal;

@@ -1,10 +1,12 @@
 //! The command line as a user meets it: the real binary, the model that ships, few steps.
 
 mod adversity;
+mod corpus;
 mod data;
 mod interrupted_training;
 mod language;
 mod lora;
+mod prompts;
 mod train;
 mod train_lm;
 

@@ -1,7 +1,9 @@
 //! Text from a language model: which model, what goes on from a prompt, how well a text is predicted.
 
+pub mod classes;
 mod decoding;
 mod perplexity;
+pub mod prompts;
 mod run;
 mod sampling;
 mod text;
@@ -97,6 +99,18 @@ impl LanguageModel {
     /// Tokens that end an answer.
     pub fn ends(&self) -> &[u32] {
         &self.ends
+    }
+
+    /// The tokens of a text to go on from; of an empty one, what begins a text.
+    ///
+    /// # Errors
+    /// The tokenizer cannot encode it.
+    pub fn prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let mut tokens = self.tokenizer.encode_prompt(text)?;
+        if tokens.is_empty() {
+            tokens.push(self.tokenizer.ends()[0]);
+        }
+        Ok(tokens)
     }
 
     /// How a conversation becomes a prompt.
