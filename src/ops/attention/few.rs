@@ -127,17 +127,17 @@ simd! {
                 }
             };
             assert!(from.len() >= 7 * stride + channels);
-            for c in (0..channels).step_by(8) {
-                if c + 8 <= channels {
-                    let (from, to) = (from[c..].as_ptr(), to[c * KEYS + first..].as_mut_ptr());
-                    // SAFETY: 8 rows of `from` hold `channels` elements each, and 8 rows of `to` KEYS.
-                    unsafe { s.transpose_8x8(from, stride, to, KEYS) };
-                    continue;
+            let whole = channels - channels % 8;
+            for c in (0..whole).step_by(8) {
+                // SAFETY: as asserted, 8 rows of `from` hold `channels` elements each, and `channels` rows of `to` KEYS.
+                unsafe {
+                    let to = to.as_mut_ptr().add(c * KEYS + first);
+                    s.transpose_8x8(from.as_ptr().add(c), stride, to, KEYS);
                 }
-                for c in c..channels {
-                    for i in 0..8 {
-                        to[c * KEYS + first + i] = from[i * stride + c];
-                    }
+            }
+            for c in whole..channels {
+                for i in 0..8 {
+                    to[c * KEYS + first + i] = from[i * stride + c];
                 }
             }
         }
