@@ -100,6 +100,15 @@ fn ends_the_context(error: DriverError) -> bool {
     )
 }
 
+/// Gives memory that is kept for later tensors back to the driver, for others on the device; returns how many buffers that
+/// were. When memory runs out it happens by itself.
+///
+/// # Errors
+/// `Argument` for a device that is none of CUDA's or not there; `Cuda`, `DeviceLost`.
+pub fn release_unused(device: Device) -> Result<usize> {
+    Gpu::of(device)?.release_unused()
+}
+
 impl Gpu {
     pub(super) fn open(ordinal: usize) -> Result<&'static Self> {
         static OPEN: Mutex<BTreeMap<usize, &'static Gpu>> = Mutex::new(BTreeMap::new());

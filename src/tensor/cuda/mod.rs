@@ -34,6 +34,7 @@ mod tests;
 #[cfg(test)]
 pub(crate) use device::is_there_for_tests;
 pub use device::{Properties, choose, compiler, devices, families};
+pub use gpu::release_unused;
 pub use graph::Graph;
 pub(crate) use launch::{Args, LaunchConfig};
 pub(crate) use memory::Buffer;
