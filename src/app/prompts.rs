@@ -20,7 +20,7 @@ use super::{interrupt, terminal};
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  nadir lm prompts --classes data/classes.toml --per-class 50 --seed 0 -o prompts.jsonl
+  nadir lm prompts --classes data/classes.toml --per-class 50 --temperature 1 -o prompts.jsonl
   nadir lm prompts --classes classes.toml -m models/phi-1_5 --lora run/phi --temperature 0.2 --repetition-penalty 1.1 \\
       --max-new-tokens 256 --max-draws 50 -o prompts.jsonl
 
