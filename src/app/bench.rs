@@ -190,6 +190,12 @@ impl Report {
     fn table(&self) -> String {
         let [prefill, decode] = [self.prefill_s, self.decode_s].map(|seconds| seconds * 1e3);
         let share = match (self.machine_bytes_per_s, self.share_of_bandwidth) {
+            (Some(all), Some(share)) if share > 1.0 => {
+                format!(
+                    ", more than the {:.1} GB/s that memory gives: caches hold the model",
+                    all / 1e9
+                )
+            }
             (Some(all), Some(share)) => {
                 format!(
                     ", {:.0} % of the {:.1} GB/s that the machine reads",
