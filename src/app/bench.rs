@@ -152,13 +152,14 @@ fn answers(
     prompt: usize,
     tokens: usize,
 ) -> Result<(Vec<f64>, Vec<f64>)> {
-    let vocabulary = model.tokenizer().vocabulary() as u32;
+    let vocabulary = model.tokenizer().vocabulary() as u64;
     let mut run = TextRun::new(model, batch, prompt + tokens)?;
     let mut prefill = Vec::with_capacity(batch);
-    for answer in 0..batch as u32 {
+    for answer in 0..batch as u64 {
+        interrupt::switch().check()?;
         let request = TextRequest {
             // Any tokens: speed does not depend on which.
-            prompt: (0..prompt as u32).map(|i| (i * 7919 + answer) % vocabulary).collect(),
+            prompt: (0..prompt as u64).map(|i| ((i * 7919 + answer) % vocabulary) as u32).collect(),
             sampling: Sampling { temperature: 0.0, ..Sampling::default() },
             seed: 0,
             max_new_tokens: tokens + 1,
@@ -171,9 +172,7 @@ fn answers(
     }
     let mut decode = Vec::with_capacity(tokens);
     while !run.is_empty() {
-        if interrupt::switch().is_cancelled() {
-            return Err(Error::Interrupted);
-        }
+        interrupt::switch().check()?;
         let clock = Instant::now();
         run.step()?;
         decode.push(clock.elapsed().as_secs_f64());

@@ -65,7 +65,9 @@ pub fn tightest() -> Option<Space> {
 /// Bytes that the threads of the current pool read from memory in a second: the median of five readings of more than caches
 /// hold. What reads a model's weights once cannot be faster. A machine that others compute on gives less at times.
 pub fn read_bandwidth() -> f64 {
-    let memory = vec![1.0f32; READ];
+    // A quarter of what is free, where there is little.
+    let free = tightest().map_or(usize::MAX, |space| space.free as usize);
+    let memory = vec![1.0f32; READ.min(free / 4 / size_of::<f32>())];
     let reading = |_| {
         let clock = Instant::now();
         black_box(sum(black_box(&memory)));
@@ -76,7 +78,7 @@ pub fn read_bandwidth() -> f64 {
     size_of_val(&*memory) as f64 / seconds[2]
 }
 
-/// Numbers that [`read_bandwidth`] reads.
+/// Numbers that [`read_bandwidth`] reads, at most.
 const READ: usize = 128 << 20;
 
 /// The sum of `x`, by threads that do nothing else but read.

@@ -112,10 +112,7 @@ simd! {
             let rows = count.saturating_sub(first).min(8);
             // Groups of rows that are far between: memory's own foresight does not see them come.
             let ahead = start + first + 16;
-            if ahead < k.len {
-                let memory = k.behind(ahead);
-                prefetch(&memory[..memory.len().min(8 * k.stride)]);
-            }
+            (ahead..k.len.min(ahead + 8)).for_each(|i| prefetch(k.row(i)));
             let (from, stride) = match as_acc(k.behind(start + first.min(count - 1))) {
                 Some(from) if rows == 8 => (from, k.stride),
                 _ => {
