@@ -38,8 +38,9 @@ const MC: usize = 144;
 /// Panels of a piece of work where rows are few, at most: as many as 1.5 MiB of f32 at a k of 768.
 const PANELS: usize = 16;
 
-/// Most bytes of a block of C.
-const C_BYTES: usize = 192 << 10;
+/// Most bytes of a block of C beside one of A in f32. Beside a smaller one it has its room too: the wider it is, the fewer times A is
+/// gathered.
+pub(super) const C_BYTES: usize = 192 << 10;
 
 /// Where the elements of a row of A stand in the tensor that A is made of.
 pub trait Rows: Sync {
@@ -88,9 +89,8 @@ pub fn gemm<T: Float, A: Float, B: Pod + Sync, C: Float>(
     let out = DisjointSlice::new(out);
     if m <= kernel.mr && k > 0 && m * k.div_ceil(KC) <= MC {
         let panels = n.div_ceil(kernel.nr);
-        let each = panels.div_ceil(8 * rayon::current_num_threads()).min(PANELS);
-        return parallel::for_each(panels.div_ceil(each), &|i| {
-            let panels = i * each..panels.min((i + 1) * each);
+        return parallel::for_each_range(panels.div_ceil(2), PANELS / 2, &|pairs| {
+            let panels = 2 * pairs.start..panels.min(2 * pairs.end);
             product.few_rows(m, panels, |r, panel, sums| {
                 let column = panel * kernel.nr;
                 let width = kernel.nr.min(n - column);
@@ -100,7 +100,8 @@ pub fn gemm<T: Float, A: Float, B: Pod + Sync, C: Float>(
             });
         });
     }
-    Blocks::new((m, n), MC, kernel.mr, kernel.nr, size_of::<C>()).for_each(
+    let c_bytes = C_BYTES + MC * KC * size_of::<f32>().saturating_sub(size_of::<A>());
+    Blocks::new((m, n), MC, kernel.mr, kernel.nr, c_bytes / size_of::<C>()).for_each(
         |row, height, column, width| {
             product.block(row, height, column, width, |r, sums| {
                 // SAFETY: these columns of this row belong to this block alone.
@@ -121,18 +122,18 @@ pub(super) struct Blocks {
 }
 
 impl Blocks {
-    /// Cuts [m, n] into blocks of at most `rows` rows (and of whole tiles), for sums of `size` bytes.
+    /// Cuts [m, n] into blocks of at most `rows` rows (and of whole tiles), and about `sums` sums at most.
     pub(super) fn new(
         (m, n): (usize, usize),
         rows: usize,
         mr: usize,
         nr: usize,
-        size: usize,
+        sums: usize,
     ) -> Self {
         let mc = m.div_ceil(m.div_ceil(rows)).next_multiple_of(mr);
         let m_blocks = m.div_ceil(mc);
         let panels = n.div_ceil(nr);
-        let most = (C_BYTES / size / mc / nr).max(1);
+        let most = (sums / mc / nr).max(1);
         // Few rows leave too few blocks for all threads: cut n further.
         let wanted = (2 * rayon::current_num_threads()).div_ceil(m_blocks).min(panels);
         let nc = panels.div_ceil(panels.div_ceil(most).max(wanted)) * nr;
@@ -162,16 +163,16 @@ struct Product<'a, T, A: 'static, B: 'static, C: 'static, R> {
 /// A cache line, to align scratch memory by.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
-pub(super) struct Line([u8; 64]);
+pub(crate) struct Line([u8; 64]);
 
 thread_local! {
     /// Blocks of A and C, and a third for whom else needs one, kept from call to call.
-    pub(super) static SCRATCH: RefCell<[Vec<Line>; 3]> =
+    pub(crate) static SCRATCH: RefCell<[Vec<Line>; 3]> =
         const { RefCell::new([Vec::new(), Vec::new(), Vec::new()]) };
 }
 
 /// The first `len` elements of scratch memory, grown to hold them.
-pub(super) fn scratch<T: Pod>(lines: &mut Vec<Line>, len: usize) -> &mut [T] {
+pub(crate) fn scratch<T: Pod>(lines: &mut Vec<Line>, len: usize) -> &mut [T] {
     let needed = (len * size_of::<T>()).div_ceil(size_of::<Line>());
     if lines.len() < needed {
         lines.resize(needed, Line::zeroed());
@@ -225,28 +226,50 @@ impl<T: Float, A: Float, B: Pod + Sync, C: Float, R: Rows> Product<'_, T, A, B, 
         panels: Range<usize>,
         mut finish: impl FnMut(usize, usize, &mut [C]),
     ) {
-        let MicroKernel { nr, step, tile, .. } = self.kernel;
+        let MicroKernel { nr, step, tile, row_of_two, .. } = self.kernel;
         let k_padded = self.k.next_multiple_of(step);
         let ldc = row_len::<C>(nr);
         SCRATCH.with_borrow_mut(|[a, c, _]| {
             let a: &mut [A] = scratch(a, k_padded.div_ceil(KC) * rows * LDA);
-            let c: &mut [C] = scratch(c, rows * ldc);
+            let c: &mut [C] = scratch(c, rows.max(2) * ldc);
             for (k0, a) in (0..k_padded).step_by(KC).zip(a.chunks_exact_mut(rows * LDA)) {
                 for (r, a) in a.chunks_exact_mut(LDA).enumerate() {
                     self.gather(r, k0, &mut a[..KC.min(k_padded - k0)]);
                 }
             }
-            for panel in panels {
+            let blocks = || (0..k_padded).step_by(KC).zip(a.chunks_exact(rows * LDA));
+            let b_of = |panel: usize| {
                 let b = &self.b[panel * k_padded * nr..][..k_padded * nr];
                 assert!((b.as_ptr() as usize).is_multiple_of((nr * size_of::<B>()).min(64)));
-                for (k0, a) in (0..k_padded).step_by(KC).zip(a.chunks_exact(rows * LDA)) {
+                b
+            };
+            let mut panels = panels;
+            while let Some(panel) = panels.next() {
+                let b = b_of(panel);
+                if let Some(row_of_two) = row_of_two.filter(|_| rows == 1)
+                    && let Some(second) = panels.next()
+                {
+                    let other = b_of(second);
+                    let (c, of_other) = c.split_at_mut(ldc);
+                    for (k0, a) in blocks() {
+                        let kc = KC.min(k_padded - k0);
+                        let b = [b, other].map(|b| b[k0 * nr..][..kc * nr].as_ptr());
+                        let c = [&mut *c, &mut *of_other].map(<[C]>::as_mut_ptr);
+                        // SAFETY: a row of A and of C and kc of both panels are there; the rest as below.
+                        unsafe { row_of_two(kc, a.as_ptr(), b, c, k0 > 0) };
+                    }
+                    finish(0, panel, &mut c[..nr]);
+                    finish(0, second, &mut of_other[..nr]);
+                    continue;
+                }
+                for (k0, a) in blocks() {
                     let kc = KC.min(k_padded - k0);
                     let (b, c) = (&b[k0 * nr..][..kc * nr], &mut *c);
                     // SAFETY: `rows` rows of A and C and kc of B are there, C is a scratch block of whole cache lines, B's
                     // alignment was checked, and the kernel was chosen for this machine.
                     unsafe { tile(rows, kc, a.as_ptr(), b.as_ptr(), c.as_mut_ptr(), ldc, k0 > 0) };
                 }
-                for (r, sums) in c.chunks_exact_mut(ldc).enumerate() {
+                for (r, sums) in c.chunks_exact_mut(ldc).take(rows).enumerate() {
                     finish(r, panel, &mut sums[..nr]);
                 }
             }
@@ -288,7 +311,7 @@ pub(super) fn multiply_block<'b, A: Copy, B: Copy + 'b, C: Copy>(
     ldc: usize,
     accumulate: bool,
 ) {
-    let MicroKernel { mr, nr, step, tile } = kernel;
+    let MicroKernel { mr, nr, step, tile, .. } = kernel;
     assert!(kc <= KC && kc.is_multiple_of(step) && ldc >= panels * nr);
     assert!((c.as_ptr() as usize | (ldc * size_of::<C>())).is_multiple_of(64));
     for p in 0..panels {

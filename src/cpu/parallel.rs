@@ -5,7 +5,8 @@
 //! indirect call a piece.
 
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
@@ -20,6 +21,20 @@ pub fn for_each(n: usize, f: &(dyn Fn(usize) + Sync)) {
     } else {
         (0..n).into_par_iter().with_max_len(1).for_each(f);
     }
+}
+
+/// Calls `f` with ranges that make up `0..n`, for pieces that are the better done the more of them follow each other. A range is
+/// half of a thread's share of what is left, `most` at most: the last ones are short, so that no thread waits long for another.
+pub fn for_each_range(n: usize, most: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
+    let threads = rayon::current_num_threads();
+    let begun = AtomicUsize::new(0);
+    let end = |start: usize| start + ((n - start) / (2 * threads)).clamp(1, most.max(1));
+    let next = |start: usize| (start < n).then(|| end(start));
+    for_each(threads.min(n), &|_| {
+        while let Ok(start) = begun.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next) {
+            f(start..end(start));
+        }
+    });
 }
 
 /// As [`for_each`], with a function that may fail.
@@ -166,6 +181,27 @@ mod tests {
             let mut out = vec![0usize; rows * width];
             for_each_row(&mut out, width, |i, row| row.iter_mut().for_each(|x| *x += i + 1));
             assert!(out.iter().enumerate().all(|(k, &x)| x == k / width + 1), "{rows} of {width}");
+        }
+    }
+
+    #[test]
+    fn ranges_make_up_the_whole() {
+        for threads in [1, 3] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            for (n, most) in [(0, 4), (1, 4), (7, 1), (100, 0), (1571, 16), (12, usize::MAX)] {
+                let visits: Vec<AtomicUsize> = (0..n).map(|_| AtomicUsize::new(0)).collect();
+                let longest = AtomicUsize::new(0);
+                pool.install(|| {
+                    for_each_range(n, most, &|range| {
+                        longest.fetch_max(range.len(), Ordering::Relaxed);
+                        for visit in &visits[range] {
+                            visit.fetch_add(1, Ordering::Relaxed);
+                        }
+                    });
+                });
+                assert!(visits.iter().all(|visit| visit.load(Ordering::Relaxed) == 1), "{n}");
+                assert!(longest.into_inner() <= most.max(1), "{n}, at most {most}");
+            }
         }
     }
 

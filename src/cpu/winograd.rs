@@ -20,7 +20,7 @@
 
 pub mod gradient;
 
-use super::gemm::{self, Blocks, Finish, KC, LDA, MicroKernel, SCRATCH};
+use super::gemm::{self, Blocks, C_BYTES, Finish, KC, LDA, MicroKernel, SCRATCH};
 use super::memory;
 use super::parallel::{DisjointSlice, for_each_chunk};
 use super::simd::{Simd, simd, transpose, widen};
@@ -177,7 +177,7 @@ pub fn convolve(
     }
     let out = DisjointSlice::new(out);
     let k_blocks = channels.div_ceil(KC);
-    Blocks::new((tiles, n), TILES, kernel.mr, nr, size_of::<f32>()).for_each(
+    Blocks::new((tiles, n), TILES, kernel.mr, nr, C_BYTES / size_of::<f32>()).for_each(
         |first, count, column, wide| {
             let panels = column / nr..(column + wide).div_ceil(nr);
             let ldc = gemm::row_len::<f32>(panels.len() * nr);

@@ -1,18 +1,20 @@
 //! Attention of few queries on the CPU: a step of a decoder, which reads every key and every value once.
 //!
 //! Keys are turned a block at a time, so that they lie along the lanes of a register, and all queries that share a head of
-//! keys meet them while they are in the cache. Every product, weight and sum is that of the tiled form (`cpu.rs`), in its
-//! order: a query has the same bits in either.
+//! keys meet them while they are in the cache. In bf16 pairs of channels are turned as they lie, and widened in registers.
+//! Every product, weight and sum is that of the tiled form (`cpu.rs`), in its order: a query has the same bits in either.
+
+use half::bf16;
 
 use super::cpu::{Head, Heads, KEYS};
 use super::{Attention, LENGTHS, dense, keys_seen};
-use crate::cpu::gemm::prefetch;
+use crate::cpu::gemm::{SCRATCH, prefetch, scratch};
 use crate::cpu::math::exp2_of_negative;
 use crate::cpu::parallel::{DisjointSlice, try_for_each};
 use crate::cpu::simd::{Simd, as_acc, narrow, simd, widen};
 use crate::error::Result;
 use crate::ops::Inputs;
-use crate::tensor::{Float, Tensor};
+use crate::tensor::{DType, Float, Tensor};
 
 /// Queries of an entry that are few: a register of the tiled form has 8 or more.
 pub(super) const FEW: usize = 8;
@@ -37,108 +39,136 @@ impl Attention {
         try_for_each(batch * groups, &|piece| {
             let (b, group) = (piece / groups, piece % groups);
             let (k, v) = (k.head(b, group), v.head(b, group));
-            let mut rows = Vec::with_capacity(sharing * queries);
-            for head in group * sharing..(group + 1) * sharing {
-                for t in 0..queries {
-                    let mut query = vec![0.0; channels];
-                    widen(q.head(b, head).row(t), &mut query);
+            SCRATCH.with_borrow_mut(|[.., memory]| {
+                let (block, of_rows) = (KEYS * channels, 3 * channels * sharing * queries);
+                let memory = scratch::<f32>(memory, 2 * block + of_rows);
+                let (turned, memory) = memory.split_at_mut(block); // [D, KEYS], or [D / 2, KEYS] of pairs
+                let (wide, memory) = memory.split_at_mut(block); // [KEYS, D]
+                let mut rows = Vec::with_capacity(sharing * queries);
+                for (i, memory) in memory.chunks_exact_mut(3 * channels).enumerate() {
+                    let (head, t) = (group * sharing + i / queries, i % queries);
+                    let (query, memory) = memory.split_at_mut(channels);
+                    widen(q.head(b, head).row(t), query);
                     query.iter_mut().for_each(|x| *x *= factor);
+                    let (output, block) = memory.split_at_mut(channels);
+                    output.fill(0.0);
                     let seen = self.seen(t, queries, lengths[b]);
-                    rows.push(Row { seen, query, ..Row::default() });
+                    rows.push(Row { seen, query, max: f32::NEG_INFINITY, sum: 0.0, output, block });
                 }
-            }
-            let keys = rows.iter().map(|row| row.seen).max().unwrap_or(0);
-            let mut turned = vec![0.0; KEYS * channels]; // [D, KEYS]
-            let mut wide = vec![0.0; KEYS * channels];
-            for row in &mut rows {
-                row.max = f32::NEG_INFINITY;
-                row.output = vec![0.0; channels];
-                row.block = vec![0.0; channels];
-            }
-            for start in (0..keys).step_by(KEYS) {
-                let count = KEYS.min(keys - start);
-                turn(k, start, count, &mut wide, &mut turned);
-                let (values, stride) = match as_acc(v.behind(start)) {
-                    Some(values) => (values, v.stride),
-                    None => {
-                        widen_rows(v, start, count, &mut wide);
-                        (&*wide, channels)
+                let keys = rows.iter().map(|row| row.seen).max().unwrap_or(0);
+                for start in (0..keys).step_by(KEYS) {
+                    let count = KEYS.min(keys - start);
+                    let in_pairs = turn(k, start, count, wide, turned);
+                    let turned = Turned { keys: turned, in_pairs };
+                    let rows = rows.iter_mut().filter(|row| row.seen > start);
+                    let own = |row: &Row| count.min(row.seen - start);
+                    if T::DTYPE == DType::F16 {
+                        widen_rows(v, start, count, wide);
+                        rows.for_each(|row| attend(row, turned, own(row), &*wide, channels));
+                    } else {
+                        let values = v.behind(start);
+                        rows.for_each(|row| attend(row, turned, own(row), values, v.stride));
                     }
-                };
-                for row in rows.iter_mut().filter(|row| row.seen > start) {
-                    attend(row, &turned, count.min(row.seen - start), values, stride);
                 }
-            }
-            for (i, row) in rows.iter_mut().enumerate() {
-                let (head, t) = (group * sharing + i / queries, i % queries);
-                row.output.iter_mut().for_each(|x| *x /= row.sum);
-                let at = ((b * queries + t) * heads + head) * channels;
-                // SAFETY: the row of (b, t, head), which is of this piece alone.
-                narrow(&row.output, unsafe { out.part(at, channels) });
-                if let Some(lse) = &lse {
-                    // SAFETY: the element of (b, head, t), likewise.
-                    let lse = unsafe { lse.part((b * heads + head) * queries + t, 1) };
-                    lse[0] = (row.max + row.sum.log2()) * std::f32::consts::LN_2;
+                for (i, row) in rows.iter_mut().enumerate() {
+                    let (head, t) = (group * sharing + i / queries, i % queries);
+                    row.output.iter_mut().for_each(|x| *x /= row.sum);
+                    let at = ((b * queries + t) * heads + head) * channels;
+                    // SAFETY: the row of (b, t, head), which is of this piece alone.
+                    narrow(row.output, unsafe { out.part(at, channels) });
+                    if let Some(lse) = &lse {
+                        // SAFETY: the element of (b, head, t), likewise.
+                        let lse = unsafe { lse.part((b * heads + head) * queries + t, 1) };
+                        lse[0] = (row.max + row.sum.log2()) * std::f32::consts::LN_2;
+                    }
                 }
-            }
+            });
             Ok(())
         })
     }
 }
 
 /// One query of one head.
-#[derive(Default)]
-struct Row {
+struct Row<'a> {
     /// Keys that it sees.
     seen: usize,
     /// `[D]`, scaled.
-    query: Vec<f32>,
+    query: &'a mut [f32],
     /// The largest score so far, in base 2.
     max: f32,
     /// The sum of the weights so far.
     sum: f32,
     /// `[D]`: the sum of weighted values so far.
-    output: Vec<f32>,
+    output: &'a mut [f32],
     /// `[D]`: those of a block.
-    block: Vec<f32>,
+    block: &'a mut [f32],
+}
+
+/// A block of keys along the lanes of registers, zeros behind them.
+#[derive(Clone, Copy)]
+struct Turned<'a> {
+    /// [D, KEYS]; [D / 2, KEYS] where each element is two of bf16.
+    keys: &'a [f32],
+    in_pairs: bool,
 }
 
 simd! {
-    /// Turns `count` keys from row `start` on, [KEYS, D], so that they lie along registers: [D, KEYS], zeros behind them.
-    fn turn[T: Float<Acc = f32>](s, k: Head<'_, T>, start: usize, count: usize, wide: &mut [f32], to: &mut [f32]) {
+    /// Turns `count` keys from row `start` on, [KEYS, D], so that they lie along registers, as [`Turned`] has them. Returns
+    /// whether they are pairs.
+    fn turn[T: Float<Acc = f32>](s, k: Head<'_, T>, start: usize, count: usize, wide: &mut [f32], to: &mut [f32]) -> bool {
         let channels = k.channels;
         assert!(to.len() == KEYS * channels && wide.len() >= 8 * channels);
+        let in_pairs = as_pairs(k.row(start)).is_some() && k.stride.is_multiple_of(2);
+        let columns = if in_pairs { channels / 2 } else { channels };
         for first in (0..KEYS).step_by(8) {
             let rows = count.saturating_sub(first).min(8);
             // Groups of rows that are far between: memory's own foresight does not see them come.
             let ahead = start + first + 16;
             (ahead..k.len.min(ahead + 8)).for_each(|i| prefetch(k.row(i)));
-            let (from, stride) = match as_acc(k.behind(start + first.min(count - 1))) {
-                Some(from) if rows == 8 => (from, k.stride),
+            let behind = k.behind(start + first.min(count - 1));
+            let (whole, stride) = match as_pairs(behind) {
+                Some(pairs) if in_pairs => (Some(pairs), k.stride / 2),
+                _ => (as_acc(behind), k.stride),
+            };
+            let (from, stride) = match whole {
+                Some(from) if rows == 8 => (from, stride),
                 _ => {
-                    for (i, to) in wide.chunks_exact_mut(channels).take(rows).enumerate() {
-                        widen(k.row(start + first + i), to);
+                    for (i, to) in wide.chunks_exact_mut(columns).take(rows).enumerate() {
+                        let row = k.row(start + first + i);
+                        match as_pairs(row) {
+                            Some(pairs) if in_pairs => to.copy_from_slice(pairs),
+                            _ => widen(row, to),
+                        }
                     }
-                    wide[rows * channels..8 * channels].fill(0.0);
-                    (&*wide, channels)
+                    wide[rows * columns..8 * columns].fill(0.0);
+                    (&*wide, columns)
                 }
             };
-            assert!(from.len() >= 7 * stride + channels);
-            let whole = channels - channels % 8;
+            assert!(from.len() >= 7 * stride + columns);
+            let whole = columns - columns % 8;
             for c in (0..whole).step_by(8) {
-                // SAFETY: as asserted, 8 rows of `from` hold `channels` elements each, and `channels` rows of `to` KEYS.
+                // SAFETY: as asserted, 8 rows of `from` hold `columns` elements each, and `columns` rows of `to` KEYS.
                 unsafe {
                     let to = to.as_mut_ptr().add(c * KEYS + first);
                     s.transpose_8x8(from.as_ptr().add(c), stride, to, KEYS);
                 }
             }
-            for c in whole..channels {
+            for c in whole..columns {
                 for i in 0..8 {
                     to[c * KEYS + first + i] = from[i * stride + c];
                 }
             }
         }
+        in_pairs
     }
+}
+
+/// `x` by two elements of bf16, where it is some.
+#[inline(always)]
+fn as_pairs<T: Float>(x: &[T]) -> Option<&[f32]> {
+    let is_whole = T::DTYPE == DType::BF16 && x.len().is_multiple_of(2);
+    // It fails where the first element does not begin a pair.
+    if is_whole { bytemuck::try_cast_slice(x).ok() } else { None }
 }
 
 simd! {
@@ -151,17 +181,23 @@ simd! {
 }
 
 simd! {
-    /// Adds the first `count` keys [D, KEYS] of a block and their values, rows [D] `stride` apart, to what a query has seen.
-    fn attend(s, row: &mut Row, keys: &[f32], count: usize, values: &[f32], stride: usize) {
+    /// Adds the first `count` keys of a block and their values, rows [D] of f32 or bf16 `stride` apart, to what a query has seen.
+    fn attend[V: Float<Acc = f32>](s, row: &mut Row<'_>, turned: Turned<'_>, count: usize, values: &[V], stride: usize) {
+        let Turned { keys, in_pairs } = turned;
         let channels = row.query.len();
         let mut weights = [0.0f32; KEYS];
         let lanes = S::LANES;
-        assert!(count <= KEYS && KEYS.is_multiple_of(lanes) && keys.len() == KEYS * channels && row.output.len() == channels);
-        // SAFETY: `weights` and a row of keys are KEYS, whole registers.
+        assert!(count <= KEYS && KEYS.is_multiple_of(6 * lanes) && keys.len() == KEYS * channels && row.output.len() == channels);
+        assert!((keys.as_ptr() as usize).is_multiple_of(64));
+        // SAFETY: `weights` and a row of keys are KEYS, whole registers, and keys begin with a cache line.
         unsafe {
             // 1. scores
-            for first in (0..count).step_by(3 * lanes) {
-                scores::<S, 3>(s, &row.query, keys.as_ptr().add(first), weights.as_mut_ptr().add(first));
+            for first in (0..count).step_by(6 * lanes) {
+                let (keys, to) = (keys.as_ptr().add(first), weights.as_mut_ptr().add(first));
+                match in_pairs {
+                    true => scores_of_pairs::<S, 6>(s, row.query, keys.cast(), to),
+                    false => scores::<S, 6>(s, row.query, keys, to),
+                }
             }
             weights[count..].fill(f32::NEG_INFINITY);
             // 2. weights
@@ -185,24 +221,34 @@ simd! {
             // 3. values
             let sums = &mut row.block[..channels];
             sums.fill(0.0);
-            let value = |j: usize| &values[j * stride..][..channels];
+            let row_of = |j: usize| &values[j * stride..][..channels];
             for (j, weights) in weights[..count].chunks(4).enumerate() {
                 let j = 4 * j;
                 if let [w0, w1, w2, w3] = *weights {
-                    let (v0, v1, v2, v3) = (value(j), value(j + 1), value(j + 2), value(j + 3));
+                    let (v0, v1, v2, v3) = (row_of(j), row_of(j + 1), row_of(j + 2), row_of(j + 3));
                     for i in 0..channels {
-                        sums[i] = s.fma(v3[i], w3, s.fma(v2[i], w2, s.fma(v1[i], w1, s.fma(v0[i], w0, sums[i]))));
+                        let [v0, v1, v2, v3] = [v0[i], v1[i], v2[i], v3[i]].map(wide);
+                        sums[i] = s.fma(v3, w3, s.fma(v2, w2, s.fma(v1, w1, s.fma(v0, w0, sums[i]))));
                     }
                     continue;
                 }
                 for (j, weight) in weights.iter().enumerate().map(|(i, weight)| (j + i, weight)) {
-                    sums.iter_mut().zip(value(j)).for_each(|(sum, v)| *sum = s.fma(*v, *weight, *sum));
+                    sums.iter_mut().zip(row_of(j)).for_each(|(sum, v)| *sum = s.fma(wide(*v), *weight, *sum));
                 }
             }
             for (out, sum) in row.output.iter_mut().zip(&*sums) {
                 *out = s.fma(*out, correction, *sum);
             }
         }
+    }
+}
+
+/// A value that is f32 or bf16.
+#[inline(always)]
+fn wide<V: Float>(value: V) -> f32 {
+    match V::DTYPE {
+        DType::BF16 => f32::from_bits(u32::from(bytemuck::cast::<V, u16>(value)) << 16),
+        _ => bytemuck::cast(value),
     }
 }
 
@@ -219,6 +265,35 @@ unsafe fn scores<S: Simd, const N: usize>(s: S, query: &[f32], keys: *const f32,
         for (i, sum) in sums.iter_mut().enumerate() {
             // SAFETY: the caller's promise.
             *sum = s.mul_add(unsafe { s.load(keys.add(c * KEYS + i * S::LANES)) }, q, *sum);
+        }
+    }
+    for (i, sum) in sums.into_iter().enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe { s.store(to.add(i * S::LANES), sum) };
+    }
+}
+
+/// As [`scores`], of keys whose channels lie in pairs, columns of [D / 2, KEYS, 2].
+///
+/// # Safety
+/// As of [`scores`], and `keys` must be aligned to a register.
+#[inline(always)]
+unsafe fn scores_of_pairs<S: Simd, const N: usize>(
+    s: S,
+    query: &[f32],
+    keys: *const bf16,
+    to: *mut f32,
+) {
+    let mut sums = [s.splat(0.0); N];
+    for (c, q) in query.chunks_exact(2).enumerate() {
+        let (even, odd) = (s.splat(q[0]), s.splat(q[1]));
+        for (i, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let keys = keys.add(2 * (c * KEYS + i * S::LANES));
+                *sum = s.mul_add(s.load_bf16_even(keys), even, *sum);
+                *sum = s.mul_add(s.load_bf16_odd(keys), odd, *sum);
+            }
         }
     }
     for (i, sum) in sums.into_iter().enumerate() {

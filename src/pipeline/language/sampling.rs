@@ -129,7 +129,9 @@ impl Sampler {
     /// # Errors
     /// `NotFinite` when a score is not a number, or infinite.
     pub fn choose(&mut self, logits: &[f32]) -> Result<u32> {
-        if let Some(token) = logits.iter().position(|x| !x.is_finite()) {
+        // All of them, without a branch each: there are many, and one that is no number is rare.
+        if !logits.iter().fold(true, |all, x| all & x.is_finite()) {
+            let token = logits.iter().position(|x| !x.is_finite()).unwrap_or_default();
             let message = format!("the score of token {token} is {}", logits[token]);
             return Err(Error::NotFinite(message));
         }
@@ -208,8 +210,13 @@ impl Sampler {
 
 /// The token of the largest score, the first of equal ones.
 fn likeliest(scores: &[f32]) -> u32 {
-    let best = (0..scores.len()).max_by(|&a, &b| scores[a].total_cmp(&scores[b]).then(b.cmp(&a)));
-    best.unwrap_or_default() as u32
+    let mut best = [f32::NEG_INFINITY; 16];
+    let chunks = scores.chunks_exact(16);
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let rest = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, larger);
+    chunks.for_each(|x| best.iter_mut().zip(x).for_each(|(best, &x)| *best = larger(*best, x)));
+    let best = best.into_iter().fold(rest, larger);
+    scores.iter().position(|&x| x == best).unwrap_or_default() as u32
 }
 
 /// The token where the sum of weights passes this share of the whole.
