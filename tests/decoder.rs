@@ -1,5 +1,7 @@
 //! Causal language models against transformers, on the small random configurations of `golden/decoder.py`.
 
+#[path = "golden/drawn.rs"]
+mod drawn;
 mod golden;
 #[path = "golden/gpu.rs"]
 mod gpu;
@@ -8,15 +10,15 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use drawn::Drawn;
 use golden::{assert_close, assert_same, get};
 use nadir::Result;
+use nadir::io::TensorSource;
 use nadir::io::config::Config;
 use nadir::io::safetensors::{SafeTensors, save};
-use nadir::io::{TensorInfo, TensorSource};
 use nadir::models::decoder::{Decoder, DecoderConfig};
 use nadir::nn::lora::Adapter;
 use nadir::nn::{Keep, Params, parameters};
-use nadir::noise::Mt19937;
 use nadir::ops::elementwise::linear_combination;
 use nadir::ops::gradient::backward;
 use nadir::ops::matmul::matmul;
@@ -35,45 +37,6 @@ use tempfile::TempDir;
 const TOLERANCE: f32 = 1e-5;
 
 const FAMILIES: [&str; 6] = ["gpt2", "phi", "llama2", "llama3", "qwen2", "qwen3"];
-
-/// The weights that `draw` of `golden/decoder.py` makes.
-struct Drawn(BTreeMap<String, Vec<usize>>);
-
-impl Drawn {
-    fn of(name: &str) -> Self {
-        let path = golden::path(&format!("decoder/{name}/weights.json"));
-        Self(serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap())
-    }
-}
-
-impl TensorSource for Drawn {
-    fn names(&self) -> Vec<String> {
-        self.0.keys().cloned().collect()
-    }
-
-    fn info(&self, name: &str) -> Option<TensorInfo> {
-        Some(TensorInfo { shape: self.0.get(name)?.clone(), dtype: DType::F32 })
-    }
-
-    fn read(&self, name: &str) -> Result<Tensor> {
-        let shape = &self.0[name];
-        let mut generator = Mt19937::new(u64::from(crc32fast::hash(name.as_bytes())));
-        let values = (0..shape.iter().product()).map(|_| {
-            let uniform = f64::from(generator.next_u32() % (1 << 24)) / f64::from(1 << 23) - 1.0;
-            let value = match (shape.len(), name.ends_with("weight")) {
-                (1, true) => 1.0 + 0.3 * uniform,
-                (1, false) => 0.2 * uniform,
-                _ => 0.3 * uniform,
-            };
-            value as f32
-        });
-        Tensor::from_vec(values.collect(), &shape[..])
-    }
-
-    fn origin(&self, _: &str) -> String {
-        "drawn".into()
-    }
-}
 
 fn config(name: &str) -> Result<DecoderConfig> {
     DecoderConfig::open(golden::path(&format!("decoder/{name}")))

@@ -8,6 +8,7 @@
 mod cache;
 mod config;
 mod names;
+mod packing;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use crate::ops::matmul::{Activation, Epilogue};
 use crate::ops::rotary::{rotary, rotary_table};
 use crate::tensor::{DType, Device, Tensor};
 use names::Names;
+use packing::Documents;
 
 pub use cache::Cache;
 pub use config::{Biases, Block, DecoderConfig, NormKind, Rotary};
@@ -52,6 +54,8 @@ struct Place {
     positions: Tensor,
     /// Of [`rotary`].
     angles: Option<Tensor>,
+    /// Where rows hold several.
+    documents: Option<Arc<Documents>>,
 }
 
 /// What has been computed of earlier tokens.
@@ -193,7 +197,28 @@ impl Decoder {
         self.check_length(t)?;
         let positions: Vec<u32> = (0..b).flat_map(|_| 0..t as u32).collect();
         let positions = Tensor::from_vec(positions, [b, t])?.to_device(self.device)?;
-        self.run(self.vocabulary.embed(ids)?, positions, None)
+        self.run(self.vocabulary.embed(ids)?, self.place(positions), None)
+    }
+
+    /// As [`Self::forward`], of rows in which documents of these `lengths` lie behind each other: each begins at position 0, and
+    /// none sees another. What a row has behind them belongs to the last.
+    ///
+    /// # Errors
+    /// As [`Self::hidden`]; `Argument` when rows are not made up of the documents.
+    pub fn forward_packed(&self, ids: &Tensor, lengths: &[Vec<usize>]) -> Result<Tensor> {
+        let (b, t) = ids.dims2()?;
+        self.check_length(t)?;
+        if lengths.len() != b {
+            return Err(Error::argument(
+                "documents",
+                format!("{} rows", lengths.len()),
+                format!("the {b} of ids"),
+            ));
+        }
+        let documents = Arc::new(Documents::new(lengths, t, self.device)?);
+        let place = self.place(documents.positions.clone());
+        let place = Place { documents: Some(documents), ..place };
+        self.logits(&self.run(self.vocabulary.embed(ids)?, place, None)?)
     }
 
     /// An empty cache of `slots` sequences of at most `capacity` tokens.
@@ -232,8 +257,8 @@ impl Decoder {
     /// `x` [B, T, C], the vectors of the next tokens.
     fn step(&self, x: Tensor, cache: &mut Cache, first: usize) -> Result<Tensor> {
         let places = cache.advance(first, x.dim(0), x.dim(1))?;
-        let positions = places.positions.clone();
-        self.run(x, positions, Some(Past { cache, first, places, block: 0 }))
+        let place = self.place(places.positions.clone());
+        self.run(x, place, Some(Past { cache, first, places, block: 0 }))
     }
 
     /// Bytes that a step reads for a token of each of `batch` sequences of `length` tokens: every weight once, of tables that
@@ -262,13 +287,17 @@ impl Decoder {
         Err(Error::argument("tokens", tokens, format!("at most {limit}, the model's context")))
     }
 
-    /// `x` [B, T, C], vectors of tokens at `positions` [B, T], and what came before.
-    fn run(&self, mut x: Tensor, positions: Tensor, mut past: Option<Past>) -> Result<Tensor> {
+    /// `positions` [B, T]
+    fn place(&self, positions: Tensor) -> Place {
+        Place { positions, angles: self.angles.clone(), documents: None }
+    }
+
+    /// `x` [B, T, C], vectors of tokens, where they stand, and what came before.
+    fn run(&self, mut x: Tensor, place: Place, mut past: Option<Past>) -> Result<Tensor> {
         // 1. positions
         if let Some(table) = &self.positions {
-            x = add(&x, &table.forward_in_place(&positions)?)?;
+            x = add(&x, &table.forward_in_place(&place.positions)?)?;
         }
-        let place = Place { positions, angles: self.angles.clone() };
         // 2. blocks
         for (block, layer) in self.layers.iter().enumerate() {
             x = match &mut past {
@@ -404,12 +433,13 @@ impl Attention {
             [q, k] = [rotary(&q, &place.positions, angles)?, rotary(&k, &place.positions, angles)?];
         }
         // 3. attention
-        let y = match past {
-            Some(Past { cache, first, places, block }) => {
+        let y = match (past, &place.documents) {
+            (Some(Past { cache, first, places, block }), _) => {
                 let [k, v] = cache.append(*block, *first, &k, &v, &places.starts)?;
                 attention_ragged(&q, &k, &v, &places.ends, self.config)?
             }
-            None => attention(&q, &k, &v, self.config)?,
+            (None, Some(documents)) => documents.attention([&q, &k, &v], self.config)?,
+            (None, None) => attention(&q, &k, &v, self.config)?,
         }; // [B, T, H, D]
         let (b, t, heads, d) = y.dims4()?;
         let y = y.reshape([b, t, heads * d])?;

@@ -1,6 +1,6 @@
 //! Training a causal language model: the cross entropy of the token that follows, whole models or low-rank adapters.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -215,28 +215,38 @@ impl LmTask {
         Ok(Self { token_dropout, ..self })
     }
 
-    /// Mean cross entropy of the targets that count.
-    fn mean_loss(&self, ids: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    /// Mean cross entropy of the targets that count, of a batch whose tokens are seen as `ids`.
+    fn mean_loss(&self, ids: &Tensor, batch: &TokenBatch) -> Result<Tensor> {
         let device = self.compute.device;
         if let Some(adapters) = &self.adapters {
             adapters.matrices.apply(&self.model)?;
         }
-        let logits = self.model.forward(&ids.to_device(device)?)?; // [B, T, V]
+        let ids = ids.to_device(device)?;
+        let logits = match &*batch.documents {
+            [] => self.model.forward(&ids)?,
+            lengths => self.model.forward_packed(&ids, lengths)?,
+        }; // [B, T, V]
         let settings = CrossEntropy { ignore_index: Some(FILLING), ..CrossEntropy::default() };
-        cross_entropy(&logits, &targets.to_device(device)?, settings)
+        cross_entropy(&logits, &batch.targets.to_device(device)?, settings)
     }
 
-    /// `ids` [B, T] with some of them, but none of the first column, replaced.
-    fn dropped(&self, ids: &Tensor, random: &mut Random) -> Result<Tensor> {
+    /// The ids [B, T] of a batch with some of them, but none that a document begins with, replaced.
+    fn dropped(&self, batch: &TokenBatch, random: &mut Random) -> Result<Tensor> {
         if self.token_dropout == 0.0 {
-            return Ok(ids.clone());
+            return Ok(batch.ids.clone());
         }
-        let (b, t) = ids.dims2()?;
+        let (b, t) = batch.ids.dims2()?;
         let vocabulary = self.model.config().vocab_size;
-        let mut values = ids.to_vec::<i64>()?;
-        for row in values.chunks_mut(t) {
-            for id in &mut row[1..] {
-                if random.unit() < self.token_dropout {
+        let mut values = batch.ids.to_vec::<i64>()?;
+        for (i, row) in values.chunks_mut(t).enumerate() {
+            let lengths = batch.documents.get(i).map_or(&[][..], |lengths| lengths);
+            let ends = lengths.iter().scan(0, |end, length| {
+                *end += length;
+                Some(*end)
+            });
+            let starts: BTreeSet<usize> = ends.chain([0]).collect();
+            for (place, id) in row.iter_mut().enumerate() {
+                if !starts.contains(&place) && random.unit() < self.token_dropout {
                     *id = random.below(vocabulary) as i64;
                 }
             }
@@ -298,12 +308,12 @@ impl Task<TextSet> for LmTask {
     }
 
     fn loss(&self, batch: &TokenBatch, random: &mut Random) -> Result<Loss> {
-        let ids = self.dropped(&batch.ids, random)?;
-        Ok(Loss { total: self.mean_loss(&ids, &batch.targets)?, parts: Vec::new() })
+        let ids = self.dropped(batch, random)?;
+        Ok(Loss { total: self.mean_loss(&ids, batch)?, parts: Vec::new() })
     }
 
     fn validate(&self, batch: &TokenBatch, _: &mut Random) -> Result<Measured> {
-        let loss = number_of(&self.mean_loss(&batch.ids, &batch.targets)?)?;
+        let loss = number_of(&self.mean_loss(&batch.ids, batch)?)?;
         Ok(vec![("validation_loss", batch.count as f64 * loss)])
     }
 

@@ -2,17 +2,21 @@
 
 Writes `language/model/`, a small GPT-2 in f16; `language/peft/`, adapters of it as peft saves them; and
 `language/golden.safetensors`: batches whose rows are filled up behind their end, the loss of every step, a weight and its
-average behind the last, and logits of the model with the adapters as they began.
+average behind the last, and logits of the model with the adapters as they began; and the losses of a Phi and a Llama,
+whose weights are those of `decoder.py`.
 
     python tests/golden/language.py
 """
 
+import json
+
 import torch
 from common import HERE, save_json, save_tensors
+from decoder import DECODER, draw
 from peft import LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 OUT = HERE / "language"
 VOCABULARY = 320
@@ -38,6 +42,17 @@ def model():
     model = GPT2LMHeadModel(config).eval()  # no dropout
     for seed, (name, parameter) in enumerate(model.named_parameters()):
         fill(name, parameter, seed)
+    return model
+
+
+def drawn(name):
+    """The model of that name in `decoder.py`."""
+    folder = DECODER / name
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), attn_implementation="eager").eval()
+    weights = json.loads((folder / "weights.json").read_text())
+    for key, value in model.state_dict().items():
+        if key in weights:
+            value.copy_(draw(key, weights[key]))
     return model
 
 
@@ -118,7 +133,11 @@ def main():
     watched = "base_model.model.transformer.h.1.mlp.c_fc.lora_B.default.weight"
     result["weight"] = parameters[watched].detach()
     tensors |= {f"lora.{key}": value for key, value in result.items()}
-    for key in ["full", "lora"]:
+    for name in ["phi", "llama3"]:
+        whole = drawn(name)
+        result, _ = train(whole, dict(whole.named_parameters()), 1e-3)
+        tensors |= {f"{name}.{key}": value for key, value in result.items()}
+    for key in ["full", "lora", "phi", "llama3"]:
         print(key, [round(float(x), 4) for x in tensors[f"{key}.losses"]])
     save_tensors(OUT / "golden.safetensors", tensors)
 

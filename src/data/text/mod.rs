@@ -1,10 +1,12 @@
 //! Texts to train language models on: documents as rows of tokens, in batches of about one length.
 //!
 //! A row is a document, or a part of one that is longer than a block; nothing of another document is ever before a token.
+//! Packed, a row is as many of these as a block has room for, and says where they are, so that it stays so.
 //! Rows are filled up behind their end to the length of the longest in the batch, which no token sees and no loss counts.
 
 mod source;
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -37,6 +39,10 @@ pub struct TextSettings {
     #[arg(long, value_name = "TOKENS", default_value_t = 256, allow_negative_numbers = true)]
     pub block_size: usize,
 
+    /// Put several documents into a row, as many as it has room for; none sees another, so that only speed is another
+    #[arg(long)]
+    pub packing: bool,
+
     /// How a text with a class becomes a document, such as "{class}: {text}" [default: the text alone]
     #[arg(long, value_name = "TEMPLATE")]
     pub document_template: Option<String>,
@@ -49,7 +55,7 @@ pub struct TextSettings {
 
 impl Default for TextSettings {
     fn default() -> Self {
-        Self { block_size: 256, document_template: None, class_words: None }
+        Self { block_size: 256, packing: false, document_template: None, class_words: None }
     }
 }
 
@@ -134,10 +140,18 @@ pub struct TextSet {
     tokens: Vec<u32>,
     /// Places of documents in `tokens`, by the entry that they come from.
     entries: Vec<Vec<Range<usize>>>,
-    /// Places of rows in `tokens`: what is seen, and one token more.
-    rows: Vec<Range<usize>>,
+    rows: Vec<Row>,
     block: usize,
+    packing: bool,
     filling: u32,
+}
+
+/// Places of a row's documents, or of their parts, in the tokens: what is seen, and one token more.
+type Row = Vec<Range<usize>>;
+
+/// Tokens of a row that are seen.
+fn length(row: &Row) -> usize {
+    row.iter().map(|part| part.len() - 1).sum()
 }
 
 /// Some rows.
@@ -148,6 +162,30 @@ pub struct TokenBatch {
     pub targets: Tensor,
     /// Targets that count.
     pub count: usize,
+    /// Lengths of the documents in each row, where there are several in one; empty where each row is one.
+    pub documents: Vec<Vec<usize>>,
+}
+
+/// Puts parts into rows of at most `block` tokens: the longest first, each where it leaves least room (best fit decreasing).
+fn packed(mut parts: Row, block: usize) -> Vec<Row> {
+    parts.sort_by_key(|part| (Reverse(part.len()), part.start));
+    let mut rows: Vec<Row> = Vec::new();
+    // Rows by the room that they have left.
+    let mut open: BTreeSet<(usize, usize)> = BTreeSet::new();
+    for part in parts {
+        let needed = part.len() - 1;
+        let (room, row) = match open.range((needed, 0)..).next().copied() {
+            Some(fitting) => fitting,
+            None => {
+                rows.push(Vec::new());
+                (block, rows.len() - 1)
+            }
+        };
+        open.remove(&(room, row));
+        open.insert((room - needed, row));
+        rows[row].push(part);
+    }
+    rows
 }
 
 impl TextSet {
@@ -206,6 +244,7 @@ impl TextSet {
             entries,
             rows: Vec::new(),
             block,
+            packing: settings.packing,
             filling: framing.end,
         };
         set.cut();
@@ -215,11 +254,16 @@ impl TextSet {
     /// Makes rows of the documents.
     fn cut(&mut self) {
         let block = self.block;
-        let rows = |document: &Range<usize>| {
+        let parts = |document: &Range<usize>| {
             let Range { start, end } = *document;
             (start..end - 1).step_by(block).map(move |from| from..(from + block + 1).min(end))
         };
-        self.rows = self.entries.iter().flatten().flat_map(rows).collect();
+        let parts = self.entries.iter().flatten().flat_map(parts);
+        self.rows = if self.packing {
+            packed(parts.collect(), block)
+        } else {
+            parts.map(|part| vec![part]).collect()
+        };
     }
 
     /// The first file that it is from.
@@ -276,20 +320,27 @@ impl TextSet {
     }
 
     fn batch(&self, rows: &[usize]) -> Result<TokenBatch> {
-        let longest = rows.iter().map(|&row| self.rows[row].len() - 1).max().unwrap_or(0);
-        let (mut ids, mut targets, mut count) = (Vec::new(), Vec::new(), 0);
-        for &row in rows {
-            let tokens = &self.tokens[self.rows[row].clone()];
-            let length = tokens.len() - 1;
-            ids.extend(tokens[..length].iter().map(|&token| i64::from(token)));
-            ids.resize(ids.len() + longest - length, i64::from(self.filling));
-            targets.extend_from_slice(&tokens[1..]);
-            targets.resize(targets.len() + longest - length, FILLING);
-            count += length;
+        let rows: Vec<&Row> = rows.iter().map(|&row| &self.rows[row]).collect();
+        let longest = rows.iter().map(|row| length(row)).max().unwrap_or(0);
+        let (mut ids, mut targets) = (Vec::new(), Vec::new());
+        for (i, row) in rows.iter().enumerate() {
+            for part in *row {
+                let tokens = &self.tokens[part.clone()];
+                ids.extend(tokens[..tokens.len() - 1].iter().map(|&token| i64::from(token)));
+                targets.extend_from_slice(&tokens[1..]);
+            }
+            ids.resize((i + 1) * longest, i64::from(self.filling));
+            targets.resize((i + 1) * longest, FILLING);
+        }
+        let count = rows.iter().map(|row| length(row)).sum();
+        let mut documents = Vec::new();
+        if rows.iter().any(|row| row.len() > 1) {
+            let lengths = |row: &&Row| row.iter().map(|part| part.len() - 1).collect();
+            documents = rows.iter().map(lengths).collect();
         }
         let shape = [rows.len(), longest];
         let (ids, targets) = (Tensor::from_vec(ids, shape)?, Tensor::from_vec(targets, shape)?);
-        Ok(TokenBatch { ids, targets, count })
+        Ok(TokenBatch { ids, targets, count, documents })
     }
 
     /// Rows of the batches `SORTED * window` and following: sorted by length, so that little is filled up, and in an order
@@ -311,7 +362,7 @@ impl TextSet {
             orders.entry(epoch).or_insert_with(new)[(place % n) as usize]
         };
         let mut rows: Vec<usize> = (first..last).map(&mut row).collect();
-        rows.sort_by_key(|&row| self.rows[row].len());
+        rows.sort_by_key(|&row| length(&self.rows[row]));
         let batches: Vec<&[usize]> = rows.chunks(batch).collect();
         let order = permutation(batches.len(), seed, window, Purpose::Batches);
         order.into_iter().map(|i| batches[i].to_vec()).collect()
@@ -327,7 +378,7 @@ impl Examples for TextSet {
 
     /// Tokens that are predicted.
     fn count(&self) -> usize {
-        self.rows.iter().map(|row| row.len() - 1).sum()
+        self.rows.iter().map(length).sum()
     }
 
     /// Begins with a whole batch: `start` is rounded down to one.
@@ -361,7 +412,7 @@ impl Examples for TextSet {
             return Err(Error::argument("train_batch_size", batch, "at least 1"));
         }
         let mut rows: Vec<usize> = (0..self.rows.len()).collect();
-        rows.sort_by_key(|&row| self.rows[row].len());
+        rows.sort_by_key(|&row| length(&self.rows[row]));
         let batches: Vec<Vec<usize>> = rows.chunks(batch).map(<[usize]>::to_vec).collect();
         Ok(Box::new(batches.into_iter().map(|rows| self.batch(&rows))))
     }
@@ -385,10 +436,13 @@ mod tests {
 
     /// Documents of 0 to 22 letters of their own.
     fn set(block_size: usize) -> TextSet {
+        set_of(TextSettings { block_size, ..TextSettings::default() })
+    }
+
+    fn set_of(settings: TextSettings) -> TextSet {
         let folder = tempfile::tempdir().unwrap();
         let lines: String = (1..24u8).map(|n| format!("{}\n", "x".repeat(n.into()))).collect();
         let path = file(folder.path(), "a.txt", &lines);
-        let settings = TextSettings { block_size, ..TextSettings::default() };
         TextSet::open(&[path], &settings, &framing()).unwrap()
     }
 
@@ -436,6 +490,48 @@ mod tests {
             };
             assert_eq!(set.count(), predicted.len());
             assert_eq!(sorted(predicted), sorted(documents));
+        }
+    }
+
+    #[test]
+    fn packed_rows_are_full_of_the_same_parts() {
+        for block in [1, 7, 24, 256] {
+            let mut parts: [Vec<(Vec<i64>, Vec<u32>)>; 2] = [Vec::new(), Vec::new()];
+            let sets = [false, true].map(|packing| {
+                set_of(TextSettings { block_size: block, packing, ..TextSettings::default() })
+            });
+            for (set, parts) in sets.iter().zip(&mut parts) {
+                for batch in set.pass(3, 1).unwrap() {
+                    let TokenBatch { ids, targets, count, documents } = batch.unwrap();
+                    let (rows, t) = ids.dims2().unwrap();
+                    let (ids, targets) =
+                        (ids.to_vec::<i64>().unwrap(), targets.to_vec::<u32>().unwrap());
+                    assert!(t <= block && (documents.is_empty() || documents.len() == rows));
+                    assert_eq!(count, targets.iter().filter(|&&target| target != FILLING).count());
+                    for row in 0..rows {
+                        let (ids, targets) = (&ids[row * t..][..t], &targets[row * t..][..t]);
+                        let filled =
+                            targets.iter().position(|&target| target == FILLING).unwrap_or(t);
+                        let one = vec![filled];
+                        let mut start = 0;
+                        for length in documents.get(row).unwrap_or(&one) {
+                            let part = start..start + length;
+                            parts.push((ids[part.clone()].to_vec(), targets[part].to_vec()));
+                            start += length;
+                        }
+                        assert_eq!(start, filled);
+                    }
+                }
+                parts.sort();
+            }
+            let [apart, packed] = parts;
+            assert_eq!(apart, packed);
+            let [apart, packed] = sets;
+            // No two rows would fit into one.
+            let mut lengths: Vec<usize> = packed.rows.iter().map(length).collect();
+            lengths.sort_unstable();
+            assert!(lengths.len() < 2 || lengths[0] + lengths[1] > block, "{lengths:?}");
+            assert!(packed.len() <= apart.len() && packed.count() == apart.count());
         }
     }
 
