@@ -6,6 +6,7 @@ mod data;
 mod interrupted_training;
 mod language;
 mod lora;
+mod papers;
 mod prompts;
 mod train;
 mod train_lm;
