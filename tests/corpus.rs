@@ -404,6 +404,17 @@ fn an_output_is_whole_or_absent() {
     let error = build(std::slice::from_ref(&path), &out, &settings, None, false, stop).unwrap_err();
     assert!(matches!(error, Error::Interrupted));
     assert_eq!(entries(), 3);
+    // Another file takes the name meanwhile: it stays, and has no reports beside it.
+    let late = &mut |done, files| {
+        if done == files {
+            fs::write(&out, "another").unwrap();
+        }
+        Ok(())
+    };
+    let error = build(std::slice::from_ref(&path), &out, &settings, None, false, late).unwrap_err();
+    assert!(error.to_string().contains("c.parquet"), "{error}");
+    assert_eq!((entries(), fs::read(&out).unwrap()), (4, b"another".to_vec()));
+    fs::remove_file(&out).unwrap();
     // No folder, a folder, a file.
     let error = corpus(std::slice::from_ref(&path), &folder.path().join("no/c.parquet"), &settings)
         .unwrap_err();

@@ -286,7 +286,12 @@ fn task(model: &Path, lora: &LoraSettings) -> Result<DiffusionTask> {
 }
 
 fn of_every_layer() -> LoraSettings {
-    LoraSettings { lora_rank: Some(2), lora_alpha: Some(3.0), lora_targets: Targets::Conv }
+    LoraSettings {
+        lora_rank: Some(2),
+        lora_alpha: Some(3.0),
+        lora_targets: Targets::Conv,
+        ..LoraSettings::default()
+    }
 }
 
 /// Trains until `steps`, or until told to stop behind `stop`.
@@ -437,6 +442,8 @@ fn adapters_that_cannot_be_are_named() {
         (LoraSettings { lora_rank: Some(1 << 40), ..of_every_layer() }, "lora_rank"),
         (LoraSettings { lora_alpha: Some(f64::NAN), ..of_every_layer() }, "lora_alpha"),
         (LoraSettings { lora_alpha: Some(0.0), ..of_every_layer() }, "lora_alpha"),
+        (LoraSettings { lora_dropout: 0.05, ..of_every_layer() }, "lora_dropout"),
+        (LoraSettings { lora_dropout: f64::NAN, ..of_every_layer() }, "lora_dropout"),
     ] {
         let error = task(&model, &settings).err().expect(named).to_string();
         assert!(error.contains(named), "{error}");

@@ -40,7 +40,14 @@ const BUG: u8 = 101;
 pub fn main() -> ExitCode {
     let args = args::dashed(std::env::args_os());
     let cli = Cli::parse_from(training_recipe::expanded(Cli::command(), args));
-    // Parsers of the library catch panics of their own; what arrives here is nadir's.
+    // Parsers of the library catch panics of their own, which are no more than files that they do not like; what arrives here
+    // is nadir's.
+    let shown = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !nadir::io::is_parsing() {
+            shown(panic);
+        }
+    }));
     match catch_unwind(AssertUnwindSafe(|| run(cli.command))) {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {

@@ -13,6 +13,7 @@ pub mod parquet;
 pub mod png;
 pub mod safetensors;
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -98,9 +99,20 @@ pub fn read_file(path: &Path, limit: u64) -> Result<String> {
     })
 }
 
+thread_local! {
+    static PARSING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is in a third-party parser, whose panic becomes an error: one that a program's panic hook need not show.
+pub fn is_parsing() -> bool {
+    PARSING.get()
+}
+
 /// Runs a third-party parser: a panic in it becomes what was found in place of good content.
 pub(crate) fn caught<T>(parser: impl FnOnce() -> T) -> std::result::Result<T, String> {
+    let outer = PARSING.replace(true);
     // Nothing that the parser touched is looked at after a panic.
-    catch_unwind(AssertUnwindSafe(parser))
-        .map_err(|_| "content that makes its parser panic".to_owned())
+    let parsed = catch_unwind(AssertUnwindSafe(parser));
+    PARSING.set(outer);
+    parsed.map_err(|_| "content that makes its parser panic".to_owned())
 }

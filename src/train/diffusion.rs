@@ -115,14 +115,23 @@ pub struct LoraSettings {
     /// Layers that get one: attention (its projections), linear (all linear layers), conv (convolutions too)
     #[arg(long, value_name = "LAYERS", requires = "lora_rank", default_value = "attention")]
     pub lora_targets: Targets,
+
+    /// peft's setting, which has to be 0
+    #[arg(long, value_name = "P", requires = "lora_rank", default_value_t = 0.0, hide = true)]
+    #[arg(allow_negative_numbers = true)]
+    pub lora_dropout: f64,
 }
 
 impl LoraSettings {
     /// alpha, which is the rank where nothing else is said.
     ///
     /// # Errors
-    /// `Argument` for what is no factor.
+    /// `Argument` for what is no factor, and for dropout.
     pub(super) fn alpha(&self, rank: usize) -> Result<f64> {
+        if self.lora_dropout != 0.0 {
+            let expected = "0: adapters are added to their weights before these multiply, so that nothing can be dropped in between";
+            return Err(Error::argument("lora_dropout", self.lora_dropout, expected));
+        }
         match self.lora_alpha {
             Some(alpha) if !(alpha > 0.0 && alpha.is_finite()) => {
                 Err(Error::argument("lora_alpha", alpha, "a number above 0"))

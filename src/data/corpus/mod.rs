@@ -179,9 +179,15 @@ pub fn build(
         let path = paths.first().map_or(out, PathBuf::as_path);
         return Err(Error::file(path, "documents", "one that is kept", found, advice));
     }
-    report.write(out)?;
-    writer.finish()?.finish()?;
-    Ok(report)
+    let output = writer.finish()?;
+    let written = report.write(out).and_then(|()| output.finish());
+    if written.is_err() {
+        // Of a corpus that is not there.
+        for path in Report::beside(out) {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+    written.map(|()| report)
 }
 
 /// What is found in documents, in their order, each with the number of its file and its name.
