@@ -9,7 +9,7 @@ struct PoolDims {
     unsigned from_height, from_width;  // of what is read
     unsigned size, stride, padding;
     unsigned back;  // from windows to pixels
-    unsigned reserved;
+    unsigned within;  // whether the mean is over pixels within the image
 };
 
 struct Span {
@@ -87,14 +87,15 @@ __device__ void max_pool2d_gradient(T* dx, const T* grad, const unsigned* places
 FOR_EACH_FLOAT(
     max_pool2d_gradient, (T* dx, const T* grad, const unsigned* places, PoolDims d), (dx, grad, places, d))
 
-// The sum over a window by its area, or, back, over the windows that cover a pixel.
+// The sum over a window by its area or by its pixels within the image, or, back, over the windows that cover a pixel.
 template <typename T>
 __device__ void mean_pool2d(T* y, const T* x, PoolDims d) {
-    const float area = float(d.size * d.size);
     for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < d.len; i += size_t(gridDim.x) * blockDim.x) {
         const Place p = place_of(i, d);
         const Span rows = d.back ? covering(p.y, d.from_height, d) : window(p.y, d.from_height, d);
         const Span columns = d.back ? covering(p.x, d.from_width, d) : window(p.x, d.from_width, d);
+        const unsigned pixels = (rows.end - rows.begin) * (columns.end - columns.begin);
+        const float area = float(d.within ? pixels : d.size * d.size);
         float sum = 0.0f;
         for (unsigned row = rows.begin; row < rows.end; row++) {
             for (unsigned column = columns.begin; column < columns.end; column++) {

@@ -30,7 +30,7 @@ struct PoolDims {
     stride: u32,
     padding: u32,
     back: u32,
-    reserved: u32,
+    within: u32,
 }
 
 /// A thread an element of `out`, as far as 4096 blocks reach; they take further turns beyond.
@@ -65,7 +65,16 @@ pub fn max_pool2d(x: &Tensor, window: Window) -> Result<Tensor> {
 /// # Errors
 /// As [`max_pool2d`].
 pub fn avg_pool2d(x: &Tensor, window: Window) -> Result<Tensor> {
-    apply(AvgPool(window), &tensors(&[x]))
+    apply(AvgPool { window, within: false }, &tensors(&[x]))
+}
+
+/// The mean of what of each window lies within the image, channel by channel, padding not counted:
+/// `torch.nn.functional.avg_pool2d(count_include_pad=False)`, and TensorFlow's. It has no gradient.
+///
+/// # Errors
+/// As [`max_pool2d`].
+pub fn avg_pool2d_within(x: &Tensor, window: Window) -> Result<Tensor> {
+    apply(AvgPool { window, within: true }, &tensors(&[x]))
 }
 
 impl Window {
@@ -103,7 +112,7 @@ impl Window {
             stride: to_u32(self.stride)?,
             padding: to_u32(self.padding)?,
             back: back.into(),
-            reserved: 0,
+            within: 0,
         })
     }
 
@@ -274,9 +283,13 @@ impl Op for MaxPoolGradient {
     }
 }
 
-/// [`avg_pool2d`]; input `x`.
+/// [`avg_pool2d`] and [`avg_pool2d_within`]; input `x`.
 #[derive(Clone, Copy, Debug)]
-struct AvgPool(Window);
+struct AvgPool {
+    window: Window,
+    /// Whether it is divided by the pixels within the image, rather than the window's.
+    within: bool,
+}
 
 impl Op for AvgPool {
     fn name(&self) -> &'static str {
@@ -284,26 +297,29 @@ impl Op for AvgPool {
     }
 
     fn infer(&self, inputs: &Inputs) -> Result<Vec<Meta>> {
-        Ok(vec![self.0.infer(self.name(), &inputs[0])?])
+        Ok(vec![self.window.infer(self.name(), &inputs[0])?])
     }
 
     fn cpu(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let x = inputs[0].contiguous()?;
         let (_, height, width, _) = x.dims4()?;
         let (_, out_height, _, _) = outputs[0].dims4()?;
-        let (rows, columns) = (|y| self.0.of(y, height), |x| self.0.of(x, width));
-        self.0.means(self.name(), &x, out_height, rows, columns, &mut outputs[0])
+        let (rows, columns) = (|y| self.window.of(y, height), |x| self.window.of(x, width));
+        let out = &mut outputs[0];
+        self.window.means(self.name(), &x, out_height, rows, columns, self.within, out)
     }
 
     fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
         let (x, out) = (inputs[0].contiguous()?, &mut outputs[0]);
-        let dims = self.0.dims(self.name(), &x, out, false)?;
+        let dims = self.window.dims(self.name(), &x, out, false)?;
+        let dims = PoolDims { within: self.within.into(), ..dims };
         kernel::mean_pool2d(by_element(out), out, &x, dims)
     }
 
     fn backward(&self, call: &Call, grad: &Tensor) -> Result<Grads> {
-        let Some(x) = call.meta(0) else { return Err(Error::no_gradient(self.name())) };
-        let op = AvgPoolGradient { window: self.0, size: [x.shape[1], x.shape[2]] };
+        let x = call.meta(0).filter(|_| !self.within);
+        let Some(x) = x else { return Err(Error::no_gradient(self.name())) };
+        let op = AvgPoolGradient { window: self.window, size: [x.shape[1], x.shape[2]] };
         Ok(vec![Some(apply(op, &tensors(&[grad]))?)])
     }
 }
@@ -331,7 +347,7 @@ impl Op for AvgPoolGradient {
         let (window, height) = (self.window, self.size[0]);
         let rows = |y| window.covering(y, out_height);
         let columns = |x| window.covering(x, out_width);
-        window.means(self.name(), &grad, height, rows, columns, &mut outputs[0])
+        window.means(self.name(), &grad, height, rows, columns, false, &mut outputs[0])
     }
 
     fn cuda(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
@@ -346,7 +362,8 @@ impl Op for AvgPoolGradient {
 }
 
 impl Window {
-    /// For each pixel of `out`, of `height` rows, the sum over some rows and columns of `x`, by the window's area.
+    /// For each pixel of `out`, of `height` rows, the sum over some rows and columns of `x`, by the window's area, or by
+    /// their number where that `within` the image counts.
     fn means(
         &self,
         op: &'static str,
@@ -354,20 +371,25 @@ impl Window {
         height: usize,
         rows: impl Fn(usize) -> std::ops::Range<usize> + Sync,
         columns: impl Fn(usize) -> std::ops::Range<usize> + Sync,
+        within: bool,
         out: &mut Tensor,
     ) -> Result<()> {
         let (_, from_height, from_width, channels) = x.dims4()?;
         let width = out.dim(2);
-        let area = (self.size * self.size) as f64;
         dispatch_float!(op, x.dtype(), T => {
             let x = x.as_slice::<T>()?;
-            let area = <T as Float>::Acc::from_f64(area);
             for_each_row(out.as_mut_slice::<T>()?, width * channels, |i, row| {
                 let mut sum = vec![<T as Float>::Acc::ZERO; channels];
                 for (at, pixel) in row.chunks_exact_mut(channels).enumerate() {
                     sum.fill(<T as Float>::Acc::ZERO);
-                    for y in rows(i % height) {
-                        for from in columns(at) {
+                    let (rows, columns) = (rows(i % height), columns(at));
+                    let area = match within {
+                        true => rows.len() * columns.len(),
+                        false => self.size * self.size,
+                    };
+                    let area = <T as Float>::Acc::from_f64(area as f64);
+                    for y in rows {
+                        for from in columns.clone() {
                             let from = (i / height * from_height + y) * from_width + from;
                             let from = &x[from * channels..][..channels];
                             sum.iter_mut().zip(from).for_each(|(sum, x)| *sum += x.to_acc());
@@ -462,9 +484,19 @@ mod tests {
                 |x| avg_pool2d(x[0], win),
                 |x| reference(&x[0], shape, win, |all| all.iter().sum::<f64>() / area),
             );
+            check(
+                "avg_pool2d",
+                &[random(shape, 9)],
+                16.0,
+                |x| avg_pool2d_within(x[0], win),
+                |x| {
+                    let mean = |all: &[f64]| all.iter().sum::<f64>() / all.len() as f64;
+                    reference(&x[0], shape, win, mean)
+                },
+            );
         }
         let win = window(3, 2, 1);
-        for pool in [max_pool2d, avg_pool2d] {
+        for pool in [max_pool2d, avg_pool2d, avg_pool2d_within] {
             check_batch("pool", &random([7, 9, 5, 12], 3), |x| pool(x, win));
             check_nan("pool", &random([2, 9, 5, 12], 4), 300, |x| pool(x, win));
         }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use crate::process::{cargo, root, run as run_program, target_dir, works};
 
 /// What the references are: changing a version here means new tensors.
-const PACKAGES: [&str; 9] = [
+const PACKAGES: [&str; 14] = [
     "torch==2.15.*",
     "torchvision==0.29.*",
     "diffusers==0.42.*",
@@ -19,6 +19,11 @@ const PACKAGES: [&str; 9] = [
     "pillow",
     "accelerate",
     "tensorboard",
+    "torch-fidelity==0.4.*",
+    "clean-fid==0.1.*",
+    "lpips==0.1.*",
+    "prdc==0.2",
+    "scikit-image==0.26.*",
 ];
 
 /// Reads caption files that the project does not hold: runs only when it is named, with arguments.
