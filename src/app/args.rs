@@ -54,6 +54,8 @@ pub enum Command {
     #[command(subcommand)]
     Lm(super::lm::Lm),
     #[command(subcommand)]
+    Metrics(super::metrics::Metrics),
+    #[command(subcommand)]
     Bench(super::bench::Bench),
     Profile(Profile),
     Doctor(Doctor),

@@ -11,12 +11,14 @@ mod generate;
 mod interrupt;
 mod limits;
 mod lm;
+mod metrics;
 mod model;
 mod profile;
 mod progress;
 mod prompts;
 mod recipe;
 mod replay;
+mod similarity;
 mod terminal;
 mod train;
 mod train_lm;
@@ -81,6 +83,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Corpus(args) => corpus::run(&args)?,
         Command::Train(args) => train::run(args)?,
         Command::Lm(command) => lm::run(command)?,
+        Command::Metrics(command) => metrics::run(command)?,
         Command::Bench(command) => bench::run(command)?,
         Command::Profile(args) => profile::run(args)?,
         Command::Doctor(args) => return Ok(doctor::run(&args)),

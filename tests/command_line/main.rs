@@ -6,6 +6,7 @@ mod data;
 mod interrupted_training;
 mod language;
 mod lora;
+mod metrics;
 mod papers;
 mod prompts;
 mod train;
