@@ -1,8 +1,8 @@
 //! `cargo xtask golden`: the reference tensors, written anew.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::{env, fs};
 
 use anyhow::{Context, Result, bail};
 
@@ -146,14 +146,40 @@ fn check_events(python: &Path) -> Result<()> {
     run_program(Command::new(python).arg(root().join("tests/golden/check_events.py")).arg(run))
 }
 
+/// Makes the first update of the recipe for Stable Diffusion 1.5 beside PyTorch's, where PyTorch is and 20 GB of memory are.
+pub fn check_recipe() -> Result<()> {
+    let python = env::var_os("NADIR_PYTHON").map_or_else(own_python, |path| Ok(path.into()))?;
+    if !has_packages(&python) {
+        eprintln!(
+            "skipped: benches/peers/recipe.py (one update at Stable Diffusion 1.5's size): {} has no PyTorch and diffusers; \
+             `cargo xtask golden` installs them, NADIR_PYTHON names another Python that has them",
+            python.display()
+        );
+        return Ok(());
+    }
+    let peers = root().join("benches/peers");
+    let model = target_dir()?.join("sd15-random");
+    // What the script writes last.
+    if !model.join("model_index.json").exists() {
+        run_program(Command::new(&python).arg(peers.join("make_sd15_folder.py")).arg(&model))?;
+    }
+    run_program(Command::new(&python).arg(peers.join("recipe.py")).arg(model))
+}
+
+fn own_python() -> Result<PathBuf> {
+    Ok(target_dir()?.join("golden-venv/bin/python"))
+}
+
+fn has_packages(python: &Path) -> bool {
+    let import = "import torch, torchvision, diffusers, peft, transformers, pyarrow";
+    works(&python.to_string_lossy(), &["-c", import])
+}
+
 /// A virtual environment with the pinned packages; returns its Python.
 fn environment() -> Result<PathBuf> {
     let folder = target_dir()?.join("golden-venv");
-    let python = folder.join("bin/python");
-    if !works(
-        &python.to_string_lossy(),
-        &["-c", "import torch, torchvision, diffusers, peft, transformers, pyarrow"],
-    ) {
+    let python = own_python()?;
+    if !has_packages(&python) {
         eprintln!("installing PyTorch, diffusers and transformers under {}", folder.display());
         run_program(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
         let mut pip = Command::new(&python);

@@ -24,8 +24,9 @@ commands:
             kernels: one by one, every tensor with memory of its own; and whole pictures then as users draw them, as
             graphs, with sentinels around tensors. The CUDA compiler is installed first when it is missing; --no-cuda
             goes without both.
-            --all adds the tests that are marked as slow, and has campaigns of random cases go on ten times
-            as long. ARGS go to the test runner (cargo-nextest when it is installed, else cargo test).
+            --all adds the tests that are marked as slow, has campaigns of random cases go on ten times as long,
+            and makes one update of training at Stable Diffusion 1.5's size beside PyTorch (20 GB of memory), where
+            `golden` has installed it or NADIR_PYTHON names it. ARGS go to the test runner (cargo-nextest when it is installed, else cargo test).
   cuda      Installs the pinned CUDA compiler from PyPI under target/cuda (300 MB; Python 3 with pip, g++).
   vgpu [COMMAND ...]
             Runs a command with the virtual CUDA device in place of a driver: kernels are executed on the CPU
