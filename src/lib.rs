@@ -3,6 +3,7 @@
 pub mod cpu;
 pub mod data;
 pub mod error;
+pub mod evaluation;
 pub mod io;
 pub mod metrics;
 pub mod models;

@@ -50,6 +50,10 @@ pub enum Command {
     #[command(subcommand)]
     Data(Data),
     Corpus(super::corpus::Corpus),
+    Synthesize(Box<super::synthesize::Synthesize>),
+    Classify(super::classify::Classify),
+    #[command(subcommand)]
+    Evaluate(super::evaluate::Evaluate),
     Train(super::train::Train),
     #[command(subcommand)]
     Lm(super::lm::Lm),

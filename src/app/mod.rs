@@ -2,11 +2,13 @@
 
 mod args;
 mod bench;
+mod classify;
 mod corpus;
 mod data;
 mod destination;
 mod doctor;
 mod draw;
+mod evaluate;
 mod generate;
 mod interrupt;
 mod limits;
@@ -19,6 +21,7 @@ mod prompts;
 mod recipe;
 mod replay;
 mod similarity;
+mod synthesize;
 mod terminal;
 mod train;
 mod train_lm;
@@ -81,6 +84,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Replay(args) => replay::run(args)?,
         Command::Data(command) => data::run(command)?,
         Command::Corpus(args) => corpus::run(&args)?,
+        Command::Synthesize(args) => synthesize::run(*args)?,
+        Command::Classify(args) => classify::run(&args)?,
+        Command::Evaluate(command) => evaluate::run(command)?,
         Command::Train(args) => train::run(args)?,
         Command::Lm(command) => lm::run(command)?,
         Command::Metrics(command) => metrics::run(command)?,

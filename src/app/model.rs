@@ -68,6 +68,26 @@ fn shipped(name: &str) -> Option<PathBuf> {
     shelves().into_iter().map(|shelf| shelf.join(name)).find(|model| model.is_dir())
 }
 
+/// The classifier that ships, which knows EuroSAT's ten classes.
+///
+/// # Errors
+/// It is on none of the shelves.
+pub fn shipped_judge() -> Result<PathBuf> {
+    const JUDGE: &str = "eurosat-judge";
+    shipped(JUDGE).ok_or_else(|| {
+        let places: Vec<_> = shelves().iter().map(|shelf| shelf.display().to_string()).collect();
+        let advice =
+            "Set NADIR_WEIGHTS to the repository's weights folder, or name a classifier's folder.";
+        Error::file(
+            JUDGE,
+            "classifier",
+            "a folder of this name in the weights folder",
+            format!("none in {}", places.join(", ")),
+            advice,
+        )
+    })
+}
+
 fn no_default() -> Error {
     let places: Vec<_> = shelves().iter().map(|shelf| shelf.display().to_string()).collect();
     Error::file(

@@ -4,7 +4,6 @@ use std::io::{Write, stdout};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use serde_json::json;
 
 use nadir::io::atomic;
 use nadir::pipeline::language::Sampling;
@@ -124,13 +123,7 @@ fn save(written: &Written, path: Option<&Path>, plain: bool) -> Result<()> {
                 writeln!(out, "{}", one.prompt)?;
                 continue;
             }
-            let line = json!({
-                "class": one.class,
-                "label": one.label,
-                "prompt": one.prompt,
-                "given": one.given,
-                "seed": one.seed,
-            });
+            let line = serde_json::to_string(one)?;
             writeln!(out, "{line}")?;
         }
         Ok(())

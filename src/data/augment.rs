@@ -151,6 +151,16 @@ pub(super) fn prepare(
     Ok(())
 }
 
+/// The centre of `picture`, brought to `size` (H, W) and normalised, as it is when a network is validated: [H, W, 3], in f32.
+pub(crate) fn plain(
+    picture: &RgbImage,
+    size: [usize; 2],
+    normalize: &Normalize,
+    out: &mut [f32],
+) -> Result<()> {
+    prepare(picture, size, &Augment::default(), normalize, None, out)
+}
+
 /// The largest part of `picture` with the proportions of `size`, or a random one, brought to `size`.
 fn crop(
     picture: &RgbImage,

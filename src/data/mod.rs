@@ -27,6 +27,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use augment::plain;
 pub use augment::{Augment, Normalize};
 pub use caption::CaptionChoice;
 pub use loader::{Batch, Loader};
@@ -269,6 +270,19 @@ impl Dataset {
     /// It cannot be read any more.
     pub fn picture(&self, row: usize) -> Result<RgbImage> {
         decode(&self.all.source, self.row(row))
+    }
+
+    /// A row's picture as its file has it.
+    ///
+    /// # Errors
+    /// It cannot be read any more.
+    pub fn encoded(&self, row: usize) -> Result<Vec<u8>> {
+        self.all.source.read(self.row(row))
+    }
+
+    /// All rows in an order drawn by `seed`.
+    pub(crate) fn order(&self, seed: u64) -> Vec<usize> {
+        permutation(self.len(), seed, 0, Purpose::Split)
     }
 
     /// What there is, counted.

@@ -217,12 +217,16 @@ pub fn check_writable(folder: &Path) -> Result<()> {
     Temporary::new(folder).map(drop).map_err(|e| explain(folder, e))
 }
 
+/// Whether a file has a name of those that are not complete yet.
+pub(crate) fn is_temporary(name: &std::ffi::OsStr) -> bool {
+    let name = name.to_string_lossy();
+    name.starts_with(PREFIX) && name.ends_with(SUFFIX)
+}
+
 /// Removes the temporary files and folders in `folder` that a process left behind when it was killed.
 pub fn remove_abandoned(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if !(name.starts_with(PREFIX) && name.ends_with(SUFFIX)) {
+        if !is_temporary(&entry.file_name()) {
             continue;
         }
         // Only to look at the lock; a link or a device by that name is none of ours.

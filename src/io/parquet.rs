@@ -1,7 +1,8 @@
 //! Pictures and texts in parquet files. Pictures: with captions, in the schema of RSICD on the hub (`filename`, `captions`, a list of
 //! texts, `image`, a struct of the encoded picture's `bytes` and its `path`), or with a class (`label`, a number, and
-//! `class`, its name). Texts: a column `text`, or the captions of pictures. Chunks of texts are written too.
+//! `class`, its name). Texts: a column `text`, or the captions of pictures. Chunks of texts and pictures are written too.
 
+mod pictures;
 mod write;
 
 use std::fs::File;
@@ -12,6 +13,7 @@ use ::parquet::record::reader::RowIter;
 use ::parquet::record::{Field, Row};
 use ::parquet::schema::types::Type;
 
+pub use pictures::PictureWriter;
 pub use write::{Chunk, ChunkWriter};
 
 use super::{caught, open_file};

@@ -1,5 +1,6 @@
 //! What users ask for, made of models: from a prompt to an image, or to a text.
 
+pub mod classifier;
 mod evaluation;
 pub(crate) mod guidance;
 pub mod language;
@@ -16,6 +17,7 @@ mod settings;
 mod slot;
 mod start;
 mod stepping;
+pub mod synthesis;
 mod text_to_image;
 
 pub use load::{LoadOptions, Suggestions};

@@ -3,12 +3,14 @@
 mod adversity;
 mod corpus;
 mod data;
+mod evaluate;
 mod interrupted_training;
 mod language;
 mod lora;
 mod metrics;
 mod papers;
 mod prompts;
+mod synthesize;
 mod train;
 mod train_lm;
 

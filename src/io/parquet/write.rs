@@ -109,7 +109,7 @@ impl<W: Write + Send> ChunkWriter<W> {
     }
 }
 
-fn failed(path: &Path, error: ::parquet::errors::ParquetError) -> Error {
+pub(super) fn failed(path: &Path, error: ::parquet::errors::ParquetError) -> Error {
     Error::io(path, io::Error::other(error))
 }
 

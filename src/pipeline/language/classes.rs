@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::io::read_file;
@@ -13,7 +13,7 @@ const MAX_FILE: u64 = 1 << 20;
 /// A class, of land cover say.
 ///
 /// Draw `i` is given one of the instructions and one of the beginnings, every pair in turn.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PromptClass {
     /// Its name.
@@ -24,6 +24,9 @@ pub struct PromptClass {
     /// What a prompt begins with.
     #[serde(default)]
     pub beginnings: Vec<String>,
+    /// What an image model is told of the class before a prompt: "a satellite image of a river, ".
+    #[serde(default)]
+    pub picture: String,
     /// Parts of words, in lower case, one of which a prompt holds that is about the class; none: any prompt is.
     #[serde(default)]
     pub named_by: Vec<String>,

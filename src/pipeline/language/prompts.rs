@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use serde::{Deserialize, Serialize};
+
 use super::classes::PromptClass;
 use super::run::{Finish, TextRequest, TextRun};
 use super::{LanguageModel, Sampling};
@@ -25,7 +27,7 @@ pub struct PromptSettings {
 }
 
 /// A prompt for a picture of a class.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClassPrompt {
     /// The class's name.
     pub class: String,
@@ -34,8 +36,10 @@ pub struct ClassPrompt {
     /// What the picture shows.
     pub prompt: String,
     /// What the model was given.
+    #[serde(default)]
     pub given: String,
     /// What it drew by: the same model goes on from `given` in the same words.
+    #[serde(default)]
     pub seed: u64,
 }
 

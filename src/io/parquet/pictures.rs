@@ -1,0 +1,166 @@
+//! Pictures on their way into a parquet file, in the schema of RSICD on the hub with classes beside it.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ::parquet::basic::Compression;
+use ::parquet::data_type::{ByteArray, ByteArrayType, Int32Type};
+use ::parquet::errors::Result as ParquetResult;
+use ::parquet::file::properties::WriterProperties;
+use ::parquet::file::writer::SerializedFileWriter;
+use ::parquet::schema::parser::parse_message_type;
+
+use super::Picture;
+use super::write::failed;
+use crate::error::Result;
+
+/// Bytes of pictures that a row group holds: readers of one row unpack all of its group.
+const GROUP: usize = 16 << 20;
+
+const SCHEMA: &str = "message pictures {
+    required binary filename (UTF8);
+    required group captions (LIST) {
+        repeated group list {
+            required binary element (UTF8);
+        }
+    }
+    required group image {
+        required binary bytes;
+        required binary path (UTF8);
+    }
+    required int32 label;
+    required binary class (UTF8);
+}";
+
+/// A parquet file of pictures: columns `filename`, `captions`, `image` (`bytes`, `path`), `label` and `class`.
+pub struct PictureWriter<W: Write + Send> {
+    path: PathBuf,
+    writer: SerializedFileWriter<W>,
+    /// What the next group will hold.
+    group: Vec<Picture>,
+    bytes: usize,
+}
+
+impl<W: Write + Send> PictureWriter<W> {
+    /// Begins a file in `out`, which errors call `path`.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn new(path: &Path, out: W) -> Result<Self> {
+        // Pictures are compressed already.
+        let properties = WriterProperties::builder()
+            .set_compression(Compression::UNCOMPRESSED)
+            .set_dictionary_enabled(false)
+            .build();
+        let open = || {
+            let schema = Arc::new(parse_message_type(SCHEMA)?);
+            SerializedFileWriter::new(out, schema, Arc::new(properties))
+        };
+        let writer = open().map_err(|e| failed(path, e))?;
+        Ok(Self { path: path.to_path_buf(), writer, group: Vec::new(), bytes: 0 })
+    }
+
+    /// Adds a row; what it lacks is empty there, or 0.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn add(&mut self, picture: Picture) -> Result<()> {
+        self.bytes += picture.image.len();
+        self.group.push(picture);
+        if self.bytes >= GROUP {
+            self.write_group()?;
+        }
+        Ok(())
+    }
+
+    /// Ends the file; what it was written to.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn finish(mut self) -> Result<W> {
+        self.write_group()?;
+        self.writer.into_inner().map_err(|e| failed(&self.path, e))
+    }
+
+    fn write_group(&mut self) -> Result<()> {
+        let rows = std::mem::take(&mut self.group);
+        self.bytes = 0;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let write = || -> ParquetResult<()> {
+            let text = |text: Option<&String>| ByteArray::from(text.map_or("", String::as_str));
+            let mut group = self.writer.next_row_group()?;
+            let mut column = 0;
+            while let Some(mut out) = group.next_column()? {
+                // Captions, the second, are a list: 0 stands before the first of a row, 1 before the next, and a row
+                // without any is one that is not there.
+                let (mut definitions, mut repetitions) = (Vec::new(), Vec::new());
+                for row in rows.iter().filter(|_| column == 1) {
+                    definitions.extend(row.captions.iter().map(|_| 1));
+                    repetitions.extend((0..row.captions.len()).map(|i| i16::from(i > 0)));
+                    if row.captions.is_empty() {
+                        definitions.push(0);
+                        repetitions.push(0);
+                    }
+                }
+                if column == 4 {
+                    let values: Vec<_> =
+                        rows.iter().map(|row| row.label.unwrap_or_default() as i32).collect();
+                    out.typed::<Int32Type>().write_batch(&values, None, None)?;
+                } else {
+                    let values: Vec<ByteArray> = match column {
+                        1 => rows
+                            .iter()
+                            .flat_map(|row| &row.captions)
+                            .map(|c| text(Some(c)))
+                            .collect(),
+                        2 => rows.iter().map(|row| ByteArray::from(row.image.as_slice())).collect(),
+                        5 => rows.iter().map(|row| text(row.class.as_ref())).collect(),
+                        _ => rows.iter().map(|row| text(row.filename.as_ref())).collect(),
+                    };
+                    let (definitions, repetitions) = match column {
+                        1 => (Some(definitions.as_slice()), Some(repetitions.as_slice())),
+                        _ => (None, None),
+                    };
+                    out.typed::<ByteArrayType>().write_batch(&values, definitions, repetitions)?;
+                }
+                out.close()?;
+                column += 1;
+            }
+            group.close()?;
+            Ok(())
+        };
+        let mut write = write;
+        write().map_err(|e| failed(&self.path, e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Pictures;
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.parquet");
+        let mut writer = PictureWriter::new(&path, std::fs::File::create(&path).unwrap()).unwrap();
+        // More than one group of rows, and rows with no caption and with several.
+        let rows: Vec<Picture> = (0..7u32)
+            .map(|i| Picture {
+                filename: Some(format!("{i}.png")),
+                captions: (0..i % 3).map(|n| format!("caption \u{e9} {n} of {i}")).collect(),
+                label: Some(i / 2),
+                class: Some(format!("class {}", i / 2)),
+                image: vec![i as u8; 5 << 20],
+            })
+            .collect();
+        rows.iter().for_each(|row| writer.add(row.clone()).unwrap());
+        writer.finish().unwrap();
+        let file = Pictures::open(&path).unwrap();
+        let found: Vec<Picture> = file.iter().map(|row| row.unwrap().unwrap()).collect();
+        assert!(found == rows);
+    }
+}
