@@ -30,7 +30,7 @@ pub(super) use kernel::LDA;
 pub use kernel::{
     KC, MicroKernel, bf16_dot_kernel, bf16_kernel, f16_kernel, f32_kernel, f64_kernel, i8_kernel,
 };
-pub use pack::{Order, pack, pack_rows, packed_len, unpack};
+pub use pack::{Order, column_of, pack, pack_rows, packed_len, unpack};
 
 /// Most rows of a block of A: 144 x 336 f32 are 190 KiB of an L2 that the block shares with C's.
 const MC: usize = 144;
@@ -226,51 +226,38 @@ impl<T: Float, A: Float, B: Pod + Sync, C: Float, R: Rows> Product<'_, T, A, B, 
         panels: Range<usize>,
         mut finish: impl FnMut(usize, usize, &mut [C]),
     ) {
-        let MicroKernel { nr, step, tile, row_of_two, .. } = self.kernel;
+        let MicroKernel { nr, step, tile, row, at_once, .. } = self.kernel;
+        let at_once = if rows == 1 { at_once } else { 1 };
         let k_padded = self.k.next_multiple_of(step);
         let ldc = row_len::<C>(nr);
         SCRATCH.with_borrow_mut(|[a, c, _]| {
             let a: &mut [A] = scratch(a, k_padded.div_ceil(KC) * rows * LDA);
-            let c: &mut [C] = scratch(c, rows.max(2) * ldc);
+            let c: &mut [C] = scratch(c, rows * at_once * ldc);
             for (k0, a) in (0..k_padded).step_by(KC).zip(a.chunks_exact_mut(rows * LDA)) {
                 for (r, a) in a.chunks_exact_mut(LDA).enumerate() {
                     self.gather(r, k0, &mut a[..KC.min(k_padded - k0)]);
                 }
             }
-            let blocks = || (0..k_padded).step_by(KC).zip(a.chunks_exact(rows * LDA));
-            let b_of = |panel: usize| {
-                let b = &self.b[panel * k_padded * nr..][..k_padded * nr];
+            for first in panels.clone().step_by(at_once) {
+                let count = at_once.min(panels.end - first);
+                let len = k_padded * nr;
+                let b = &self.b[first * len..][..count * len];
                 assert!((b.as_ptr() as usize).is_multiple_of((nr * size_of::<B>()).min(64)));
-                b
-            };
-            let mut panels = panels;
-            while let Some(panel) = panels.next() {
-                let b = b_of(panel);
-                if let Some(row_of_two) = row_of_two.filter(|_| rows == 1)
-                    && let Some(second) = panels.next()
-                {
-                    let other = b_of(second);
-                    let (c, of_other) = c.split_at_mut(ldc);
-                    for (k0, a) in blocks() {
-                        let kc = KC.min(k_padded - k0);
-                        let b = [b, other].map(|b| b[k0 * nr..][..kc * nr].as_ptr());
-                        let c = [&mut *c, &mut *of_other].map(<[C]>::as_mut_ptr);
-                        // SAFETY: a row of A and of C and kc of both panels are there; the rest as below.
-                        unsafe { row_of_two(kc, a.as_ptr(), b, c, k0 > 0) };
-                    }
-                    finish(0, panel, &mut c[..nr]);
-                    finish(0, second, &mut of_other[..nr]);
-                    continue;
-                }
-                for (k0, a) in blocks() {
+                for (k0, a) in (0..k_padded).step_by(KC).zip(a.chunks_exact(rows * LDA)) {
                     let kc = KC.min(k_padded - k0);
-                    let (b, c) = (&b[k0 * nr..][..kc * nr], &mut *c);
-                    // SAFETY: `rows` rows of A and C and kc of B are there, C is a scratch block of whole cache lines, B's
-                    // alignment was checked, and the kernel was chosen for this machine.
-                    unsafe { tile(rows, kc, a.as_ptr(), b.as_ptr(), c.as_mut_ptr(), ldc, k0 > 0) };
+                    let (a, b, c) = (a.as_ptr(), b[k0 * nr..].as_ptr(), c.as_mut_ptr());
+                    // SAFETY: `rows` rows of A and C, or one and `count` of C, and kc of each panel are there, C is a scratch
+                    // block of whole cache lines, B's alignment was checked, and the kernel was chosen for this machine.
+                    unsafe {
+                        match rows {
+                            1 => row(count, kc, a, b, len, c, ldc, k0 > 0),
+                            _ => tile(rows, kc, a, b, c, ldc, k0 > 0),
+                        }
+                    }
                 }
-                for (r, sums) in c.chunks_exact_mut(ldc).take(rows).enumerate() {
-                    finish(r, panel, &mut sums[..nr]);
+                for (i, sums) in c.chunks_exact_mut(ldc).take(rows * count).enumerate() {
+                    // One of the two counts.
+                    finish(i % rows, first + i / rows, &mut sums[..nr]);
                 }
             }
         });

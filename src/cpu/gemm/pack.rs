@@ -175,15 +175,27 @@ pub fn unpack<A, B: Copy, C>(
 ) {
     assert_eq!(from.len(), packed_len(kernel, k, n), "packed weights of [{k}, {n}]");
     assert_eq!(to.len(), k * n, "weights of [{k}, {n}]");
-    let MicroKernel { nr, step, .. } = kernel;
-    let panel = k.next_multiple_of(step) * nr;
     for column in 0..n {
-        for row in 0..k {
-            let group = column / nr * panel + row / step * nr * step;
-            to[column * order.stride(k) + order.offset(row, (k, n))] =
-                from[group + column % nr * step + row % step];
+        for (row, value) in column_of(kernel, (k, n), from, column).enumerate() {
+            to[column * order.stride(k) + order.offset(row, (k, n))] = value;
         }
     }
+}
+
+/// Column `column` [k] of packed weights [k, n], from the top.
+///
+/// # Panics
+/// When `from` is shorter than those.
+pub fn column_of<A, B: Copy, C>(
+    kernel: MicroKernel<A, B, C>,
+    (k, n): (usize, usize),
+    from: &[B],
+    column: usize,
+) -> impl Iterator<Item = B> {
+    assert!(column < n, "column {column} of {n}");
+    let MicroKernel { nr, step, .. } = kernel;
+    let first = column / nr * k.next_multiple_of(step) * nr + column % nr * step;
+    (0..k).map(move |row| from[first + row / step * nr * step + row % step])
 }
 
 /// Rounds to another floating-point type, in pieces that whole registers work on.
