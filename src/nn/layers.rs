@@ -1,6 +1,6 @@
 //! The layers with weights: linear, convolution, norms, embedding.
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::nn::{Parameter, Params, module};
 use crate::ops::conv::{Conv2dConfig, conv2d, conv2d_doubled};
 use crate::ops::layout::concat;
@@ -8,7 +8,7 @@ use crate::ops::matmul::{Epilogue, linear, linear_geglu};
 use crate::ops::weight::Layout;
 use crate::ops::{embedding, norm};
 use crate::tensor::cuda::Range;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, Device, Tensor};
 
 /// y = x Wᵀ + b
 pub struct Linear {
@@ -316,7 +316,7 @@ impl Embedding {
 /// A table of vectors, looked up by id, whose products with a vector are also the scores of the ids (Press & Wolf 2017).
 pub struct TiedEmbedding {
     table: Parameter,
-    /// Of a frozen table, whose layout does not tell them.
+    /// Of a table in 8 bits, which are for the scores alone.
     rows: Option<Tensor>,
     dtype: DType,
     range: Range,
@@ -332,9 +332,10 @@ impl TiedEmbedding {
     pub fn load(p: &Params, count: usize, channels: usize) -> Result<Self> {
         let shape = [count, channels];
         let table = p.weight("weight", &shape, Layout::Matrix)?;
-        let rows = match table.tensor() {
-            Some(_) => None,
-            None => Some(p.tensor("weight", &shape)?.value()),
+        let weight = table.weight();
+        let rows = match weight.rows().is_some() || weight.has_panels() {
+            true => None,
+            false => Some(p.tensor("weight", &shape)?.value()),
         };
         Ok(Self { table, rows, dtype: p.dtype(), range: p.range() })
     }
@@ -342,19 +343,23 @@ impl TiedEmbedding {
     /// `ids` [..], wherever they are -> [.., channels]
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
         let _range = self.range.enter();
-        let rows = self.rows()?;
-        embedding::embedding(&ids.to_device(rows.device())?, &rows)?.to_dtype(self.dtype)
+        let weight = self.table.weight();
+        match self.rows.clone().or_else(|| weight.rows()) {
+            Some(rows) => {
+                embedding::embedding(&ids.to_device(rows.device())?, &rows)?.to_dtype(self.dtype)
+            }
+            None => embedding::embedding_of_panels(&ids.to_device(Device::Cpu)?, &weight),
+        }
     }
 
     /// As [`Self::forward`], of ids on its device, which [nobody looks at](embedding::embedding_in_place) on a GPU.
     pub fn forward_in_place(&self, ids: &Tensor) -> Result<Tensor> {
         let _range = self.range.enter();
-        embedding::embedding_in_place(ids, &self.rows()?)?.to_dtype(self.dtype)
-    }
-
-    fn rows(&self) -> Result<Tensor> {
-        let rows = self.rows.clone().or_else(|| self.table.tensor());
-        rows.ok_or_else(|| Error::value("embedding", "a table without rows"))
+        let weight = self.table.weight();
+        match self.rows.clone().or_else(|| weight.rows()) {
+            Some(rows) => embedding::embedding_in_place(ids, &rows)?.to_dtype(self.dtype),
+            None => embedding::embedding_of_panels(ids, &weight),
+        }
     }
 
     /// `x` [.., channels] -> [.., count]

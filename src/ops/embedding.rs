@@ -6,6 +6,7 @@ use super::elementwise::require_float;
 use super::gradient::Call;
 use super::kernels::{LaunchConfig, kernels, to_u32};
 use super::reduce::sum_columns_on_device;
+use super::weight::Weight;
 use super::{Grads, Inputs, Meta, Op, Saves, apply, tensors};
 use crate::cpu::parallel::for_each_row;
 use crate::dispatch_float;
@@ -61,6 +62,46 @@ pub fn embedding(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
 /// As [`embedding`] but for ids outside the table on a GPU.
 pub fn embedding_in_place(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
     apply(Embedding { look: false }, &tensors(&[ids, table]))
+}
+
+/// As [`embedding`], of the rows of a frozen matrix [V, C] that lies in panels, as a CPU's products read it.
+///
+/// # Errors
+/// As [`embedding`].
+pub(crate) fn embedding_of_panels(ids: &Tensor, table: &Weight) -> Result<Tensor> {
+    apply(PanelEmbedding, &[ids.into(), table.into()])
+}
+
+/// [`embedding_of_panels`]; inputs `ids`, `table`.
+#[derive(Clone, Copy, Debug)]
+struct PanelEmbedding;
+
+impl Op for PanelEmbedding {
+    fn name(&self) -> &'static str {
+        "embedding"
+    }
+
+    fn infer(&self, inputs: &Inputs) -> Result<Vec<Meta>> {
+        let (ids, table) = (&inputs[0], inputs.weight(1));
+        let &[_, channels] = &**table.shape() else {
+            return Err(Error::expected_shape(self.name(), "table", "[V, C]", table.shape()));
+        };
+        let dims: Vec<usize> = ids.dims().iter().copied().chain([channels]).collect();
+        Ok(vec![Meta { shape: Shape::new(&dims), dtype: table.dtype() }])
+    }
+
+    fn cpu(&self, inputs: &Inputs, outputs: &mut [Tensor]) -> Result<()> {
+        let table = inputs.weight(1);
+        table.copy_rows(&rows_of(&inputs[0], table.shape()[0])?, &mut outputs[0])
+    }
+
+    fn cuda(&self, _: &Inputs, _: &mut [Tensor]) -> Result<()> {
+        Err(Error::no_kernel("embedding of panels"))
+    }
+
+    fn backward(&self, _: &Call, _: &Tensor) -> Result<Grads> {
+        Err(Error::no_gradient(self.name()))
+    }
 }
 
 /// [`embedding`]; inputs `ids`, `table`.

@@ -235,6 +235,31 @@ impl Weight {
         }
     }
 
+    /// Its rows [N, K], where they lie as they are: of a plain matrix, and on a GPU of a frozen one.
+    pub(crate) fn rows(&self) -> Option<Tensor> {
+        match (&self.plain, self.packed.get()) {
+            (Some(plain), _) => Some(plain.clone()),
+            (None, Some(Packed::Rows(rows))) if self.layout == Layout::Matrix => Some(rows.clone()),
+            _ => None,
+        }
+    }
+
+    /// Whether [`Self::copy_rows`] can.
+    pub(crate) fn has_panels(&self) -> bool {
+        matches!(self.packed.get(), Some(Packed::Panels(_)))
+    }
+
+    /// Rows of a frozen matrix [N, K], a place below N each, into `to` [.., K] of its dtype.
+    ///
+    /// # Errors
+    /// `Value` unless it [lies in panels](Self::has_panels).
+    pub(super) fn copy_rows(&self, rows: &[usize], to: &mut Tensor) -> Result<()> {
+        match self.packed.get() {
+            Some(Packed::Panels(panels)) => panels.copy_columns(self.layout.op(), rows, to),
+            _ => Err(self.frozen_error()),
+        }
+    }
+
     fn frozen_error(&self) -> Error {
         let message = "a frozen weight was transformed and cannot be read back: load the model with plain weights";
         Error::value(self.layout.op(), message)
@@ -347,6 +372,32 @@ impl Panels {
 
     pub(super) fn dtype(&self) -> DType {
         self.elements.dtype()
+    }
+
+    /// Columns of the matrix, [.., k].
+    fn copy_columns(&self, op: &'static str, columns: &[usize], to: &mut Tensor) -> Result<()> {
+        fn fill<A, B: Float, C>(
+            kernel: MicroKernel<A, B, C>,
+            panels: &Panels,
+            columns: &[usize],
+            to: &mut Tensor,
+        ) -> Result<()> {
+            let (size, from) = ((panels.k, panels.n), panels.elements.as_slice::<B>()?);
+            let to = to.as_mut_slice::<B>()?.chunks_exact_mut(panels.k.max(1));
+            for (to, &column) in to.zip(columns) {
+                let values = gemm::column_of(kernel, size, from, column);
+                to.iter_mut().zip(values).for_each(|(to, value)| *to = value);
+            }
+            Ok(())
+        }
+
+        match self.dtype() {
+            DType::F32 => fill(gemm::f32_kernel(self.level), self, columns, to),
+            DType::F16 => fill(gemm::f16_kernel(self.level), self, columns, to),
+            DType::BF16 => fill(gemm::bf16_kernel(self.level), self, columns, to),
+            DType::F64 => fill(gemm::f64_kernel(self.level), self, columns, to),
+            found => Err(Error::DType { op, expected: "f32, f16, bf16 or f64", found }),
+        }
     }
 
     /// The weight of this shape that [`Self::new`] packed, in the dtype of the panels; its rows are k long.
