@@ -50,20 +50,21 @@ fn papers_become_prompts_of_seven_classes() {
     });
     fs::write(desk.path("phi.json"), shape.to_string()).unwrap();
     let data = ["--train-data", "corpus.parquet"];
+    let cpu = ["--device", "cpu"];
     good(&[&["train", "tokenizer", "-o", "tokenizer", "--vocab-size=320"], &data[..]].concat());
     let new = [
         "--tokenizer",
         "tokenizer",
         "--config",
         "phi.json",
-        "--max-train-steps=150",
+        "--max-train-steps=80",
         "--learning-rate=3e-3",
     ];
-    good(&[&["train", "lm", "-o", "phi-1_5"], &data[..], &new].concat());
+    good(&[&["train", "lm", "-o", "phi-1_5"], &data[..], &new, &cpu].concat());
     // 2. corpus -> adapters
     let lora = ["--lora-rank=16", "--lora-alpha=8", "--lora-targets=linear"];
     let recipe = ["train", "lm", "-o", "run/phi", "--init-from", "phi-1_5", "--recipe", "papers"];
-    let (_, said) = good(&[&recipe[..], &data, &lora].concat());
+    let (_, said) = good(&[&recipe[..], &data, &lora, &cpu].concat());
     assert!(said.contains("perplexity"), "{said}");
     let adapters: Value =
         serde_json::from_slice(&fs::read(desk.path("run/phi/adapter_config.json")).unwrap())
@@ -91,7 +92,7 @@ fn papers_become_prompts_of_seven_classes() {
         "--lora",
         "run/phi",
     ];
-    let (_, said) = good(&[&prompts[..], &["-o", "prompts.jsonl"]].concat());
+    let (_, said) = good(&[&prompts[..], &["-o", "prompts.jsonl"], &cpu].concat());
     assert!(said.contains("21 prompts"), "{said}");
     let lines = fs::read_to_string(desk.path("prompts.jsonl")).unwrap();
     let mut by_class: BTreeMap<String, Vec<String>> = BTreeMap::new();
