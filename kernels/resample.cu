@@ -7,8 +7,9 @@
 
 struct ResizeDims {
     unsigned from_height, from_width, height, width;
-    float scale_y, scale_x;       // from / to
+    float scale_y, scale_x;       // pixels of the input from one of the output to the next
     unsigned repeat_y, repeat_x;  // to / from where that is whole, 0 elsewhere
+    float offset;                 // of a pixel's centre from its number: 1/2, or 0 where corners stay where they are
     unsigned channels;
     unsigned pixels;  // of all output images
 };
@@ -24,8 +25,8 @@ struct Between {
     float fraction;  // 0 at low, 1 at high
 };
 
-__device__ inline Between between(unsigned i, unsigned from, float scale) {
-    const float at = fmaxf(__fsub_rn(__fmul_rn(scale, float(i) + 0.5f), 0.5f), 0.0f);
+__device__ inline Between between(unsigned i, unsigned from, float scale, float offset) {
+    const float at = fmaxf(__fsub_rn(__fmul_rn(scale, float(i) + offset), offset), 0.0f);
     const unsigned low = min(unsigned(at), from - 1);
     return {low, min(low + 1, from - 1), at - float(low)};
 }
@@ -70,7 +71,8 @@ template <int N, typename T>
 __device__ void weighted_pixels(T* y, const T* x, ResizeDims d) {
     const bool wide = is_aligned(x) && is_aligned(y);
     for_each_step<N>(y, x, d, [&](T* to, const T* from, unsigned row, unsigned column, unsigned channel) {
-        const Between v = between(row, d.from_height, d.scale_y), h = between(column, d.from_width, d.scale_x);
+        const Between v = between(row, d.from_height, d.scale_y, d.offset);
+        const Between h = between(column, d.from_width, d.scale_x, d.offset);
         float sum[N] = {};
 #pragma unroll
         for (int corner = 0; corner < 4; corner++) {
@@ -111,11 +113,11 @@ __device__ inline unsigned first_from(unsigned at, unsigned count, unsigned from
 }
 
 // The first of `count` positions whose point lies behind pixel `at` or one behind that; likewise.
-__device__ inline unsigned first_behind(unsigned at, unsigned count, unsigned from, float scale) {
+__device__ inline unsigned first_behind(unsigned at, unsigned count, unsigned from, float scale, float offset) {
     unsigned low = 0, high = count;
     while (low < high) {
         const unsigned middle = (low + high) / 2;
-        if (between(middle, from, scale).low < at) low = middle + 1;
+        if (between(middle, from, scale, offset).low < at) low = middle + 1;
         else high = middle;
     }
     return low;
@@ -127,19 +129,20 @@ struct Positions {
 };
 
 struct Nearest {
-    static __device__ Positions of(unsigned at, unsigned count, unsigned from, float scale, unsigned repeat) {
+    static __device__ Positions of(unsigned at, unsigned count, unsigned from, float scale, unsigned repeat, float) {
         return {first_from(at, count, from, scale, repeat), first_from(at + 1, count, from, scale, repeat)};
     }
-    static __device__ float weight(unsigned, unsigned, unsigned, float) { return 1.0f; }
+    static __device__ float weight(unsigned, unsigned, unsigned, float, float) { return 1.0f; }
 };
 
 struct Bilinear {
-    static __device__ Positions of(unsigned at, unsigned count, unsigned from, float scale, unsigned) {
-        return {first_behind(at > 0 ? at - 1 : 0, count, from, scale), first_behind(at + 1, count, from, scale)};
+    static __device__ Positions of(unsigned at, unsigned count, unsigned from, float scale, unsigned, float offset) {
+        const unsigned before = at > 0 ? at - 1 : 0;
+        return {first_behind(before, count, from, scale, offset), first_behind(at + 1, count, from, scale, offset)};
     }
     // Of pixel `at` for position i.
-    static __device__ float weight(unsigned i, unsigned at, unsigned from, float scale) {
-        const Between b = between(i, from, scale);
+    static __device__ float weight(unsigned i, unsigned at, unsigned from, float scale, float offset) {
+        const Between b = between(i, from, scale, offset);
         return (b.low == at ? 1.0f - b.fraction : 0.0f) + (b.high == at ? b.fraction : 0.0f);
     }
 };
@@ -153,13 +156,13 @@ __device__ void add_pixels(T* dx, const T* grad, const ResizeDims& d) {
         const unsigned pixel = i / vectors, channel = i % vectors * N;
         const unsigned row = pixel / d.from_width % d.from_height, column = pixel % d.from_width;
         const T* image = grad + size_t(pixel / d.from_width / d.from_height) * d.height * d.width * d.channels;
-        const Positions ys = F::of(row, d.height, d.from_height, d.scale_y, d.repeat_y);
-        const Positions xs = F::of(column, d.width, d.from_width, d.scale_x, d.repeat_x);
+        const Positions ys = F::of(row, d.height, d.from_height, d.scale_y, d.repeat_y, d.offset);
+        const Positions xs = F::of(column, d.width, d.from_width, d.scale_x, d.repeat_x, d.offset);
         float sum[N] = {};
         for (unsigned y = ys.begin; y < ys.end; y++) {
-            const float by_row = F::weight(y, row, d.from_height, d.scale_y);
+            const float by_row = F::weight(y, row, d.from_height, d.scale_y, d.offset);
             for (unsigned x = xs.begin; x < xs.end; x++) {
-                const float weight = by_row * F::weight(x, column, d.from_width, d.scale_x);
+                const float weight = by_row * F::weight(x, column, d.from_width, d.scale_x, d.offset);
                 float g[N];
                 load(g, image + (size_t(y) * d.width + x) * d.channels + channel, wide);
 #pragma unroll

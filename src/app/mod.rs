@@ -25,6 +25,7 @@ mod synthesize;
 mod terminal;
 mod train;
 mod train_lm;
+mod train_segment;
 mod training_recipe;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -21,6 +21,7 @@ use nadir::train::{Compute, Event, Outcome, Progress, Run, SampleSettings, Setti
 
 use super::draw::choose_device;
 use super::train_lm::{self, TrainLm, TrainTokenizer};
+use super::train_segment::{TrainSegment, train_segment};
 use super::training_recipe::{ClassifyRecipe, DiffusionRecipe};
 use super::{interrupt, limits, terminal};
 
@@ -40,6 +41,7 @@ pub struct Train {
 enum What {
     Vae(TrainVae),
     Classify(TrainClassify),
+    Segment(TrainSegment),
     Diffusion(TrainDiffusion),
     Lm(TrainLm),
     Tokenizer(TrainTokenizer),
@@ -238,6 +240,7 @@ pub fn run(args: Train) -> anyhow::Result<()> {
     match args.task {
         What::Vae(args) => train_vae(args),
         What::Classify(args) => train_classify(args),
+        What::Segment(args) => train_segment(args),
         What::Diffusion(args) => train_diffusion(args),
         What::Lm(args) => train_lm::train_lm(args),
         What::Tokenizer(args) => train_lm::train_tokenizer(&args),

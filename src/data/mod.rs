@@ -1,4 +1,4 @@
-//! Data sets to train on: pictures with captions, or with classes; texts.
+//! Data sets to train on: pictures with captions, with classes, or with masks of classes; texts.
 //!
 //! ```text
 //! parquet file or folder -> rows (names, captions, classes) -> batches: decoded, cropped, turned, normalised
@@ -15,6 +15,7 @@ pub mod corpus;
 #[cfg(test)]
 mod fixture;
 mod loader;
+pub mod masks;
 mod random;
 mod source;
 mod summary;

@@ -88,7 +88,7 @@ impl Source {
                     continue;
                 }
             };
-            let Picture { filename, captions, label, class, image } = picture;
+            let Picture { filename, captions, label, class, image, .. } = picture;
             spool.write_all(&image).map_err(io)?;
             let place = Place::Spooled { offset, len: image.len() };
             offset += image.len() as u64;

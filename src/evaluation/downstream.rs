@@ -270,6 +270,7 @@ impl Downstream<'_> {
                 label: Some(label as u32),
                 class: Some(class),
                 image: data.encoded(row)?,
+                mask: None,
             })
         };
         self.choose(condition.real, seed).into_iter().try_for_each(|row| add(self.real, row))?;

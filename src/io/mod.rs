@@ -12,6 +12,7 @@ pub mod hub;
 pub mod image;
 pub mod parquet;
 pub mod png;
+pub mod raster;
 pub mod safetensors;
 
 use std::cell::Cell;

@@ -51,6 +51,8 @@ pub struct Picture {
     pub class: Option<String>,
     /// The picture as a PNG, JPEG, ...: see [`decode`](super::image::decode).
     pub image: Vec<u8>,
+    /// Classes of its pixels: see [`decode_mask`](super::raster::decode_mask).
+    pub mask: Option<Vec<u8>>,
 }
 
 /// A parquet file of pictures.
@@ -276,6 +278,15 @@ fn picture(row: Row) -> std::result::Result<Picture, Fault> {
                         ("path", Field::Str(text)) => path = Some(text),
                         _ => {}
                     }
+                }
+            }
+            "mask" => {
+                if let Field::Group(group) = field {
+                    let bytes = |(name, field): (String, Field)| match (name.as_str(), field) {
+                        ("bytes", Field::Bytes(bytes)) => Some(bytes.data().to_vec()),
+                        _ => None,
+                    };
+                    picture.mask = group.into_columns().into_iter().find_map(bytes);
                 }
             }
             _ => {}

@@ -6,6 +6,7 @@ pub mod decoder;
 pub mod inception;
 pub mod lpips;
 pub mod resnet;
+pub mod segmentation;
 mod transformers;
 pub mod unet;
 pub mod vae;

@@ -11,6 +11,15 @@ const EPS: f32 = 1e-5;
 /// Share by which a batch moves the running statistics; likewise.
 const MOMENTUM: f32 = 0.1;
 
+/// What a model is run for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// By the statistics that training has gathered.
+    Use,
+    /// By those of the batch, which move the gathered ones.
+    Training,
+}
+
 /// Batch normalisation of [B, H, W, C].
 pub struct BatchNorm {
     gamma: Parameter,
@@ -39,6 +48,17 @@ impl BatchNorm {
             mean: gathered.vector("running_mean", channels)?,
             variance: gathered.vector("running_var", channels)?,
         })
+    }
+
+    /// [`Self::forward`] or [`Self::forward_training`].
+    ///
+    /// # Errors
+    /// `Value` in training when the parameters are frozen.
+    pub fn forward_in(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
+        match mode {
+            Mode::Use => self.forward(x),
+            Mode::Training => self.forward_training(x),
+        }
     }
 
     /// `x` [B, H, W, C], by the statistics that training has gathered.

@@ -2,7 +2,8 @@
 
 use crate::error::Result;
 use crate::nn::{Parameter, Params, module};
-use crate::ops::conv::{Conv2dConfig, conv2d, conv2d_doubled};
+use crate::ops::conv::{Conv2dConfig, conv2d, conv2d_doubled, dilated};
+use crate::ops::depthwise::depthwise_conv2d;
 use crate::ops::layout::concat;
 use crate::ops::matmul::{Epilogue, linear, linear_geglu};
 use crate::ops::weight::Layout;
@@ -170,6 +171,75 @@ impl Conv2d {
     /// Channels of the output.
     pub fn outputs(&self) -> usize {
         self.weight.shape()[0]
+    }
+}
+
+/// A convolution over [B, H, W, C] without bias, whose taps may lie several pixels apart.
+pub struct DilatedConv2d {
+    conv: Conv2d,
+    dilation: usize,
+}
+
+module!(DilatedConv2d { "": conv });
+
+impl DilatedConv2d {
+    /// Reads `weight` [outputs, inputs, kernel, kernel]. Zeros around the image keep its size, but for the stride, which is 1
+    /// where taps are apart.
+    ///
+    /// # Errors
+    /// As [`Params::raw`].
+    pub fn load(
+        p: &Params,
+        inputs: usize,
+        outputs: usize,
+        kernel: usize,
+        stride: usize,
+        dilation: usize,
+    ) -> Result<Self> {
+        let config = Conv2dConfig::new(stride, kernel / 2);
+        let dilation = if kernel == 1 { 1 } else { dilation };
+        Ok(Self { conv: Conv2d::load_unbiased(p, inputs, outputs, kernel, config)?, dilation })
+    }
+
+    /// `x` [B, H, W, inputs] -> [B, H / stride, W / stride, outputs]
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        dilated(x, self.dilation, |x| self.conv.forward(x))
+    }
+}
+
+/// A convolution of each channel by itself, and a 1x1 convolution of the result, both without bias (Chollet 2017).
+pub struct SeparableConv2d {
+    depthwise: Parameter,
+    pointwise: Conv2d,
+    dilation: usize,
+    range: Range,
+}
+
+module!(SeparableConv2d { "0.weight": depthwise, "1": pointwise });
+
+impl SeparableConv2d {
+    /// Reads `0.weight` [inputs, 1, kernel, kernel] and `1.weight` [outputs, inputs, 1, 1].
+    ///
+    /// # Errors
+    /// As [`Params::raw`].
+    pub fn load(
+        p: &Params,
+        inputs: usize,
+        outputs: usize,
+        kernel: usize,
+        dilation: usize,
+    ) -> Result<Self> {
+        let depthwise = p.pp(0).tensor("weight", &[inputs, 1, kernel, kernel])?;
+        let points = Conv2dConfig::new(1, 0);
+        let pointwise = Conv2d::load_unbiased(&p.pp(1), inputs, outputs, 1, points)?;
+        Ok(Self { depthwise, pointwise, dilation, range: p.range() })
+    }
+
+    /// `x` [B, H, W, inputs] -> [B, H, W, outputs]
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let _range = self.range.enter();
+        let weight = self.depthwise.value().to_dtype(x.dtype())?;
+        self.pointwise.forward(&depthwise_conv2d(x, &weight, self.dilation)?)
     }
 }
 

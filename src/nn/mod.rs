@@ -2,6 +2,7 @@
 
 mod attention;
 mod batch_norm;
+mod dropout;
 mod layers;
 pub mod lora;
 mod parameter;
@@ -10,8 +11,12 @@ mod resnet;
 mod save;
 
 pub use attention::{KeyValue, MultiHeadAttention};
-pub use batch_norm::BatchNorm;
-pub use layers::{Conv2d, Embedding, GroupNorm, LayerNorm, Linear, RmsNorm, TiedEmbedding};
+pub use batch_norm::{BatchNorm, Mode};
+pub use dropout::{Draw, dropout, dropout_channels};
+pub use layers::{
+    Conv2d, DilatedConv2d, Embedding, GroupNorm, LayerNorm, Linear, RmsNorm, SeparableConv2d,
+    TiedEmbedding,
+};
 pub use parameter::{Module, Parameter, parameters};
 pub(crate) use parameter::{checkpoint, join, module};
 pub use params::{Keep, Params};

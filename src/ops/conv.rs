@@ -2,7 +2,10 @@
 //! [B * OH * OW, KH * KW * C] x [KH * KW * C, O], or Winograd's algorithm.
 
 mod cuda;
+mod dilated;
 mod gradient;
+
+pub use dilated::dilated;
 
 use super::epilogue::{Epilogue, Settings, WEIGHT, X, with_epilogue};
 use super::gradient::Call;

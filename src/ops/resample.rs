@@ -31,6 +31,7 @@ struct ResizeDims {
     scale_x: f32,
     repeat_y: u32,
     repeat_x: u32,
+    offset: f32,
     channels: u32,
     pixels: u32,
 }
@@ -65,6 +66,15 @@ pub fn resize_bilinear(x: &Tensor, size: (usize, usize)) -> Result<Tensor> {
     apply(Resize { size, filter: Filter::Bilinear }, &tensors(&[x]))
 }
 
+/// `x` [B, H, W, C] at another size (height, width), its corner pixels on the corners of the result:
+/// `torch.nn.functional.interpolate(mode="bilinear", align_corners=True)`.
+///
+/// # Errors
+/// As [`resize_nearest`].
+pub fn resize_bilinear_corners(x: &Tensor, size: (usize, usize)) -> Result<Tensor> {
+    apply(Resize { size, filter: Filter::Corners }, &tensors(&[x]))
+}
+
 /// How [`Resize`] finds a pixel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Filter {
@@ -72,9 +82,11 @@ enum Filter {
     Nearest,
     /// A weighted mean of four, pixel centres at half integers.
     Bilinear,
+    /// The same, the first and the last pixel's centres being those of the result's.
+    Corners,
 }
 
-/// [`resize_nearest`] and [`resize_bilinear`].
+/// [`resize_nearest`], [`resize_bilinear`] and [`resize_bilinear_corners`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Resize {
     /// Height and width of the output.
@@ -121,9 +133,9 @@ impl Op for Resize {
                         }
                     });
                 }
-                Filter::Bilinear => {
-                    let ys = bilinear::<<T as Float>::Acc>(from_height, height);
-                    let xs = bilinear::<<T as Float>::Acc>(from_width, width);
+                Filter::Bilinear | Filter::Corners => {
+                    let ys = self.filter.points::<<T as Float>::Acc>(from_height, height);
+                    let xs = self.filter.points::<<T as Float>::Acc>(from_width, width);
                     for_each_row(out, to_row, |i, to| {
                         let y = ys[i % height];
                         let row = |y| &x[(i / height * from_height + y) * from_row..][..from_row];
@@ -141,11 +153,12 @@ impl Op for Resize {
         let (batch, from_height, from_width, channels) = x.dims4()?;
         let (height, width) = self.size;
         let pixels = batch * height * width;
-        let dims = dims([from_height, from_width], [height, width], channels, pixels)?;
+        let dims =
+            self.filter.dims([from_height, from_width], [height, width], channels, pixels)?;
         let config = by_vectors(out);
         match self.filter {
             Filter::Nearest => kernel::resize_nearest(config, out, &x, dims),
-            Filter::Bilinear => kernel::resize_bilinear(config, out, &x, dims),
+            Filter::Bilinear | Filter::Corners => kernel::resize_bilinear(config, out, &x, dims),
         }
     }
 
@@ -154,29 +167,6 @@ impl Op for Resize {
         let gradient = ResizeGradient { size: (of.shape[1], of.shape[2]), filter: self.filter };
         Ok(vec![Some(apply(gradient, &tensors(&[grad]))?)])
     }
-}
-
-/// `pixels` is the number of those that are written.
-fn dims(
-    [from_height, from_width]: [usize; 2],
-    [height, width]: [usize; 2],
-    channels: usize,
-    pixels: usize,
-) -> Result<ResizeDims> {
-    let length = |n| to_u32("resize", n);
-    let repeat = |from: usize, to: usize| if to.is_multiple_of(from) { to / from } else { 0 };
-    Ok(ResizeDims {
-        from_height: length(from_height)?,
-        from_width: length(from_width)?,
-        height: length(height)?,
-        width: length(width)?,
-        scale_y: from_height as f32 / height as f32,
-        scale_x: from_width as f32 / width as f32,
-        repeat_y: length(repeat(from_height, height))?,
-        repeat_x: length(repeat(from_width, width))?,
-        channels: length(channels)?,
-        pixels: length(pixels)?,
-    })
 }
 
 /// 256 threads of at most 32 registers (nvcc 13, sm_80) with 16 bytes of the output each; beyond 16384 blocks, several waves
@@ -237,11 +227,14 @@ impl Op for ResizeGradient {
         let (grad, out) = (inputs[0].contiguous()?, &mut outputs[0]);
         let (batch, height, width, channels) = grad.dims4()?;
         let pixels = batch * self.size.0 * self.size.1;
-        let dims = dims([self.size.0, self.size.1], [height, width], channels, pixels)?;
+        let dims =
+            self.filter.dims([self.size.0, self.size.1], [height, width], channels, pixels)?;
         let config = by_vectors(out);
         match self.filter {
             Filter::Nearest => kernel::resize_nearest_gradient(config, out, &grad, dims),
-            Filter::Bilinear => kernel::resize_bilinear_gradient(config, out, &grad, dims),
+            Filter::Bilinear | Filter::Corners => {
+                kernel::resize_bilinear_gradient(config, out, &grad, dims)
+            }
         }
     }
 
@@ -251,6 +244,60 @@ impl Op for ResizeGradient {
 }
 
 impl Filter {
+    /// What a kernel is told; `pixels` is the number of those that are written.
+    fn dims(
+        self,
+        [from_height, from_width]: [usize; 2],
+        [height, width]: [usize; 2],
+        channels: usize,
+        pixels: usize,
+    ) -> Result<ResizeDims> {
+        let length = |n| to_u32("resize", n);
+        let repeat = |from: usize, to: usize| if to.is_multiple_of(from) { to / from } else { 0 };
+        Ok(ResizeDims {
+            from_height: length(from_height)?,
+            from_width: length(from_width)?,
+            height: length(height)?,
+            width: length(width)?,
+            scale_y: self.scale(from_height, height),
+            scale_x: self.scale(from_width, width),
+            repeat_y: length(repeat(from_height, height))?,
+            repeat_x: length(repeat(from_width, width))?,
+            offset: self.offset(),
+            channels: length(channels)?,
+            pixels: length(pixels)?,
+        })
+    }
+
+    /// Pixels of the input from one of the output to the next.
+    fn scale<A: Real>(self, from: usize, to: usize) -> A {
+        let of = |n: usize| A::from_f64(n as f64);
+        match self {
+            Self::Corners if to == 1 => A::ZERO,
+            Self::Corners => of(from - 1) / of(to - 1),
+            Self::Nearest | Self::Bilinear => of(from) / of(to),
+        }
+    }
+
+    /// Where the centre of a pixel stands, from its number on.
+    fn offset<A: Real>(self) -> A {
+        A::from_f64(if self == Self::Corners { 0.0 } else { 0.5 })
+    }
+
+    /// For each of `to` positions the point among `from`.
+    fn points<A: Real>(self, from: usize, to: usize) -> Vec<Between<A>> {
+        let (scale, offset) = (self.scale::<A>(from, to), self.offset::<A>());
+        (0..to)
+            .map(|i| {
+                let at = scale * (A::from_f64(i as f64) + offset) - offset;
+                let at = if at < A::ZERO { A::ZERO } else { at };
+                let low = (at.to_f64() as usize).min(from - 1);
+                let high = (low + 1).min(from - 1);
+                Between { low, high, fraction: at - A::from_f64(low as f64) }
+            })
+            .collect()
+    }
+
     /// For each of `from` positions those among `to` that it went into, ascending, and its weight there.
     fn shares<A: Real>(self, from: usize, to: usize) -> Vec<Vec<(usize, A)>> {
         let mut shares = vec![Vec::new(); from];
@@ -260,10 +307,9 @@ impl Filter {
                     shares[at].push((i, A::ONE));
                 }
             }
-            Self::Bilinear => {
-                for (i, Between { low, high, fraction }) in
-                    bilinear(from, to).into_iter().enumerate()
-                {
+            Self::Bilinear | Self::Corners => {
+                let points = self.points::<A>(from, to).into_iter().enumerate();
+                for (i, Between { low, high, fraction }) in points {
                     shares[low].push((i, A::ONE - fraction));
                     shares[high].push((i, fraction));
                 }
@@ -289,20 +335,6 @@ struct Between<A> {
     high: usize,
     /// 0 at `low`, 1 at `high`.
     fraction: A,
-}
-
-/// For each of `to` positions the point among `from`, pixel centres at half integers.
-fn bilinear<A: Real>(from: usize, to: usize) -> Vec<Between<A>> {
-    let scale = A::from_f64(from as f64) / A::from_f64(to as f64);
-    let half = A::from_f64(0.5);
-    (0..to)
-        .map(|i| {
-            let at = scale * (A::from_f64(i as f64) + half) - half;
-            let at = if at < A::ZERO { A::ZERO } else { at };
-            let low = (at.to_f64() as usize).min(from - 1);
-            Between { low, high: (low + 1).min(from - 1), fraction: at - A::from_f64(low as f64) }
-        })
-        .collect()
 }
 
 simd! {
@@ -335,7 +367,7 @@ simd! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{check, check_batch, check_gradient, check_nan, random};
+    use crate::ops::testing::{check, check_batch, check_gradient, check_nan, random, values};
 
     type Size = (usize, usize);
 
@@ -413,8 +445,31 @@ mod tests {
     }
 
     #[test]
+    fn corners_stay_where_they_are() {
+        for (shape, size) in CASES {
+            check(
+                "resize_bilinear_corners",
+                &[random(shape, 3)],
+                16.0,
+                |x| resize_bilinear_corners(x[0], size),
+                |x| {
+                    reference(&x[0], shape, size, |i, from, to| {
+                        let at = i as f64 * (from - 1) as f64 / (to - 1) as f64;
+                        let low = (at as usize).min(from - 1);
+                        vec![(low, 1.0 - at.fract()), ((low + 1).min(from - 1), at.fract())]
+                    })
+                },
+            );
+        }
+        let x = random([1, 4, 3, 2], 5);
+        let y = values(&resize_bilinear_corners(&x, (1, 1)).unwrap());
+        assert_eq!(y, values(&x)[..2]);
+    }
+
+    #[test]
     fn entries_of_a_batch_are_independent() {
         let x = random([7, 5, 3, 9], 4);
+        check_batch("resize_bilinear_corners", &x, |x| resize_bilinear_corners(x, (7, 8)));
         check_batch("resize_nearest", &x, |x| resize_nearest(x, (7, 8)));
         check_batch("resize_bilinear", &x, |x| resize_bilinear(x, (7, 8)));
         check_nan("resize_nearest", &x, 200, |x| resize_nearest(x, (10, 6)));
@@ -429,6 +484,9 @@ mod tests {
         for (shape, size) in CASES.into_iter().chain(more) {
             check_gradient("resize_nearest", &[random(shape, 6)], |x| resize_nearest(x[0], size));
             check_gradient("resize_bilinear", &[random(shape, 7)], |x| resize_bilinear(x[0], size));
+            check_gradient("resize_bilinear_corners", &[random(shape, 8)], |x| {
+                resize_bilinear_corners(x[0], size)
+            });
         }
     }
 

@@ -19,6 +19,7 @@ mod records;
 mod run;
 mod samples;
 mod schedule;
+pub mod segment;
 mod settings;
 pub mod vae;
 mod watch;

@@ -9,13 +9,14 @@ use anyhow::{Context, Result, bail};
 use crate::process::{cargo, root, run as run_program, target_dir, works};
 
 /// What the references are: changing a version here means new tensors.
-const PACKAGES: [&str; 14] = [
+const PACKAGES: [&str; 15] = [
     "torch==2.15.*",
     "torchvision==0.29.*",
     "diffusers==0.42.*",
     "peft==0.21.*",
     "transformers==5.23.*",
     "pyarrow",
+    "segmentation-models-pytorch==0.6.*",
     "pillow",
     "accelerate",
     "tensorboard",
@@ -30,7 +31,8 @@ const PACKAGES: [&str; 14] = [
 const NEEDS_FILES: &str = "tokenizer";
 
 /// What the generators import, and what looks at nadir's own output.
-const NO_GENERATORS: [&str; 3] = ["common.py", "check_save.py", "check_events.py"];
+const NO_GENERATORS: [&str; 4] =
+    ["common.py", "check_save.py", "check_events.py", "check_segmentation.py"];
 
 /// See `cargo xtask help`.
 pub fn run(args: &[String]) -> Result<()> {

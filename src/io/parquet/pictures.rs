@@ -155,6 +155,7 @@ mod tests {
                 label: Some(i / 2),
                 class: Some(format!("class {}", i / 2)),
                 image: vec![i as u8; 5 << 20],
+                mask: None,
             })
             .collect();
         rows.iter().for_each(|row| writer.add(row.clone()).unwrap());

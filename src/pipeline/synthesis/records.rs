@@ -214,6 +214,7 @@ impl Records {
                 label: Some(draw.label as u32),
                 class: Some(draw.class.clone()),
                 image: self.picture(file)?,
+                mask: None,
             })?;
         }
         writer.finish()?.finish()
