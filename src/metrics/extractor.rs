@@ -5,13 +5,12 @@ use std::path::Path;
 use super::{Features, Resize};
 use crate::error::{Error, Result};
 use crate::io::TensorSource;
-use crate::io::config::Config;
 use crate::io::folder::Weights;
 use crate::io::image::RgbImage;
 use crate::models::inception::{self, InceptionV3};
-use crate::models::resnet::{ResNet, ResNetConfig};
 use crate::nn::Params;
 use crate::ops::layout::concat;
+use crate::pipeline::classifier::Classifier;
 use crate::tensor::{DType, Device, Tensor};
 
 /// A network and how pictures are prepared for it.
@@ -22,17 +21,8 @@ pub struct Extractor {
 }
 
 enum Network {
-    Inception {
-        model: Box<InceptionV3>,
-        resize: Resize,
-    },
-    Classifier {
-        model: Box<ResNet>,
-        mean: [f32; 3],
-        std: [f32; 3],
-        /// Width and height of the pictures that it was trained on.
-        size: [u32; 2],
-    },
+    Inception { model: Box<InceptionV3>, resize: Resize },
+    Classifier(Box<Classifier>),
 }
 
 impl Extractor {
@@ -64,27 +54,11 @@ impl Extractor {
     /// # Errors
     /// The folder cannot be read or holds something else.
     pub fn classifier(folder: &Path, device: Device) -> Result<Self> {
-        let path = folder.join("config.json");
-        let config = Config::open(&path)?;
-        let three = |name: &str| -> Result<[f32; 3]> {
-            let expected = "three numbers, of red, green and blue";
-            let found: Option<[f32; 3]> = config.get(name, expected)?;
-            found.ok_or_else(|| config.wrong(name, expected))
-        };
-        let (mean, std) = (three("mean")?, three("std")?);
-        let expected = "height and width";
-        let size: Option<[u32; 2]> = config.get("resolution", expected)?;
-        let [height, width] = size.ok_or_else(|| config.wrong("resolution", expected))?;
-        let weights = Weights::open(folder, None)?;
-        let sums = weights.checksums();
-        let params = Params::new(weights, DType::F32, device);
-        let model = ResNet::load(ResNetConfig::read(&config)?, &params)?;
-        params.finish()?;
+        let classifier = Classifier::open(folder, device)?;
         let folder = folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy();
         let name = format!("classifier {folder}");
-        let key = format!("classifier-{:08x}", sums.combined());
-        let model = Box::new(model);
-        let network = Network::Classifier { model, mean, std, size: [width, height] };
+        let key = format!("classifier-{}", classifier.fingerprint());
+        let network = Network::Classifier(Box::new(classifier));
         Ok(Self { network, name, key })
     }
 
@@ -107,7 +81,7 @@ impl Extractor {
     pub fn width(&self) -> usize {
         match &self.network {
             Network::Inception { .. } => inception::FEATURES,
-            Network::Classifier { model, .. } => model.config().features(),
+            Network::Classifier(classifier) => classifier.width(),
         }
     }
 
@@ -115,7 +89,10 @@ impl Extractor {
     pub fn size(&self) -> Option<[u32; 2]> {
         match &self.network {
             Network::Inception { .. } => None,
-            Network::Classifier { size, .. } => Some(*size),
+            Network::Classifier(classifier) => {
+                let [height, width] = classifier.size();
+                Some([width as u32, height as u32])
+            }
         }
     }
 
@@ -132,23 +109,18 @@ impl Extractor {
                 let features = model.features(&resize.batch(pictures)?)?;
                 Ok(Seen { logits: model.logits(&features)?, features })
             }
-            Network::Classifier { model, mean, std, size: [width, height] } => {
-                let mut values = Vec::new();
+            Network::Classifier(classifier) => {
+                let [height, width] = classifier.size();
                 for picture in pictures {
-                    if picture.dimensions() != (*width, *height) {
-                        let found = format!("{}x{}", picture.width(), picture.height());
+                    let (w, h) = picture.dimensions();
+                    if (w as usize, h as usize) != (width, height) {
                         let expected =
                             format!("{width}x{height}, which the classifier was trained on");
-                        return Err(Error::argument("picture", found, expected));
+                        return Err(Error::argument("picture", format!("{w}x{h}"), expected));
                     }
-                    let levels = picture.as_raw().as_chunks::<3>().0.iter();
-                    values.extend(levels.flat_map(|pixel| {
-                        [0, 1, 2].map(|c| (f32::from(pixel[c]) / 255.0 - mean[c]) / std[c])
-                    }));
                 }
-                let shape = [pictures.len(), *height as usize, *width as usize, 3];
-                let images = Tensor::from_vec(values, shape)?;
-                Ok(Seen { features: model.features(&images)?, logits: model.forward(&images)? })
+                let (features, logits) = classifier.see(pictures)?;
+                Ok(Seen { features, logits })
             }
         }
     }

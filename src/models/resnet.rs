@@ -317,7 +317,7 @@ impl ResNet {
     /// # Errors
     /// Another number of channels.
     pub fn forward(&self, images: &Tensor) -> Result<Tensor> {
-        self.fc.forward(&self.features(images)?)
+        self.logits(&self.features(images)?)
     }
 
     /// `images` [B, H, W, 3] -> what the last layer sees of them, [B, [`features`](ResNetConfig::features)].
@@ -326,6 +326,14 @@ impl ResNet {
     /// Another number of channels.
     pub fn features(&self, images: &Tensor) -> Result<Tensor> {
         self.mean(images, Mode::Use)
+    }
+
+    /// What [`Self::features`] gives -> logits [B, classes].
+    ///
+    /// # Errors
+    /// Another number of features.
+    pub fn logits(&self, features: &Tensor) -> Result<Tensor> {
+        self.fc.forward(features)
     }
 
     /// As [`Self::forward`], by the statistics of the batch, which move those that are gathered.

@@ -106,12 +106,24 @@ impl Classifier {
         Ok(rows.chunks_exact(self.classes.len()).map(<[f32]>::to_vec).collect())
     }
 
-    /// What the last layer sees of each picture, [B, features], on the CPU.
+    /// Height and width of what it sees.
+    pub fn size(&self) -> [usize; 2] {
+        self.size
+    }
+
+    /// Numbers by which the last layer is told of a picture.
+    pub fn width(&self) -> usize {
+        self.net.config().features()
+    }
+
+    /// What the last layer is told of each picture, [B, [`width`](Self::width)], and what it makes of that, [B, classes].
     ///
     /// # Errors
     /// As [`Self::classify`]; no pictures.
-    pub fn features(&self, pictures: &[RgbImage]) -> Result<Tensor> {
-        self.net.features(&self.images(pictures)?)?.to_device(Device::Cpu)
+    pub fn see(&self, pictures: &[RgbImage]) -> Result<(Tensor, Tensor)> {
+        let features = self.net.features(&self.images(pictures)?)?;
+        let logits = self.net.logits(&features)?;
+        Ok((features, logits))
     }
 
     /// Pictures -> [B, H, W, 3]
