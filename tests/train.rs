@@ -586,9 +586,8 @@ fn blocks_that_are_computed_again_have_the_same_gradients() {
     }
 }
 
-/// Three steps on a GPU, where there is one, lose as much as on the CPU: to 1e-4, the bound to PyTorch's. In 16 bits they lose
-/// as much as in f32 up to the roundings of a number: of the loss one, of the gradient, which went through them forth and
-/// back, four.
+/// Three steps on a GPU, where there is one, lose as much as on the CPU: to 1e-4, the bound to PyTorch's. In 16 bits they are
+/// off from that by at most twice what the CPU is in 16 bits.
 #[test]
 fn a_gpu_learns_as_the_cpu() {
     let asked_for = std::env::var("NADIR_REQUIRE_CUDA").is_ok();
@@ -621,26 +620,32 @@ fn a_gpu_learns_as_the_cpu() {
         [&|compute| Box::new(vae_task(compute)), &|compute| {
             Box::new(diffusion_task(folder, compute))
         }];
-    // What they compute in, what the loss is multiplied by, and how far loss and gradient may be off.
-    let (bf16, f16) = (f64::from(2f32.powi(-8)), f64::from(2f32.powi(-11)));
-    let cases = [
-        (MixedPrecision::No, 1.0, [1e-4, 3e-4]),
-        (MixedPrecision::Bf16, 1.0, [bf16, 4.0 * bf16]),
-        (MixedPrecision::Fp16, 1024.0, [f16, 4.0 * f16]),
-    ];
     for task in tasks {
         let host = task(Device::Cpu.into());
-        let expected = losses(&*host, 1.0);
-        for (precision, factor, bounds) in cases {
-            let found = losses(&*task(Compute { device, precision }), factor);
-            for (step, (expected, found)) in expected.iter().zip(found).enumerate() {
-                for (i, what) in ["loss", "gradient"].into_iter().enumerate() {
-                    let (error, bound) = ((found[i] - expected[i]).abs() / expected[i], bounds[i]);
-                    let name =
-                        format!("{} in {}, step {step}, {what}", host.name(), precision.name());
-                    println!("{name}: off by {error:e} of {bound:e}");
-                    assert!(error <= bound, "{name}: {}, not {}", found[i], expected[i]);
-                }
+        let exact = losses(&*host, 1.0);
+        for (precision, factor) in
+            [(MixedPrecision::No, 1.0), (MixedPrecision::Bf16, 1.0), (MixedPrecision::Fp16, 1024.0)]
+        {
+            // By how much loss and gradient are off from the CPU's in f32, in the worst step.
+            let off = |device| {
+                let found = losses(&*task(Compute { device, precision }), factor);
+                let worst = |i: usize| {
+                    let steps = exact.iter().zip(&found);
+                    steps.map(|(a, b)| (b[i] - a[i]).abs() / a[i]).fold(0.0, f64::max)
+                };
+                assert!(found.iter().flatten().all(|x| x.is_finite()), "{found:?}");
+                [worst(0), worst(1)]
+            };
+            let bounds = match precision {
+                MixedPrecision::No => [1e-4, 3e-4],
+                _ => off(Device::Cpu).map(|x| 2.0 * x),
+            };
+            for (what, (error, bound)) in
+                ["loss", "gradient"].iter().zip(off(device).into_iter().zip(bounds))
+            {
+                let name = format!("{} in {}, {what}", host.name(), precision.name());
+                println!("{name}: off by {error:e} of {bound:e}");
+                assert!(error <= bound, "{name}: off by {error:e}, more than {bound:e}");
             }
         }
     }
