@@ -498,6 +498,30 @@ fn a_pass_has_every_pixel_once_and_a_stream_moves_masks_with_pictures() {
     let rest: Vec<_> =
         data.stream(6, 9, 6, 2).unwrap().take(2).flat_map(|b| pixels(b.unwrap())).collect();
     assert_eq!(rest, seen[2..].concat());
+
+    // Light changes crops that are drawn, each band by itself, and nothing that is passed over.
+    let lit =
+        MaskSettings { resolution: 16, brightness: 0.5, contrast: 0.5, ..MaskSettings::default() };
+    let plain = MaskSettings { resolution: 16, ..MaskSettings::default() };
+    let [lit, plain] =
+        [lit, plain].map(|settings| MaskedPictures::open(folder.path(), settings).unwrap());
+    let first = |batch: Option<nadir::Result<MaskedBatch>>| {
+        batch.unwrap().unwrap().images.to_vec::<f32>().unwrap()
+    };
+    let passed = [&lit, &plain].map(|data| first(data.pass(5, 1).unwrap().next()));
+    assert_eq!(passed[0], passed[1]);
+    let drawn = [&lit, &plain].map(|data| first(data.stream(3, 9, 0, 1).unwrap().next()));
+    let means = |values: &[f32]| {
+        [0, 2, 3]
+            .map(|band| values[..16 * 16 * 4].iter().skip(band).step_by(4).sum::<f32>() / 256.0)
+    };
+    let [lit, plain] = [means(&drawn[0]), means(&drawn[1])];
+    let factors = [0, 1, 2].map(|band| lit[band] / plain[band]);
+    assert!(
+        factors.iter().all(|f| (0.4..1.6).contains(f) && (f - 1.0).abs() > 1e-3),
+        "{factors:?}"
+    );
+    assert!((factors[0] - factors[1]).abs() > 1e-3 && (factors[1] - factors[2]).abs() > 1e-3);
 }
 
 #[test]
@@ -532,6 +556,8 @@ fn masks_that_do_not_fit_are_errors() {
     assert!(large.contains("256x256") && large.contains("--resolution"), "{large}");
     let without = error(&|f| std::fs::remove_file(f.join("masks/0.png")).unwrap(), small());
     assert!(without.contains("0.tif") && without.contains("masks/0"), "{without}");
+    let dark = error(&|_| {}, MaskSettings { brightness: f32::NAN, ..small() });
+    assert!(dark.contains("brightness") && dark.contains("NaN"), "{dark}");
     let alone = error(&|f| std::fs::remove_file(f.join("images/0.tif")).unwrap(), small());
     assert!(alone.contains("0.png") && alone.contains("a picture"), "{alone}");
     let bands = error(

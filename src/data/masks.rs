@@ -23,7 +23,7 @@ const MAX_MEMORY: usize = 8 << 30;
 const DRAWS: usize = 32;
 
 /// How crops are made of pictures with masks.
-#[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[derive(Clone, Debug, PartialEq, Args)]
 #[command(next_help_heading = "Data")]
 pub struct MaskSettings {
     /// Height and width of a crop in pixels
@@ -49,6 +49,14 @@ pub struct MaskSettings {
     /// Turn crops by quarters: from above there is no up
     #[arg(long)]
     pub random_rotate: bool,
+
+    /// Multiply each band of a crop by a factor of its own of up to 1 +- X: light and haze differ by band and year
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub brightness: f32,
+
+    /// Stretch each band of a crop about its mean by a factor of its own of up to 1 +- X
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub contrast: f32,
 }
 
 impl Default for MaskSettings {
@@ -61,6 +69,8 @@ impl Default for MaskSettings {
             random_flip: false,
             vertical_flip: false,
             random_rotate: false,
+            brightness: 0.0,
+            contrast: 0.0,
         }
     }
 }
@@ -115,6 +125,11 @@ impl MaskedPictures {
         let path = path.as_ref();
         if !(1..=4096).contains(&settings.resolution) {
             return Err(Error::argument("resolution", settings.resolution, "1 to 4096 pixels"));
+        }
+        for (name, x) in [("brightness", settings.brightness), ("contrast", settings.contrast)] {
+            if !(0.0..=1.0).contains(&x) {
+                return Err(Error::argument(name, x, "0 to 1"));
+            }
         }
         let named = if path.is_dir() { folder(path)? } else { parquet(path)? };
         let Some((_, first)) = named.first() else {
@@ -205,6 +220,7 @@ impl MaskedPictures {
         let mut place = tile;
         // 1. where, and how it is turned
         let mut turn = Turn::default();
+        let mut light = vec![[1.0, 1.0]; all.bands];
         if let Some(mut draws) = draws {
             // All are drawn always, so that one setting leaves the others' numbers alone.
             let (horizontal, vertical, quarters) = (draws.coin(), draws.coin(), draws.below(4));
@@ -223,14 +239,30 @@ impl MaskedPictures {
                 }
                 place = Tile { own: [tile.y, tile.x], ..tile };
             }
+            let mut factor = |x: f32| draws.between(1.0 - x, 1.0 + x);
+            light.fill_with(|| [settings.brightness, settings.contrast].map(&mut factor));
         }
         // 2. pixel by pixel
+        let start = images.len();
         for i in 0..side * side {
             let (y, x) = turn.source(i / side, i % side, side);
             let (y, x) = (place.y + y, place.x + x);
             images.extend((0..all.bands).map(|band| picture.level(y, x, band)));
             let is_own = y >= place.own[0] && x >= place.own[1];
             to.push(if is_own { all.class(mask, y, x) } else { IGNORED });
+        }
+        // 3. band by band
+        for (band, [brightness, contrast]) in light.into_iter().enumerate() {
+            if [brightness, contrast] == [1.0, 1.0] {
+                continue;
+            }
+            let mut own: Vec<&mut f32> =
+                images[start..].iter_mut().skip(band).step_by(all.bands).collect();
+            let mean = own.iter().map(|x| f64::from(**x)).sum::<f64>() / own.len() as f64;
+            let mean = mean as f32;
+            for x in &mut own {
+                **x = (brightness * (mean + contrast * (**x - mean))).clamp(0.0, 1.0);
+            }
         }
     }
 
