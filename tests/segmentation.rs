@@ -505,7 +505,7 @@ fn a_pass_has_every_pixel_once_and_a_stream_moves_masks_with_pictures() {
     let plain = MaskSettings { resolution: 16, ..MaskSettings::default() };
     let [lit, plain] =
         [lit, plain].map(|settings| MaskedPictures::open(folder.path(), settings).unwrap());
-    let first = |batch: Option<nadir::Result<MaskedBatch>>| {
+    let first = |batch: Option<Result<MaskedBatch>>| {
         batch.unwrap().unwrap().images.to_vec::<f32>().unwrap()
     };
     let passed = [&lit, &plain].map(|data| first(data.pass(5, 1).unwrap().next()));

@@ -89,7 +89,7 @@ impl<W: Write + Send> PictureWriter<W> {
         if rows.is_empty() {
             return Ok(());
         }
-        let write = || -> ParquetResult<()> {
+        let mut write = || -> ParquetResult<()> {
             let text = |text: Option<&String>| ByteArray::from(text.map_or("", String::as_str));
             let mut group = self.writer.next_row_group()?;
             let mut column = 0;
@@ -132,7 +132,6 @@ impl<W: Write + Send> PictureWriter<W> {
             group.close()?;
             Ok(())
         };
-        let mut write = write;
         write().map_err(|e| failed(&self.path, e))
     }
 }
