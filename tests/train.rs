@@ -587,7 +587,7 @@ fn blocks_that_are_computed_again_have_the_same_gradients() {
 }
 
 /// Three steps on a GPU, where there is one, lose as much as on the CPU: to 1e-4, the bound to PyTorch's. In 16 bits they are
-/// off from that by at most twice what the CPU is in 16 bits.
+/// off from that by at most four times what the CPU is in 16 bits.
 #[test]
 fn a_gpu_learns_as_the_cpu() {
     let asked_for = std::env::var("NADIR_REQUIRE_CUDA").is_ok();
@@ -638,7 +638,8 @@ fn a_gpu_learns_as_the_cpu() {
             };
             let bounds = match precision {
                 MixedPrecision::No => [1e-4, 3e-4],
-                _ => off(Device::Cpu).map(|x| 2.0 * x),
+                // The worst of three roundings: by chance twice another such worst, seldom four times.
+                _ => off(Device::Cpu).map(|x| 4.0 * x),
             };
             for (what, (error, bound)) in
                 ["loss", "gradient"].iter().zip(off(device).into_iter().zip(bounds))
