@@ -587,7 +587,7 @@ fn blocks_that_are_computed_again_have_the_same_gradients() {
 }
 
 /// Three steps on a GPU, where there is one, lose as much as on the CPU: to 1e-4, the bound to PyTorch's. In 16 bits they are
-/// off from that by at most four times what the CPU is in 16 bits.
+/// off from that by at most twice what the CPU is in 16 bits, in the worst of some runs.
 #[test]
 fn a_gpu_learns_as_the_cpu() {
     let asked_for = std::env::var("NADIR_REQUIRE_CUDA").is_ok();
@@ -601,11 +601,11 @@ fn a_gpu_learns_as_the_cpu() {
     let data = Dataset::open(pictures(folder, 6), DataSettings::default()).unwrap();
     let batch: Batch = data.pass(3, 1).unwrap().next().unwrap().unwrap();
     let settings = Settings { ema_decay: 0.9, use_ema: true, ..Settings::default() };
-    let losses = |task: &dyn Task, factor: f64| -> Vec<[f64; 2]> {
+    let losses = |task: &dyn Task, factor: f64, seed: u64| -> Vec<[f64; 2]> {
         let parameters = task.parameters();
         let mut optimizer = Optimizer::new(&parameters, true).unwrap();
         let steps = (0..3).map(|step| {
-            let mut random = Random::new(1, Purpose::Step, step);
+            let mut random = Random::new(seed, Purpose::Step, step);
             let loss = task.loss(&batch, &mut random).unwrap().total;
             let value = f64::from(loss.to_vec::<f32>().unwrap()[0]);
             let loss = scale(&loss, factor as f32).unwrap();
@@ -621,32 +621,38 @@ fn a_gpu_learns_as_the_cpu() {
             Box::new(diffusion_task(folder, compute))
         }];
     for task in tasks {
-        let host = task(Device::Cpu.into());
-        let exact = losses(&*host, 1.0);
+        let name = task(Device::Cpu.into()).name();
+        // The same steps by other noise, to know what is usual.
+        let exact: Vec<_> =
+            (1..=4).map(|seed| losses(&*task(Device::Cpu.into()), 1.0, seed)).collect();
         for (precision, factor) in
             [(MixedPrecision::No, 1.0), (MixedPrecision::Bf16, 1.0), (MixedPrecision::Fp16, 1024.0)]
         {
-            // By how much loss and gradient are off from the CPU's in f32, in the worst step.
-            let off = |device| {
-                let found = losses(&*task(Compute { device, precision }), factor);
-                let worst = |i: usize| {
-                    let steps = exact.iter().zip(&found);
-                    steps.map(|(a, b)| (b[i] - a[i]).abs() / a[i]).fold(0.0, f64::max)
-                };
-                assert!(found.iter().flatten().all(|x| x.is_finite()), "{found:?}");
-                [worst(0), worst(1)]
+            // By how much loss and gradient are off from the CPU's in f32, in the worst step of some runs.
+            let off = |device, runs: u64| {
+                let mut worst = [0.0, 0.0];
+                for (seed, exact) in (1..=runs).zip(&exact) {
+                    let found = losses(&*task(Compute { device, precision }), factor, seed);
+                    for (exact, found) in exact.iter().zip(found) {
+                        for i in 0..2 {
+                            let error = (found[i] - exact[i]).abs() / exact[i];
+                            assert!(error.is_finite(), "{name}: {found:?}");
+                            worst[i] = f64::max(worst[i], error);
+                        }
+                    }
+                }
+                worst
             };
             let bounds = match precision {
                 MixedPrecision::No => [1e-4, 3e-4],
-                // The worst of three roundings: by chance twice another such worst, seldom four times.
-                _ => off(Device::Cpu).map(|x| 4.0 * x),
+                _ => off(Device::Cpu, 4).map(|x| 2.0 * x),
             };
             for (what, (error, bound)) in
-                ["loss", "gradient"].iter().zip(off(device).into_iter().zip(bounds))
+                ["loss", "gradient"].iter().zip(off(device, 1).into_iter().zip(bounds))
             {
-                let name = format!("{} in {}, {what}", host.name(), precision.name());
-                println!("{name}: off by {error:e} of {bound:e}");
-                assert!(error <= bound, "{name}: off by {error:e}, more than {bound:e}");
+                let what = format!("{name} in {}, {what}", precision.name());
+                println!("{what}: off by {error:e} of {bound:e}");
+                assert!(error <= bound, "{what}: off by {error:e}, more than {bound:e}");
             }
         }
     }
