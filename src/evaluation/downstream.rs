@@ -168,7 +168,7 @@ impl Downstream<'_> {
         watch(Some("looking for nearest neighbours"));
         let mut leaks = vec![self.leak("the real pictures to learn from", self.real)?];
         leaks.push(self.leak("the test pictures", self.test)?);
-        if let Some(seen) = self.seen {
+        if let Some(seen) = self.seen.filter(|seen| seen.path() != self.real.path()) {
             leaks.push(self.leak("what the generator and the judge have seen", seen)?);
         }
         page::write(self, settings, &found, &leaks)?;
@@ -222,7 +222,8 @@ impl Downstream<'_> {
     fn check_settings(&self, settings: &DownstreamSettings) -> Result<()> {
         let path = self.folder.join("settings.json");
         let data = [self.real, self.synthetic, self.test]
-            .map(|data| (data.path().to_path_buf(), data.len()));
+            .map(|data| Ok((data.path(), data.len(), checksum(data)?)));
+        let data = data.into_iter().collect::<Result<Vec<_>>>()?;
         let now = serde_json::json!({
             "steps": settings.steps,
             "batch": settings.batch,
@@ -353,6 +354,16 @@ impl Downstream<'_> {
     pub fn page(&self) -> PathBuf {
         self.folder.join("report.html")
     }
+}
+
+/// Tells a data set from another of its name and size.
+fn checksum(data: &Dataset) -> Result<String> {
+    let mut sum = crc32fast::Hasher::new();
+    for row in 0..data.len() {
+        sum.update(&data.encoded(row)?);
+        sum.update(data.classes()[data.label(row) as usize].as_bytes());
+    }
+    Ok(format!("{:08x}", sum.finalize()))
 }
 
 /// What a classifier says of pictures whose classes it knows by name.

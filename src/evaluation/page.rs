@@ -66,7 +66,11 @@ fn summary(page: &mut String, what: &Downstream, found: &[Found]) {
         let behind = match (what.seen, one.condition.synthetic) {
             (_, 0) => one.condition.real.to_string(),
             (Some(seen), _) => {
-                format!("{}, and the {} that drew or judged", one.condition.real, seen.len())
+                format!(
+                    "{}, and the {} that generator and judge have seen",
+                    one.condition.real,
+                    seen.len()
+                )
             }
             (None, _) => {
                 format!("{}, and what drew and judged has learned from", one.condition.real)

@@ -66,7 +66,7 @@ fn networks_learn_from_real_drawn_and_both_and_are_tested_on_what_is_left() {
         "<svg",
         "calibration error",
         "Student",
-        "6, and the 24 that drew or judged",
+        "6, and the 24 that generator and judge have seen",
         "data:image/png",
     ] {
         assert!(page.contains(part), "{part}");
@@ -126,6 +126,9 @@ fn networks_learn_from_real_drawn_and_both_and_are_tested_on_what_is_left() {
     refused(&["--real=real", "--test=test", "--steps=0"], &["--steps"]);
     refused(&["--real=real", "--test=test", "--learning-rate=NaN"], &["--learning-rate"]);
     refused(&["--real=real", "--test=nowhere"], &["nowhere"]);
+    // A set of the same name and size that holds other pictures.
+    fs::copy(desk.path("drawn/River-0.png"), desk.path("drawn/River-1.png")).unwrap();
+    refused(&COMPARE, &["settings.json", "drawn"]);
     let strange = json!({ "file_name": "Forest-0.png", "label": 0, "class": "Glacier" });
     fs::write(desk.path("drawn/metadata.jsonl"), strange.to_string()).unwrap();
     refused(&["--real=real", "--test=test"], &["Glacier", "Forest, River, SeaLake"]);

@@ -121,12 +121,12 @@ pub fn synthesize(
         loop {
             let past = records.draws().iter().filter(of_class);
             let accepted = past.filter(|draw| draw.verdict == Verdict::Accepted).count();
-            // Never more than are wanted: what is drawn is judged, and what is good is taken.
-            let n = settings.batch.min(settings.per_class - accepted.min(settings.per_class));
-            let n = n.min(settings.most().saturating_sub(drawn));
             if accepted >= settings.per_class {
                 break;
             }
+            // Never more than are wanted: what is drawn is judged, and what is good is taken.
+            let wanted = settings.batch.min(settings.per_class - accepted);
+            let n = wanted.min(settings.most().saturating_sub(drawn));
             if n == 0 {
                 return Err(too_few(records, class, label, settings));
             }
