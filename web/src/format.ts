@@ -1,0 +1,65 @@
+/** Numbers and settings as people read them. */
+
+import type { ImageRequest } from "./api";
+
+export function duration(ms: number): string {
+  const seconds = Math.ceil(ms / 1000);
+  if (seconds < 60) return `${Math.max(1, seconds)} s`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${seconds % 60} s`;
+  return `${Math.floor(seconds / 3600)} h ${Math.floor((seconds % 3600) / 60)} min`;
+}
+
+/** Milliseconds with three figures or so. */
+export function milliseconds(ms: number): string {
+  if (ms >= 10_000) return `${(ms / 1000).toFixed(1)} s`;
+  return `${ms.toFixed(ms >= 100 ? 0 : ms >= 10 ? 1 : 2)} ms`;
+}
+
+export function percent(share: number): string {
+  const value = share * 100;
+  return `${value.toFixed(value >= 99.95 || value === 0 ? 0 : 1)} %`;
+}
+
+export function count(n: number, one: string, many = `${one}s`): string {
+  return `${n} ${n === 1 ? one : many}`;
+}
+
+/** "AnnualCrop" as "Annual crop". */
+export function className(name: string): string {
+  if (!/^[A-Z][a-z]+([A-Z][a-z]+)*$/.test(name)) return name;
+  const words = name.replace(/([a-z])([A-Z])/g, "$1 $2").toLowerCase();
+  return words.charAt(0).toUpperCase() + words.slice(1);
+}
+
+export function message(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
+const NAMES: [keyof ImageRequest, string][] = [
+  ["prompt", "Prompt"],
+  ["negative_prompt", "Without"],
+  ["seed", "Seed"],
+  ["scheduler", "Sampler"],
+  ["num_inference_steps", "Steps"],
+  ["guidance_scale", "Guidance"],
+  ["guidance_rescale", "Guidance rescale"],
+  ["eta", "Eta"],
+  ["clip_skip", "CLIP skip"],
+  ["strength", "Strength"],
+  ["vae_tiling", "Decoded in tiles"],
+];
+
+/** What a picture was made with, as names and values; what says nothing is left out. */
+export function described(request: ImageRequest): [string, string][] {
+  const lines: [string, string][] = [];
+  for (const [field, name] of NAMES) {
+    const value = request[field];
+    if (value === undefined || value === null || value === "" || value === false) continue;
+    if ((field === "eta" || field === "guidance_rescale" || field === "clip_skip") && value === 0) continue;
+    lines.push([name, value === true ? "yes" : String(value)]);
+    if (field === "seed" && request.width !== undefined && request.height !== undefined) {
+      lines.push(["Size", `${request.width} × ${request.height}`]);
+    }
+  }
+  return lines;
+}

@@ -1,0 +1,62 @@
+/** A place to drop a picture on, to choose one by a button, or to paste one into. */
+
+import type { ComponentChildren } from "preact";
+import { useId, useState } from "preact/hooks";
+
+export const ACCEPTED = "image/png,image/jpeg,image/webp";
+
+export function pictureOf(data: DataTransfer | null): File | null {
+  return [...(data?.files ?? [])].find((file) => file.type.startsWith("image/")) ?? null;
+}
+
+interface Props {
+  label: string;
+  onPicture: (picture: File) => void;
+  children?: ComponentChildren;
+  error?: string | null | undefined;
+}
+
+export function Drop({ label, onPicture, children, error }: Props) {
+  const id = useId();
+  const [over, setOver] = useState(false);
+  return (
+    <div
+      class={over ? "drop over" : "drop"}
+      onDragOver={(event) => {
+        event.preventDefault();
+        event.stopPropagation();
+        setOver(true);
+      }}
+      onDragLeave={() => setOver(false)}
+      onDrop={(event) => {
+        event.preventDefault();
+        event.stopPropagation();
+        setOver(false);
+        const file = pictureOf(event.dataTransfer);
+        if (file !== null) onPicture(file);
+      }}
+      onPaste={(event) => {
+        const file = pictureOf(event.clipboardData);
+        if (file !== null) onPicture(file);
+      }}
+    >
+      <input
+        id={id}
+        class="hidden-file"
+        type="file"
+        accept={ACCEPTED}
+        onChange={(event) => {
+          const file = event.currentTarget.files?.[0];
+          event.currentTarget.value = "";
+          if (file !== undefined) onPicture(file);
+        }}
+      />
+      <label for={id}>
+        <span class="drop-label">{label}</span>
+        <span class="drop-hint">Drop it here, or choose a file</span>
+      </label>
+      {children}
+      {error != null && <p class="error">{error}</p>}
+    </div>
+  );
+}
