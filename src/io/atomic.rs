@@ -342,7 +342,7 @@ fn write_through(
     writer.flush()
 }
 
-fn explain(path: &Path, error: io::Error) -> Error {
+pub(crate) fn explain(path: &Path, error: io::Error) -> Error {
     let (found, advice) = match error.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
             ("a full disk", "Nothing was left behind: free some space, or write elsewhere.")

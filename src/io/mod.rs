@@ -7,6 +7,7 @@ pub mod as_text;
 pub mod atomic;
 pub mod config;
 pub mod folder;
+pub mod geotiff;
 pub mod html;
 pub mod hub;
 pub mod image;

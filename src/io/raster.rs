@@ -3,9 +3,7 @@
 use std::io::Cursor;
 use std::path::Path;
 
-use ::tiff::decoder::{Decoder, DecodingResult, Limits};
-use ::tiff::tags::Tag;
-
+use super::geotiff::{About, GeoTiff, SampleKind, Window};
 use super::image::{self, MAX_SIDE};
 use super::{caught, read_bounded};
 use crate::error::{Error, Result};
@@ -69,8 +67,7 @@ pub struct Mask {
 /// Reads a picture: a TIFF with all of its bands, of 8 or 16 bits; anything else as [`image::open`] reads it, in three.
 ///
 /// # Errors
-/// The file is missing, of another kind, damaged, or larger than 16,384 pixels a side or 1 GiB; a TIFF of other numbers, or
-/// whose bands lie one behind the other.
+/// The file is missing, of another kind, damaged, or larger than 16,384 pixels a side or 1 GiB; a TIFF of other numbers.
 pub fn open(path: impl AsRef<Path>) -> Result<Raster> {
     let path = path.as_ref();
     decode(&read_bounded(path, MAX_FILE)?, path)
@@ -154,45 +151,26 @@ fn is_tiff(bytes: &[u8]) -> bool {
 }
 
 fn tiff(bytes: &[u8], origin: &Path) -> Result<Raster> {
-    let read = || -> std::result::Result<Raster, String> {
-        let text = |e: ::tiff::TiffError| e.to_string();
-        let mut limits = Limits::default();
-        (limits.decoding_buffer_size, limits.intermediate_buffer_size) = (MAX_MEMORY, MAX_MEMORY);
-        let decoder = Decoder::new(Cursor::new(bytes)).map_err(text)?;
-        let mut decoder = decoder.with_limits(limits);
-        let (width, height) = decoder.dimensions().map_err(text)?;
-        if width > MAX_SIDE || height > MAX_SIDE {
-            return Err(format!("{width}x{height} pixels"));
-        }
-        let bands = usize::from(decoder.colortype().map_err(text)?.num_samples());
-        let planes: Option<u16> =
-            decoder.find_tag_unsigned(Tag::PlanarConfiguration).map_err(text)?;
-        if bands > 1 && planes == Some(2) {
-            return Err("bands one behind the other (PlanarConfiguration 2)".to_owned());
-        }
-        let (height, width) = (height as usize, width as usize);
-        let levels = match decoder.read_image().map_err(text)? {
-            DecodingResult::U8(levels) => Levels::U8(levels),
-            DecodingResult::U16(levels) => Levels::U16(levels),
-            _ => return Err("numbers other than unsigned ones of 8 or 16 bits".to_owned()),
-        };
-        let raster = Raster { height, width, bands, levels };
-        let count = match &raster.levels {
-            Levels::U8(levels) => levels.len(),
-            Levels::U16(levels) => levels.len(),
-        };
-        match height * width * bands == count {
-            true => Ok(raster),
-            false => Err(format!("{count} levels of {width}x{height} pixels and {bands} bands")),
-        }
-    };
-    caught(read).and_then(|done| done).map_err(|found| {
-        let expected = format!(
-            "a TIFF of at most {MAX_SIDE} pixels a side, its bands side by side, of 8 or 16 bits"
-        );
-        let advice = "gdal_translate -co INTERLEAVE=PIXEL -ot UInt16 writes such a file.";
+    let wrong = |found: String| {
+        let expected = format!("a TIFF of at most {MAX_SIDE} pixels a side, of 8 or 16 bits");
+        let advice = "gdal_translate -ot UInt16 writes such a file.";
         Error::file(origin, "picture", expected, found, advice)
-    })
+    };
+    let mut file = GeoTiff::new(Cursor::new(bytes), origin)?;
+    let &About { height, width, bands, samples, .. } = file.about();
+    let most = width.max(height) > MAX_SIDE as usize;
+    if most || width * height * file.about().pixel() > MAX_MEMORY {
+        return Err(wrong(format!("{width}x{height} pixels of {bands} bands")));
+    }
+    if !matches!(samples, SampleKind::U8 | SampleKind::U16) {
+        return Err(wrong(format!("numbers of another kind, {}", samples.name())));
+    }
+    let levels = file.read(Window { x: 0, y: 0, width, height })?;
+    let levels = match samples {
+        SampleKind::U16 => Levels::U16(bytemuck::pod_collect_to_vec(&levels)),
+        _ => Levels::U8(levels),
+    };
+    Ok(Raster { height, width, bands, levels })
 }
 
 #[cfg(test)]
@@ -200,6 +178,7 @@ mod tests {
     use ::tiff::encoder::{TiffEncoder, colortype};
 
     use super::*;
+    use crate::io::geotiff::{Cog, CogWriter};
 
     const ORIGIN: &str = "here";
 
@@ -259,6 +238,15 @@ mod tests {
         }
         let mask = read(tiff_of::<colortype::Gray8>((2, 1), &[4, 255])).unwrap();
         assert_eq!(mask.classes, [4, 255]);
+        // As a scene's mask is written: a TIFF whose numbers are places in a palette.
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.tif");
+        let palette = Some(vec![[1, 2, 3], [4, 5, 6]]);
+        let cog = Cog { palette, ..Cog::new(2, 1, 1, SampleKind::U8) };
+        let mut writer = CogWriter::create(&path, cog, false).unwrap();
+        writer.write_rows(&[1, 255]).unwrap();
+        writer.finish().unwrap();
+        assert_eq!(open_mask(&path).unwrap().classes, [1, 255]);
         let error = |bytes| read(bytes).unwrap_err().to_string();
         let rgb = error(png_of(ColorType::Rgb, BitDepth::Eight, 1, &[0; 6]));
         assert!(rgb.contains("Rgb of 8 bits") && rgb.contains("one band"), "{rgb}");
