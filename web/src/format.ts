@@ -24,11 +24,14 @@ export function count(n: number, one: string, many = `${one}s`): string {
   return `${n} ${n === 1 ? one : many}`;
 }
 
-/** "AnnualCrop" as "Annual crop". */
+export function capital(text: string): string {
+  return text.charAt(0).toUpperCase() + text.slice(1);
+}
+
+/** "AnnualCrop" and "annual_crop" as "Annual crop". */
 export function className(name: string): string {
-  if (!/^[A-Z][a-z]+([A-Z][a-z]+)*$/.test(name)) return name;
-  const words = name.replace(/([a-z])([A-Z])/g, "$1 $2").toLowerCase();
-  return words.charAt(0).toUpperCase() + words.slice(1);
+  const plain = name.replaceAll("_", " ");
+  return capital(/^[A-Z][a-z]+([A-Z][a-z]+)*$/.test(plain) ? plain.replace(/([a-z])([A-Z])/g, "$1 $2").toLowerCase() : plain);
 }
 
 export function message(error: unknown): string {

@@ -136,7 +136,7 @@ export async function resume(): Promise<void> {
 function update(key: number, job: Job): void {
   const before = find(key);
   if (before === undefined) return;
-  change(key, { job });
+  change(key, { job: withPieces(job, before.job) });
   void collect(key, job);
   if (job.state === "queued" || job.state === "running" || before.phase === "ended") return;
   streams.get(key)?.abort();
@@ -148,6 +148,15 @@ function update(key: number, job: Job): void {
   if (job.state === "done") announce(job.kind === "image" ? `Done: ${count(made, "picture")}.` : "Done.");
   else announce(job.state === "cancelled" ? "Cancelled." : `Failed: ${error ?? "no reason was given"}.`);
   follow();
+}
+
+/** A job as the server tells it, and of unfinished answers what came in pieces where that is more. */
+function withPieces(job: Job, before: Job | null): Job {
+  const answers = job.answers.map((answer, i) => {
+    const had = before?.answers[i]?.text ?? "";
+    return answer.finish === null && had.length > answer.text.length ? { ...answer, text: had } : answer;
+  });
+  return { ...job, answers };
 }
 
 /** Brings finished pictures into the gallery; a job whose pictures are all there leaves the page. */

@@ -4,6 +4,7 @@ import { effect, signal } from "@preact/signals";
 import type { ApiError, ImageRequest, ServerInfo } from "./api";
 import { canvas, toBase64, toPng } from "./bytes";
 import type { Mask } from "./mask";
+import { info } from "./server";
 
 /** Numbers as typed; an empty one leaves the choice to the model. */
 export interface Settings {
@@ -68,7 +69,8 @@ export function use(request: ImageRequest): void {
   settings.value = {
     prompt: request.prompt ?? "",
     negative_prompt: request.negative_prompt ?? "",
-    scheduler: request.scheduler ?? "",
+    // Named as the server shows it, the model's own needs no naming.
+    scheduler: request.scheduler === info.value?.image.scheduler ? "" : (request.scheduler ?? ""),
     width: text(request.width),
     height: text(request.height),
     num_inference_steps: text(request.num_inference_steps),

@@ -5,6 +5,7 @@ import { described } from "../format";
 import { pictures, urlOf, type Picture } from "../gallery";
 import { Dialog } from "../ui/dialog";
 import { enlarged, SMALL } from "../ui/picture";
+import { Range } from "../ui/range";
 import { close } from "./shown";
 
 export function Compare({ ids }: { ids: [string, string] }) {
@@ -12,7 +13,7 @@ export function Compare({ ids }: { ids: [string, string] }) {
   const frame = useRef<HTMLDivElement>(null);
   const [left, right] = ids.map((id) => pictures.value.find((picture) => picture.id === id));
   if (left === undefined || right === undefined) return null;
-  const box = Math.min(640, innerWidth - 64);
+  const box = Math.max(192, Math.min(576, innerWidth - 64, innerHeight - 320));
   const scale = enlarged(left.width, left.height, box);
   const small = Math.max(left.width, left.height) <= SMALL ? "pixels" : "";
   const move = (event: PointerEvent) => {
@@ -42,14 +43,7 @@ export function Compare({ ids }: { ids: [string, string] }) {
           />
           <span class="compare-line" style={{ left: `${share}%` }} />
         </div>
-        <input
-          type="range"
-          min={0}
-          max={100}
-          value={share}
-          aria-label="Share of the left picture, in per cent"
-          onInput={(event) => setShare(event.currentTarget.valueAsNumber)}
-        />
+        <Range label="Share of the left picture, in per cent" min={0} max={100} step={1} value={share} onValue={(value) => setShare(Number(value))} />
         <Differences left={left} right={right} />
       </div>
     </Dialog>

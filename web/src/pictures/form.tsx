@@ -43,8 +43,20 @@ export function wrong(field: string | null): string | null {
   return (named !== null && FIELDS.has(named) ? named : null) === field ? error.message : null;
 }
 
+/** The names that the server knows, and one that came with a picture. */
+function samplers(asked: string): [string, string][] {
+  const known = info.value?.schedulers ?? [];
+  const names = asked === "" || known.includes(asked) ? known : [...known, asked];
+  return names.map((name) => [name, name]);
+}
+
 async function send(): Promise<void> {
   refused.value = null;
+  // On a narrow screen what comes of it is far below.
+  if (matchMedia("(max-width: 48rem)").matches) {
+    const behavior = matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth";
+    document.querySelector(".results")?.scrollIntoView({ behavior });
+  }
   try {
     refused.value = await submit(await toRequest());
   } catch (error) {
@@ -102,7 +114,7 @@ export function Form() {
           label="Sampler"
           value={typed.scheduler}
           error={wrong("scheduler")}
-          options={[["", model === undefined ? "Model's own" : `Model's own: ${model.scheduler}`], ...(info.value?.schedulers ?? []).map((name): [string, string] => [name, name])]}
+          options={[["", model === undefined ? "Model's own" : `Model's own: ${model.scheduler}`], ...samplers(typed.scheduler)]}
           onValue={(scheduler) => set({ scheduler })}
         />
         <NumberField
@@ -183,7 +195,7 @@ export function Form() {
       <details class="more">
         <summary>More settings</summary>
         <div class="stack">
-          <div class="pair">
+          <div class="pair even">
             <NumberField label="Guidance rescale" min={0} max={1} step="any" placeholder="0" value={typed.guidance_rescale} error={wrong("guidance_rescale")} onValue={(guidance_rescale) => set({ guidance_rescale })} />
             <NumberField label="Eta" min={0} max={1} step="any" placeholder="0" value={typed.eta} error={wrong("eta")} onValue={(eta) => set({ eta })} />
           </div>

@@ -76,7 +76,7 @@ export function MaskEditor() {
   const { x, y, width, height } = rectangle;
 
   return (
-    <Dialog title="Paint what is drawn anew" onClose={close} wide>
+    <Dialog title="Paint what is drawn anew" onClose={close} wide work>
       <div class="mask">
         <div class="mask-frame" style={{ width: `${work.width * scale}px`, height: `${work.height * scale}px` }}>
           <img class={Math.max(work.width, work.height) <= SMALL ? "pixels" : ""} src={urlOf(from.blob)} alt="The picture below the mask" draggable={false} />

@@ -2,7 +2,7 @@
 
 import { useEffect, useState } from "preact/hooks";
 import { api, type Profile } from "../api";
-import { count, message, milliseconds, percent } from "../format";
+import { capital, count, message, milliseconds, percent } from "../format";
 import { ended } from "../jobs";
 import { Bars } from "./judge";
 
@@ -32,11 +32,11 @@ export function ProfileTab() {
       {run !== null && (
         <>
           <p class="lead">
-            {run.what} took <span class="figure">{milliseconds(run.total_ms)}</span>.
+            {capital(run.what)} took <span class="figure">{milliseconds(run.total_ms)}</span>.
           </p>
           <Bars
             rows={parts.map(({ name, ms, calls }) => ({
-              name,
+              name: capital(name),
               share: ms / longest,
               text: milliseconds(ms),
               note: `${percent(ms / run.total_ms)} in ${count(calls, "call")}${calls > 1 ? `, ${milliseconds(ms / calls)} each` : ""}`,

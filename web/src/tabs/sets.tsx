@@ -36,10 +36,13 @@ export function Sets() {
       {sets?.length === 0 && (
         <>
           <p class="lead">No data set is watched.</p>
-          <p>
-            Make one with <code>nadir synthesize --classes data/eurosat-classes.toml --per-class 100 -o run/drawn</code>, and start this
-            server with <code>--watch-set run/drawn</code>: its yield is then shown here while it grows.
-          </p>
+          <p>A data set that is being made shows its yield here, class by class. Begin one, and start this server with its folder:</p>
+          <pre>
+            <code>
+              {"nadir synthesize --classes data/eurosat-classes.toml --per-class 100 -o run/drawn\n"}
+              {"nadir serve --watch-set run/drawn"}
+            </code>
+          </pre>
         </>
       )}
       {sets?.map((set) => <Yield key={set.name} set={set} />)}

@@ -94,7 +94,7 @@ export function Text() {
             </li>
           ))}
         </ul>
-        <div class="pair">
+        <div class="pair even">
           <NumberField label="Answers" min={1} required value={now.num_answers} error={wrong("num_answers")} onValue={(num_answers) => set({ num_answers })} />
           <NumberField label="Tokens at most" min={1} required value={now.max_new_tokens} error={wrong("max_new_tokens")} onValue={(max_new_tokens) => set({ max_new_tokens })} />
         </div>
@@ -103,7 +103,7 @@ export function Text() {
         <details class="more">
           <summary>More settings</summary>
           <div class="stack">
-            <div class="pair">
+            <div class="pair even">
               <NumberField label="Top k" min={0} required value={now.top_k} error={wrong("top_k")} hint="0 for all" onValue={(top_k) => set({ top_k })} />
               <NumberField label="Top p" min={0} max={1} step="any" required value={now.top_p} error={wrong("top_p")} onValue={(top_p) => set({ top_p })} />
             </div>

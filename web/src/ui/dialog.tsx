@@ -9,11 +9,13 @@ interface Props {
   children: ComponentChildren;
   onClose: () => void;
   wide?: boolean;
+  /** Holds work that a click beside it must not throw away. */
+  work?: boolean;
   /** Without a way out but its own buttons. */
   firm?: boolean;
 }
 
-export function Dialog({ title, children, onClose, wide = false, firm = false }: Props) {
+export function Dialog({ title, children, onClose, wide = false, work = false, firm = false }: Props) {
   const dialog = useRef<HTMLDialogElement>(null);
   const id = useId();
   useEffect(() => {
@@ -32,7 +34,7 @@ export function Dialog({ title, children, onClose, wide = false, firm = false }:
       }}
       onClick={(event) => {
         // On the backdrop: the dialog's content lies in elements of its own.
-        if (!firm && event.target === dialog.current) onClose();
+        if (!firm && !work && event.target === dialog.current) onClose();
       }}
     >
       <div class="dialog-sheet">

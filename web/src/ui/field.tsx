@@ -2,6 +2,7 @@
 
 import type { ComponentChildren } from "preact";
 import { useId, useState } from "preact/hooks";
+import { Range } from "./range";
 
 interface Common {
   label: string;
@@ -80,14 +81,7 @@ export function NumberField(props: NumberProps) {
       <label for={id}>{label}</label>
       <div class="number">
         {slider !== undefined && (
-          <input
-            type="range"
-            aria-label={`${label}, slider`}
-            {...slider}
-            disabled={disabled}
-            value={value === "" ? placeholder : value}
-            onInput={(event) => onValue(event.currentTarget.value)}
-          />
+          <Range label={`${label}, slider`} {...slider} disabled={disabled} value={Number(value || placeholder)} onValue={onValue} />
         )}
         <input
           id={id}
