@@ -24,6 +24,9 @@ export interface ServerInfo {
   limits: { pixels: number; images: number; body_bytes: number; queue: number };
 }
 
+/** Up to 2^64: text where a number would be another one. */
+export type Seed = number | string;
+
 type Priority = "interactive" | "batch";
 
 export interface ImageRequest {
@@ -38,8 +41,9 @@ export interface ImageRequest {
   eta?: number;
   clip_skip?: number;
   scheduler?: string | null;
+  noise?: string;
   vae_tiling?: boolean;
-  seed?: number | null;
+  seed?: Seed | null;
   num_images?: number;
   strength?: number;
   init_image?: string;
@@ -51,7 +55,7 @@ export interface ImageRequest {
 export interface TextRequest {
   kind: "text";
   prompt: string;
-  seed: number | null;
+  seed: Seed | null;
   num_answers: number;
   max_new_tokens: number;
   temperature: number;
@@ -65,7 +69,7 @@ export type State = "queued" | "running" | "done" | "failed" | "cancelled" | "lo
 
 export interface JobImage {
   index: number;
-  seed: number;
+  seed: Seed;
   state: State;
   step: number;
   steps: number;
@@ -74,7 +78,7 @@ export interface JobImage {
 
 export interface JobAnswer {
   index: number;
-  seed: number;
+  seed: Seed;
   text: string;
   finish: string | null;
 }
@@ -99,7 +103,7 @@ export type JobEvent =
   | { event: "job"; data: Job }
   | { event: "step"; data: { image: number; step: number; steps: number; eta_ms: number | null } }
   | { event: "preview"; data: { image: number; step: number; png: string } }
-  | { event: "image"; data: { image: number; seed: number; url: string } }
+  | { event: "image"; data: { image: number; seed: Seed; url: string } }
   | { event: "text"; data: { answer: number; text: string } }
   | { event: "end"; data: Job };
 
@@ -203,12 +207,23 @@ async function refusal(response: Response): Promise<ApiError> {
   return new ApiError(response.status, message, field, retry);
 }
 
+/** JSON, with seeds that JavaScript's numbers cannot hold as text. Quotes within a text are escaped, so none is matched. */
+function parse<T>(text: string): T {
+  return JSON.parse(text.replace(/"seed":\s*(\d{16,})/g, '"seed":"$1"')) as T;
+}
+
 async function json<T>(path: string, init?: RequestInit): Promise<T> {
-  return (await (await ask(path, init)).json()) as T;
+  return parse<T>(await (await ask(path, init)).text());
 }
 
 function send(body: ImageRequest | TextRequest): RequestInit {
-  return { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+  const text = JSON.stringify(body).replace(/"seed":"(\d+)"/g, '"seed":$1');
+  return { method: "POST", headers: { "Content-Type": "application/json" }, body: text };
+}
+
+/** A seed as typed. */
+export function seedOf(text: string): Seed {
+  return Number.isSafeInteger(Number(text)) ? Number(text) : text;
 }
 
 function upload(picture: Blob): RequestInit {
@@ -250,7 +265,7 @@ export async function* events(id: string, stop: AbortSignal): AsyncGenerator<Job
     for (const line of lines) {
       if (line === "") {
         if (event !== "" && data.length > 0) {
-          yield { event, data: JSON.parse(data.join("\n")) } as JobEvent;
+          yield { event, data: parse(data.join("\n")) } as JobEvent;
         }
         event = "";
         data = [];

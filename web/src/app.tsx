@@ -60,7 +60,7 @@ export function App() {
       </main>
       <footer class="bottom">
         <span>nadir {info.value?.version}</span>
-        <a href="/docs">Reference of the service</a>
+        {info.value?.auth === false && <a href="/docs">Reference of the service</a>}
         <span>Pictures drawn here are synthetic: none shows a real place.</span>
       </footer>
       <div class="unseen" role="status" aria-live="polite">

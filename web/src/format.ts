@@ -15,6 +15,13 @@ export function milliseconds(ms: number): string {
   return `${ms.toFixed(ms >= 100 ? 0 : ms >= 10 ? 1 : 2)} ms`;
 }
 
+/** A number as it was meant: 0.7 in 32 bits is 0.699999988 in JSON. */
+export function neat<T>(value: T): T | number {
+  if (typeof value !== "number" || Math.fround(value) !== value) return value;
+  const short = Number(value.toPrecision(7));
+  return Math.fround(short) === value ? short : value;
+}
+
 export function percent(share: number): string {
   const value = share * 100;
   return `${value.toFixed(value >= 99.95 || value === 0 ? 0 : 1)} %`;
@@ -49,6 +56,7 @@ const NAMES: [keyof ImageRequest, string][] = [
   ["eta", "Eta"],
   ["clip_skip", "CLIP skip"],
   ["strength", "Strength"],
+  ["noise", "Random numbers"],
   ["vae_tiling", "Decoded in tiles"],
 ];
 
@@ -58,8 +66,9 @@ export function described(request: ImageRequest): [string, string][] {
   for (const [field, name] of NAMES) {
     const value = request[field];
     if (value === undefined || value === null || value === "" || value === false) continue;
+    if (field === "noise" && value === "torch") continue;
     if ((field === "eta" || field === "guidance_rescale" || field === "clip_skip") && value === 0) continue;
-    lines.push([name, value === true ? "yes" : String(value)]);
+    lines.push([name, value === true ? "yes" : String(neat(value))]);
     if (field === "seed" && request.width !== undefined && request.height !== undefined) {
       lines.push(["Size", `${request.width} × ${request.height}`]);
     }

@@ -1,12 +1,12 @@
 /** The pictures and grids that this browser keeps, in IndexedDB; in memory alone where it has none. */
 
 import { computed, signal } from "@preact/signals";
-import type { ImageRequest } from "./api";
+import type { ImageRequest, Seed } from "./api";
 
 export interface Picture {
   id: string;
   blob: Blob;
-  seed: number;
+  seed: Seed;
   width: number;
   height: number;
   /** Settings of this one picture: its own seed, one picture. */

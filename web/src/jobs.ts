@@ -1,7 +1,7 @@
 /** Jobs of this page: sent, tried again where the server has no room, followed to their end, also after a reload. */
 
 import { signal } from "@preact/signals";
-import { api, ApiError, events, type ImageRequest, type Job, type JobEvent, type TextRequest } from "./api";
+import { api, ApiError, events, type ImageRequest, type Job, type JobEvent, type Seed, type TextRequest } from "./api";
 import { announce } from "./announce";
 import { fromBase64 } from "./bytes";
 import { count, message } from "./format";
@@ -66,7 +66,7 @@ export async function submit(request: ImageRequest | TextRequest, grid: Task["gr
         return null;
       }
       change(key, { phase: "open", job, error: null });
-      announce(job.position ? `Accepted, ${count(job.position, "job")} before it.` : "Accepted.");
+      announce(job.position ? `Accepted, ${job.position} before it.` : "Accepted.");
       remember();
       follow();
       return null;
@@ -183,7 +183,7 @@ async function collect(key: number, job: Job): Promise<void> {
 
 const fetching = new Map<string, Promise<void>>();
 
-async function fetchPicture(id: string, url: string, seed: number, asked: ImageRequest, grid: Task["grid"]): Promise<void> {
+async function fetchPicture(id: string, url: string, seed: Seed, asked: ImageRequest, grid: Task["grid"]): Promise<void> {
   const blob = await api.bytes(url);
   const { width, height } = await createImageBitmap(blob);
   const { priority: _, preview: __, ...settings } = asked;

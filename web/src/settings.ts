@@ -1,8 +1,9 @@
 /** The form of the tab Pictures: what is typed, kept over reloads, and the request that follows from it. */
 
 import { effect, signal } from "@preact/signals";
-import type { ApiError, ImageRequest, ServerInfo } from "./api";
+import { seedOf, type ApiError, type ImageRequest, type Seed, type ServerInfo } from "./api";
 import { canvas, toBase64, toPng } from "./bytes";
+import { neat } from "./format";
 import type { Mask } from "./mask";
 import { info } from "./server";
 
@@ -22,12 +23,13 @@ export interface Settings {
   guidance_rescale: string;
   eta: string;
   clip_skip: string;
+  noise: string;
   vae_tiling: boolean;
 }
 
 export const EMPTY: Settings = {
   prompt: "", negative_prompt: "", scheduler: "", width: "", height: "", num_inference_steps: "", guidance_scale: "",
-  seed: "", fixed: false, num_images: "1", strength: "0.6", guidance_rescale: "", eta: "", clip_skip: "", vae_tiling: false,
+  seed: "", fixed: false, num_images: "1", strength: "", guidance_rescale: "", eta: "", clip_skip: "", noise: "", vae_tiling: false,
 };
 
 /** The picture that a run starts from. */
@@ -63,8 +65,8 @@ export function set(patch: Partial<Settings>): void {
 
 /** Takes a picture's settings over, its seed too. What a run starts from is the user's to choose. */
 export function use(request: ImageRequest): void {
-  const text = (value: number | null | undefined) => (value == null ? "" : String(value));
-  const unlessNone = (value: number | null | undefined) => (value ? String(value) : "");
+  const text = (value: Seed | null | undefined) => (value == null ? "" : String(neat(value)));
+  const unlessNone = (value: number | null | undefined) => (value ? text(value) : "");
   refused.value = null;
   settings.value = {
     prompt: request.prompt ?? "",
@@ -78,10 +80,11 @@ export function use(request: ImageRequest): void {
     seed: text(request.seed),
     fixed: request.seed != null,
     num_images: text(request.num_images ?? 1),
-    strength: text(request.strength ?? 0.6),
+    strength: text(request.strength),
     guidance_rescale: unlessNone(request.guidance_rescale),
     eta: unlessNone(request.eta),
     clip_skip: unlessNone(request.clip_skip),
+    noise: request.noise === "torch" ? "" : (request.noise ?? ""),
     vae_tiling: request.vae_tiling ?? false,
   };
 }
@@ -96,8 +99,9 @@ export async function toRequest(): Promise<ImageRequest> {
     "width", "height", "num_inference_steps", "guidance_scale", "num_images", "guidance_rescale", "eta", "clip_skip",
   ] as const;
   for (const field of numbers) if (typed[field] !== "") request[field] = Number(typed[field]);
+  if (typed.noise !== "") request.noise = typed.noise;
   if (typed.vae_tiling) request.vae_tiling = true;
-  if (typed.fixed && typed.seed !== "") request.seed = Number(typed.seed);
+  if (typed.fixed && typed.seed !== "") request.seed = seedOf(typed.seed);
   if (source.value !== null) {
     request.init_image = await toBase64(source.value.blob);
     if (typed.strength !== "") request.strength = Number(typed.strength);

@@ -289,6 +289,17 @@ await test("a mask is painted by pointer, keys and numbers, and drawn into", asy
   await button("Remove").click();
 });
 
+await test("a seed of 64 bits stays what it is", async () => {
+  const seed = "18446744073709551557";
+  await field("Steps").fill("4");
+  await field("Seed's number").fill(seed);
+  await generate(1);
+  await shots().first().locator(".open").click();
+  assert.equal(await dialog(/^Seed/).getByRole("heading").textContent(), `Seed ${seed}`);
+  await button("Use these settings").click();
+  assert.equal(await field("Seed's number").inputValue(), seed);
+});
+
 await test("two pictures are compared", async () => {
   await button("Compare two").isDisabled();
   for (const at of [0, 1]) await shots().nth(at).getByRole("checkbox").check();

@@ -55,6 +55,7 @@ export function Details({ id }: { id: string }) {
         </div>
         <div class="stack">
           <Recipe lines={described(request)} />
+          {request.strength != null && <p class="hint">It started from a picture: to draw it again, start from that.</p>}
           <div class="buttons">
             <button type="button" class="primary" onClick={withThen(() => use(request))}>Use these settings</button>
             <button type="button" onClick={withThen(() => set({ seed: String(seed), fixed: true }))}>Reuse the seed</button>

@@ -32,7 +32,7 @@ const ALIASES: Record<string, string> = {
 };
 const FIELDS = new Set([
   "prompt", "negative_prompt", "scheduler", "width", "height", "num_inference_steps", "guidance_scale", "seed", "num_images",
-  "strength", "guidance_rescale", "eta", "clip_skip", "init_image", "mask_image",
+  "strength", "guidance_rescale", "eta", "clip_skip", "noise", "init_image", "mask_image",
 ]);
 
 /** The server's word on a field; on none of them for null. */
@@ -43,11 +43,9 @@ export function wrong(field: string | null): string | null {
   return (named !== null && FIELDS.has(named) ? named : null) === field ? error.message : null;
 }
 
-/** The names that the server knows, and one that came with a picture. */
-function samplers(asked: string): [string, string][] {
-  const known = info.value?.schedulers ?? [];
-  const names = asked === "" || known.includes(asked) ? known : [...known, asked];
-  return names.map((name) => [name, name]);
+/** What there is to choose from, and what came with a picture. */
+function withAsked(options: [string, string][], asked: string): [string, string][] {
+  return options.some(([name]) => name === asked) ? options : [...options, [asked, asked]];
 }
 
 async function send(): Promise<void> {
@@ -73,6 +71,8 @@ export function Form() {
     if (error !== null) form.current?.querySelector<HTMLElement>("[aria-invalid]")?.focus();
   }, [error]);
   const multiple = model?.multiple ?? 1;
+  const own = model === undefined ? "Model's own" : `Model's own: ${model.scheduler}`;
+  const samplers: [string, string][] = [["", own], ...(info.value?.schedulers ?? []).map((name): [string, string] => [name, name])];
   return (
     <form
       ref={form}
@@ -114,7 +114,7 @@ export function Form() {
           label="Sampler"
           value={typed.scheduler}
           error={wrong("scheduler")}
-          options={[["", model === undefined ? "Model's own" : `Model's own: ${model.scheduler}`], ...samplers(typed.scheduler)]}
+          options={withAsked(samplers, typed.scheduler)}
           onValue={(scheduler) => set({ scheduler })}
         />
         <NumberField
@@ -200,6 +200,13 @@ export function Form() {
             <NumberField label="Eta" min={0} max={1} step="any" placeholder="0" value={typed.eta} error={wrong("eta")} onValue={(eta) => set({ eta })} />
           </div>
           <NumberField label="CLIP skip" min={0} placeholder="0" value={typed.clip_skip} error={wrong("clip_skip")} hint="Layers of the text encoder that are left out at its end." onValue={(clip_skip) => set({ clip_skip })} />
+          <SelectField
+            label="Random numbers"
+            value={typed.noise}
+            error={wrong("noise")}
+            options={withAsked([["", "As torch draws them on a CPU"], ["philox", "As torch draws them on a GPU"]], typed.noise)}
+            onValue={(noise) => set({ noise })}
+          />
           <Check label="Decode in tiles: less memory, other bits" checked={typed.vae_tiling} onChecked={(vae_tiling) => set({ vae_tiling })} />
         </div>
       </details>

@@ -2,7 +2,7 @@
 
 import { useEffect, useState } from "preact/hooks";
 import type { ImageRequest, JobImage } from "../api";
-import { count, duration } from "../format";
+import { duration } from "../format";
 import { cancel, dismiss, tasks, type Task } from "../jobs";
 import { Image } from "../ui/picture";
 
@@ -25,7 +25,7 @@ export function Where({ task }: { task: Task }) {
   if (job === null) return <>Being sent</>;
   const eta = job.eta_ms === null ? null : `about ${duration(job.eta_ms)}`;
   const parts: (string | null)[] = [];
-  if (job.state === "queued") parts.push(job.position ? `${count(job.position, "job")} before it` : "Next", eta);
+  if (job.state === "queued") parts.push(job.position ? `${job.position} before it` : "Next", eta);
   else if (job.state === "running") {
     const made = job.images.filter((image) => image.state === "done").length;
     parts.push(job.images.length > 1 ? `${made} of ${job.images.length} done` : "Drawing", eta);
@@ -94,9 +94,7 @@ export function Tile({ task, image, request }: { task: Task; image: JobImage; re
       </div>
       <progress max={Math.max(1, image.steps)} value={image.step} aria-label={name} />
       <p class="caption figure">
-        <span>
-          {image.step}/{image.steps}
-        </span>
+        <span>{image.steps === 0 ? "waits" : `${image.step}/${image.steps}`}</span>
         <span>seed {image.seed}</span>
       </p>
     </div>

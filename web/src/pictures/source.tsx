@@ -110,7 +110,7 @@ export function SourcePicture() {
         step="any"
         slider={{ min: 0, max: 1, step: 0.05 }}
         value={settings.value.strength}
-        placeholder="0.8"
+        placeholder={mask.value === null ? "0.8" : "1"}
         hint="0 keeps the picture, 1 keeps nothing of it."
         error={wrong("strength")}
         onValue={(strength) => set({ strength })}

@@ -2,7 +2,7 @@
 
 import { signal } from "@preact/signals";
 import { useRef, useState } from "preact/hooks";
-import { ApiError, type TextRequest } from "../api";
+import { ApiError, seedOf, type TextRequest } from "../api";
 import { message } from "../format";
 import { cancel, dismiss, submit, tasks, type Task } from "../jobs";
 import { Where } from "../pictures/progress";
@@ -43,7 +43,7 @@ async function send(): Promise<void> {
   const request: TextRequest = {
     kind: "text",
     prompt,
-    seed: seed === "" ? null : Number(seed),
+    seed: seed === "" ? null : seedOf(seed),
     stop: stop === "" ? [] : stop.split("\n").filter((line) => line !== ""),
     num_answers: Number(numbers.num_answers),
     max_new_tokens: Number(numbers.max_new_tokens),
