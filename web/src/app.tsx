@@ -125,7 +125,7 @@ function KeyDialog({ wrong }: { wrong: boolean }) {
           giveKey(key);
         }}
       >
-        <p>It was started with one. It is kept until this window is closed, and sent to this server alone.</p>
+        <p>It was started with one. What you type is kept until this window is closed, and sent to this server alone.</p>
         <div class="field">
           <label for="key">Key</label>
           <input

@@ -9,6 +9,10 @@ import { open } from "./gallery";
 import { resume } from "./jobs";
 import { applyTheme } from "./theme";
 
+// A file dropped beside a place for it must not take the page away.
+addEventListener("dragover", (event) => event.preventDefault());
+addEventListener("drop", (event) => event.preventDefault());
+
 applyTheme();
 render(<App />, document.body);
 void open().then(resume);

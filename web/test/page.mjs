@@ -29,7 +29,7 @@ const TABS = ["Pictures", "Text", "Classify", "Data sets", "Profile"];
 const WAIT = 60_000;
 
 // What the browser says by itself of answers that a test brings about: those that are refused, cut or held back.
-let provoked = false;
+let provoked = key !== undefined;
 const complaints = [];
 
 const headers = key === undefined ? {} : { Authorization: `Bearer ${key}` };
@@ -159,6 +159,8 @@ if (key !== undefined) {
       await field("Key").fill(`not ${key}`);
       await button("Go on").click();
       await page.getByText("That was not it.").waitFor();
+      await page.screenshot({ path: join(folder, "key.png") });
+      await accessible("the key");
       await field("Key").fill(key);
       await button("Go on").click();
       await page.locator(".status-model").waitFor();

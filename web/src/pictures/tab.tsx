@@ -3,7 +3,7 @@
 import { remove } from "../gallery";
 import { count } from "../format";
 import { Dialog } from "../ui/dialog";
-import { pictureOf } from "../ui/drop";
+import { pictureOf, usePasted } from "../ui/drop";
 import { Compare } from "./compare";
 import { Details } from "./details";
 import { Dropped } from "./dropped";
@@ -14,7 +14,12 @@ import { Progress } from "./progress";
 import { Shelf } from "./shelf";
 import { close, picked, shown } from "./shown";
 
+const offer = (file: File): void => {
+  shown.value = { kind: "dropped", file };
+};
+
 export function Pictures() {
+  usePasted(offer);
   return (
     <div
       class="pictures"
@@ -22,7 +27,7 @@ export function Pictures() {
       onDrop={(event) => {
         event.preventDefault();
         const file = pictureOf(event.dataTransfer);
-        if (file !== null) shown.value = { kind: "dropped", file };
+        if (file !== null) offer(file);
       }}
     >
       <h1 class="unseen">Pictures</h1>

@@ -7,7 +7,7 @@ import { fromBase64 } from "../bytes";
 import { className, message, percent } from "../format";
 import { pictures, urlOf } from "../gallery";
 import { info } from "../server";
-import { Drop } from "../ui/drop";
+import { Drop, usePasted } from "../ui/drop";
 import { NumberField } from "../ui/field";
 import { enlarged, Image, SMALL } from "../ui/picture";
 
@@ -58,7 +58,10 @@ export async function look(blob: Blob): Promise<void> {
   ]);
 }
 
+const seen = (picture: File): void => void look(picture);
+
 export function Judge() {
+  usePasted(seen);
   const server = info.value;
   const now = looked.value;
   const recent = pictures.value.slice(0, 8);
@@ -67,7 +70,7 @@ export function Judge() {
       <div class="ask">
         <h1>Classify and segment</h1>
         <p class="lead">What a picture shows: as a whole, and where.</p>
-        <Drop label="A picture" error={unreadable.value} onPicture={(picture) => void look(picture)} />
+        <Drop label="A picture" error={unreadable.value} onPicture={seen} />
         {recent.length > 0 && (
           <section aria-labelledby="recent-title">
             <h2 id="recent-title" class="small-title">Or one of the gallery</h2>

@@ -1,12 +1,24 @@
-/** A place to drop a picture on, to choose one by a button, or to paste one into. */
+/** A place to drop a picture on, or to choose one by a button; pictures pasted anywhere. */
 
 import type { ComponentChildren } from "preact";
-import { useId, useState } from "preact/hooks";
+import { useEffect, useId, useState } from "preact/hooks";
 
 export const ACCEPTED = "image/png,image/jpeg,image/webp";
 
 export function pictureOf(data: DataTransfer | null): File | null {
   return [...(data?.files ?? [])].find((file) => file.type.startsWith("image/")) ?? null;
+}
+
+/** What is done with a picture that is pasted, wherever the focus is. */
+export function usePasted(onPicture: (picture: File) => void): void {
+  useEffect(() => {
+    const pasted = (event: ClipboardEvent) => {
+      const file = pictureOf(event.clipboardData);
+      if (file !== null) onPicture(file);
+    };
+    addEventListener("paste", pasted);
+    return () => removeEventListener("paste", pasted);
+  }, [onPicture]);
 }
 
 interface Props {
@@ -33,10 +45,6 @@ export function Drop({ label, onPicture, children, error }: Props) {
         event.stopPropagation();
         setOver(false);
         const file = pictureOf(event.dataTransfer);
-        if (file !== null) onPicture(file);
-      }}
-      onPaste={(event) => {
-        const file = pictureOf(event.clipboardData);
         if (file !== null) onPicture(file);
       }}
     >
