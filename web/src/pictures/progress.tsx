@@ -55,8 +55,9 @@ export function Progress() {
 
 function TaskCard({ task }: { task: Task }) {
   const request = task.request as ImageRequest;
-  // Done, but its pictures are still on their way into the gallery: nothing to dismiss yet.
-  const over = task.phase === "ended" && (task.job?.state !== "done" || task.error !== null);
+  // Its pictures are still on their way into the gallery: nothing to cancel, nor to dismiss yet.
+  const arriving = task.phase === "ended" && task.job?.state === "done" && task.error === null;
+  const over = task.phase === "ended" && !arriving;
   const failed = over && task.error !== null;
   return (
     <li class="job" data-state={task.job?.state ?? task.phase}>
@@ -65,9 +66,11 @@ function TaskCard({ task }: { task: Task }) {
         <p class={failed ? "job-where error" : "job-where"}>
           <Where task={task} />
         </p>
-        <button type="button" onClick={() => (over ? dismiss(task.key) : void cancel(task.key))}>
-          {over ? "Dismiss" : "Cancel"}
-        </button>
+        {!arriving && (
+          <button type="button" onClick={() => (over ? dismiss(task.key) : void cancel(task.key))}>
+            {over ? "Dismiss" : "Cancel"}
+          </button>
+        )}
       </div>
       {task.job?.warnings.map((warning) => <p key={warning} class="hint">{warning}</p>)}
       {task.job !== null && !over && (

@@ -1,5 +1,6 @@
 /** The tab Pictures: what is asked for on the left, what came of it on the right. */
 
+import { useState } from "preact/hooks";
 import { remove } from "../gallery";
 import { count } from "../format";
 import { Dialog } from "../ui/dialog";
@@ -19,11 +20,17 @@ const offer = (file: File): void => {
 };
 
 export function Pictures() {
+  const [over, setOver] = useState(false);
   usePasted(offer);
   return (
     <div
-      class="pictures"
-      onDragOver={(event) => event.preventDefault()}
+      class={over ? "pictures over" : "pictures"}
+      onDragOver={(event) => {
+        event.preventDefault();
+        setOver(event.dataTransfer?.types.includes("Files") === true);
+      }}
+      onDragLeave={(event) => event.relatedTarget === null && setOver(false)}
+      onDropCapture={() => setOver(false)}
       onDrop={(event) => {
         event.preventDefault();
         const file = pictureOf(event.dataTransfer);
