@@ -159,6 +159,9 @@ function withPieces(job: Job, before: Job | null): Job {
   return { ...job, answers };
 }
 
+/** A server that begins anew numbers anew: the time tells its jobs from earlier ones. */
+export const pictureId = (job: Job, index: number): string => `${job.created}/${job.id}/${index}`;
+
 /** Brings finished pictures into the gallery; a job whose pictures are all there leaves the page. */
 async function collect(key: number, job: Job): Promise<void> {
   const task = find(key);
@@ -167,8 +170,7 @@ async function collect(key: number, job: Job): Promise<void> {
   try {
     await Promise.all(
       job.images.map(async ({ index, seed, url }) => {
-        // A server that begins anew numbers anew: the time tells its jobs from earlier ones.
-        const id = `${job.created}/${job.id}/${index}`;
+        const id = pictureId(job, index);
         if (url === null || gallery.has(id)) return;
         const fetched = fetching.get(id) ?? fetchPicture(id, url, seed, asked, task.grid);
         fetching.set(id, fetched);

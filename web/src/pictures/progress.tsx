@@ -3,7 +3,8 @@
 import { useEffect, useState } from "preact/hooks";
 import type { ImageRequest, JobImage } from "../api";
 import { duration } from "../format";
-import { cancel, dismiss, tasks, type Task } from "../jobs";
+import { has } from "../gallery";
+import { cancel, dismiss, pictureId, tasks, type Task } from "../jobs";
 import { Image } from "../ui/picture";
 
 /** The time, told anew twice a second while it is needed. */
@@ -58,6 +59,8 @@ function TaskCard({ task }: { task: Task }) {
   // Its pictures are still on their way into the gallery: nothing to cancel, nor to dismiss yet.
   const arriving = task.phase === "ended" && task.job?.state === "done" && task.error === null;
   const over = task.phase === "ended" && !arriving;
+  // Those that are done are in the gallery below.
+  const waiting = task.job?.images.filter(({ index }) => task.job === null || !has(pictureId(task.job, index))) ?? [];
   const failed = over && task.error !== null;
   return (
     <li class="job" data-state={task.job?.state ?? task.phase}>
@@ -73,9 +76,9 @@ function TaskCard({ task }: { task: Task }) {
         )}
       </div>
       {task.job?.warnings.map((warning) => <p key={warning} class="hint">{warning}</p>)}
-      {task.job !== null && !over && (
+      {!over && waiting.length > 0 && (
         <ul class="contact">
-          {task.job.images.map((image) => (
+          {waiting.map((image) => (
             <li key={image.index}>
               <Tile task={task} image={image} request={request} />
             </li>
