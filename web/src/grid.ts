@@ -53,7 +53,8 @@ function numbers(piece: string): number[] {
 export async function draw(request: ImageRequest, columns: Axis, rows: Axis): Promise<void> {
   const { preview: _, ...plain } = request;
   const base: ImageRequest = { ...plain, num_images: 1, seed: request.seed ?? randomSeed(), priority: "batch" };
-  const id = crypto.randomUUID();
+  // Not randomUUID: browsers have that for localhost and https alone.
+  const id = `${Date.now()}-${randomSeed()}`;
   const { init_image: __, mask_image: ___, ...kept } = base;
   await addGrid({ id, created: Date.now(), base: kept, columns, rows });
   for (const [y, row] of rows.values.entries()) {

@@ -15,13 +15,16 @@ export function Sets() {
     let timer = 0;
     let gone = false;
     const ask = async () => {
+      let growing = true;
       try {
-        setSets(await api.sets());
+        const found = await api.sets();
+        setSets(found);
         setError(null);
+        growing = found.some((set) => !set.finished);
       } catch (failed) {
         setError(message(failed));
       }
-      if (!gone) timer = setTimeout(() => void ask(), REST);
+      if (!gone && growing) timer = setTimeout(() => void ask(), REST);
     };
     void ask();
     return () => {

@@ -181,13 +181,16 @@ function AnswerButtons({ prompt, text }: { prompt: string; text: string }) {
   const sentence = (prompt.trimEnd().endsWith(":") ? text : prompt + text).trim();
   return (
     <>
-      <button
-        type="button"
-        class="link"
-        onClick={() => void navigator.clipboard.writeText(sentence).then(() => setCopied(true), () => undefined)}
-      >
-        {copied ? "Copied" : "Copy"}
-      </button>
+      {/* Browsers have a clipboard for localhost and https alone. */}
+      {isSecureContext && (
+        <button
+          type="button"
+          class="link"
+          onClick={() => void navigator.clipboard.writeText(sentence).then(() => setCopied(true), () => undefined)}
+        >
+          {copied ? "Copied" : "Copy"}
+        </button>
+      )}
       <button
         type="button"
         class="link"
