@@ -52,6 +52,7 @@ pub enum Command {
     Corpus(super::corpus::Corpus),
     Synthesize(Box<super::synthesize::Synthesize>),
     Classify(super::classify::Classify),
+    Segment(super::segment::Segment),
     #[command(subcommand)]
     Evaluate(super::evaluate::Evaluate),
     Train(super::train::Train),

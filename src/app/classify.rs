@@ -8,8 +8,10 @@ use serde_json::json;
 
 use nadir::data::{DataSettings, Dataset};
 use nadir::pipeline::classifier::{Classifier, best};
+use nadir::pipeline::scene::{Source, Windows, classify};
 use nadir::{Error, Result, io};
 
+use super::scene::{Classes, SceneArgs, Work};
 use super::{draw, interrupt, limits, model, terminal};
 
 /// Pictures that are looked at at once.
@@ -22,10 +24,14 @@ Examples:
   nadir classify nadir-42.png
   nadir classify pictures/*.png --top 3
   nadir classify eurosat-test.parquet -m run/judge/classifier --json > seen.jsonl
+  nadir classify sentinel.tif --map --overlap 32 --overlay -o land-cover.tif
 
 A line for each picture: its name, the class and how sure the classifier is of it, in three columns. Of a data set (a parquet
 file, or a folder with a metadata.jsonl) whose classes the classifier knows, the share that it names rightly follows on
 standard error.
+With --map a scene is looked at window by window. Its mask has a pixel for each window, less what windows share: a
+Cloud-Optimized GeoTIFF at the scene's place, with the classes' colours and names, as from `nadir segment`, whose paths and
+JSON objects come in place of those above.
 Exit codes: 0 done, 2 a picture or a classifier that cannot be used, 130 interrupted.")]
 pub struct Classify {
     /// Pictures, or data sets: a parquet file, a folder with a metadata.jsonl
@@ -35,6 +41,13 @@ pub struct Classify {
     /// Classifier: a folder with config.json and weights [default: the one that ships, for EuroSAT's ten classes]
     #[arg(short, long, value_name = "DIR")]
     model: Option<PathBuf>,
+
+    /// Make a map of each GeoTIFF or picture: the class of each window
+    #[arg(long, conflicts_with = "top")]
+    map: bool,
+
+    #[command(flatten)]
+    scene: SceneArgs,
 
     /// So many of the likeliest classes of each picture
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -62,6 +75,10 @@ pub fn run(args: &Classify) -> anyhow::Result<()> {
     let folder = args.model.clone().map_or_else(model::shipped_judge, Ok)?;
     let classifier = Classifier::open(&folder, device)?;
     let cancel = interrupt::switch();
+    if args.map {
+        return map(args, &classifier);
+    }
+    args.scene.refuse()?;
     for path in &args.paths {
         let is_set = path.is_dir() || path.extension().is_some_and(|end| end == "parquet");
         if !is_set {
@@ -100,6 +117,19 @@ pub fn run(args: &Classify) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Looks at scenes window by window.
+fn map(args: &Classify, classifier: &Classifier) -> anyhow::Result<()> {
+    let [height, width] = classifier.size();
+    let size = args.scene.window.unwrap_or(height.max(width));
+    let batch = args.scene.batch_size.unwrap_or(BATCH);
+    let windows = Windows { size, overlap: args.scene.overlap.unwrap_or(0), batch };
+    windows.check(1)?;
+    let classes = Classes { names: classifier.classes(), mean: &[], std: &[] };
+    let look = |source: &mut Source, work: &mut Work| classify(source, classifier, &windows, work);
+    let cell = windows.size - windows.overlap;
+    args.scene.carry_out(&args.paths, (3, cell), &classes, (false, args.json), look)
 }
 
 fn name(path: &Path, data: &Dataset, row: usize) -> String {

@@ -20,6 +20,8 @@ mod progress;
 mod prompts;
 mod recipe;
 mod replay;
+mod scene;
+mod segment;
 mod similarity;
 mod synthesize;
 mod terminal;
@@ -87,6 +89,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Corpus(args) => corpus::run(&args)?,
         Command::Synthesize(args) => synthesize::run(*args)?,
         Command::Classify(args) => classify::run(&args)?,
+        Command::Segment(args) => segment::run(&args)?,
         Command::Evaluate(command) => evaluate::run(command)?,
         Command::Train(args) => train::run(args)?,
         Command::Lm(command) => lm::run(command)?,

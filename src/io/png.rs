@@ -53,6 +53,36 @@ pub fn encode(out: &mut dyn Write, image: &RgbImage, texts: &[(&str, &str)]) -> 
     writer.finish().map_err(into_io)
 }
 
+/// Writes a picture whose pixels are places in a palette, atomically; `transparent` is one of them.
+///
+/// # Errors
+/// The file cannot be written, or `pixels` are not `width` x `height`.
+pub fn write_indexed(
+    path: &Path,
+    [width, height]: [u32; 2],
+    palette: &[[u8; 3]],
+    transparent: u8,
+    pixels: &[u8],
+) -> Result<()> {
+    // A place without a colour would make it no PNG.
+    let most = pixels.iter().max().copied().unwrap_or_default();
+    let colors = palette.len().max(usize::from(most) + 1);
+    let color = |i: usize| palette.get(i).copied().unwrap_or_default();
+    atomic::write(path, |out| {
+        let mut encoder = ::png::Encoder::new(out, width, height);
+        encoder.set_color(::png::ColorType::Indexed);
+        encoder.set_depth(::png::BitDepth::Eight);
+        encoder.set_palette((0..colors).flat_map(color).collect::<Vec<u8>>());
+        if most >= transparent {
+            let opacity = |i| if i == usize::from(transparent) { 0 } else { 255 };
+            encoder.set_trns((0..colors).map(opacity).collect::<Vec<u8>>());
+        }
+        let mut writer = encoder.write_header().map_err(into_io)?;
+        writer.write_image_data(pixels).map_err(into_io)?;
+        writer.finish().map_err(into_io)
+    })
+}
+
 fn into_io(error: ::png::EncodingError) -> io::Error {
     match error {
         ::png::EncodingError::IoError(e) => e,

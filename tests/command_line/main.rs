@@ -10,6 +10,7 @@ mod lora;
 mod metrics;
 mod papers;
 mod prompts;
+mod scenes;
 mod synthesize;
 mod train;
 mod train_lm;
