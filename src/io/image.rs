@@ -194,14 +194,51 @@ pub fn grid(images: &[RgbImage]) -> Result<RgbImage> {
     Ok(out)
 }
 
-/// Resizes with a Lanczos filter (a = 3), level for level as Pillow's `Image.resize(..., LANCZOS)`.
+/// What a pixel of a resized picture is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filter {
+    /// Of Lanczos, a = 3.
+    Lanczos,
+    /// Cubic, a = -0.5.
+    Bicubic,
+}
+
+impl Filter {
+    /// Where it ends, in pixels of the coarser of both grids.
+    fn support(self) -> f64 {
+        match self {
+            Self::Lanczos => 3.0,
+            Self::Bicubic => 2.0,
+        }
+    }
+
+    fn at(self, x: f64) -> f64 {
+        match (self, x.abs()) {
+            (Self::Lanczos, _) => lanczos(x),
+            (Self::Bicubic, x) if x < 1.0 => (1.5 * x - 2.5) * x * x + 1.0,
+            (Self::Bicubic, x) if x < 2.0 => (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5,
+            (Self::Bicubic, _) => 0.0,
+        }
+    }
+}
+
+/// Resizes with a Lanczos filter (a = 3), as [`resize_with`] does.
+///
+/// # Errors
+/// As for [`resize_with`].
+pub fn resize(image: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
+    resize_with(image, width, height, Filter::Lanczos)
+}
+
+/// Resizes level for level as Pillow's `Image.resize` before version 13, which goes through columns first where the height
+/// shrinks: up to one in ten levels is then another, by one or two.
 ///
 /// Rows first, then columns, each rounded to 8 bits; the filter widens with the factor when shrinking; weights
 /// are 22-bit fixed point (`src/libImaging/Resample.c` of Pillow).
 ///
 /// # Errors
 /// A side of 0, or of more than 16,384.
-pub fn resize(image: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
+pub fn resize_with(image: &RgbImage, width: u32, height: u32, filter: Filter) -> Result<RgbImage> {
     if width.min(height) == 0 || width.max(height) > MAX_SIDE {
         return Err(Error::argument(
             "size",
@@ -216,7 +253,7 @@ pub fn resize(image: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
     let (new_w, new_h) = (width as usize, height as usize);
     let mut pixels = image.as_raw().clone();
     if new_w != w {
-        let taps = taps(w, new_w);
+        let taps = taps(w, new_w, filter);
         let mut wide = Vec::with_capacity(h * new_w * 3);
         for row in pixels.chunks_exact(w * 3) {
             for tap in &taps {
@@ -227,7 +264,7 @@ pub fn resize(image: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
     }
     if new_h != h {
         let mut tall = Vec::with_capacity(new_h * new_w * 3);
-        for tap in taps(h, new_h) {
+        for tap in taps(h, new_h, filter) {
             for x in 0..new_w {
                 tall.extend(tap.apply(|y| {
                     let at = 3 * (y * new_w + x);
@@ -263,17 +300,17 @@ impl Tap {
     }
 }
 
-fn taps(from: usize, to: usize) -> Vec<Tap> {
+fn taps(from: usize, to: usize, filter: Filter) -> Vec<Tap> {
     let scale = from as f64 / to as f64;
     let widening = scale.max(1.0);
-    let support = 3.0 * widening;
+    let support = filter.support() * widening;
     (0..to)
         .map(|i| {
             let center = (i as f64 + 0.5) * scale;
             let first = (center - support + 0.5).max(0.0) as usize;
             let end = ((center + support + 0.5) as usize).min(from);
             let weights: Vec<f64> = (first..end)
-                .map(|x| lanczos((x as f64 - center + 0.5) * (1.0 / widening)))
+                .map(|x| filter.at((x as f64 - center + 0.5) * (1.0 / widening)))
                 .collect();
             let total: f64 = weights.iter().sum();
             let fixed = |w: &f64| (w / total * f64::from(1u32 << PRECISION)).round() as i32;

@@ -158,7 +158,7 @@ impl Parameter {
     ///
     /// # Panics
     /// For a parameter that is multiplied by: a layer knows which of its own are which.
-    pub(super) fn value(&self) -> Tensor {
+    pub(crate) fn value(&self) -> Tensor {
         self.with(|value| match value {
             Value::Plain(tensor) | Value::Frozen(tensor) => tensor.clone(),
             Value::LaidOut(_) => panic!("a parameter that a kernel multiplies by"),

@@ -1,6 +1,7 @@
 //! What users ask for, made of models: from a prompt to an image, or to a text.
 
 pub mod classifier;
+pub mod clip_score;
 mod evaluation;
 pub(crate) mod guidance;
 pub mod language;

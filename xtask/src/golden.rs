@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use crate::process::{cargo, root, run as run_program, target_dir, works};
 
 /// What the references are: changing a version here means new tensors.
-const PACKAGES: [&str; 15] = [
+const PACKAGES: [&str; 16] = [
     "torch==2.15.*",
     "torchvision==0.29.*",
     "diffusers==0.42.*",
@@ -17,7 +17,7 @@ const PACKAGES: [&str; 15] = [
     "transformers==5.23.*",
     "pyarrow",
     "segmentation-models-pytorch==0.6.*",
-    "pillow",
+    "pillow<13",
     "accelerate",
     "tensorboard",
     "torch-fidelity==0.4.*",
@@ -25,6 +25,7 @@ const PACKAGES: [&str; 15] = [
     "lpips==0.1.*",
     "prdc==0.2",
     "scikit-image==0.26.*",
+    "torchmetrics==1.9.*",
 ];
 
 /// Reads caption files that the project does not hold: runs only when it is named, with arguments.

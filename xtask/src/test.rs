@@ -82,9 +82,19 @@ const SETTINGS: [Setting; 3] = [
         chosen: [("NADIR_POOL", "on"), ("NADIR_GRAPH", "on"), ("NADIR_SENTINELS", "on")],
     },
     Setting {
-        what: "steps of training, language models",
+        what: "steps of training, language models, CLIP",
         // Of their tests those whose names say so.
-        targets: &["--test", "classifier", "--test", "decoder", "--test", "train", "a_gpu_"],
+        targets: &[
+            "--test",
+            "classifier",
+            "--test",
+            "clip",
+            "--test",
+            "decoder",
+            "--test",
+            "train",
+            "a_gpu_",
+        ],
         chosen: [("NADIR_POOL", "on"), ("NADIR_GRAPH", "on"), ("NADIR_SENTINELS", "off")],
     },
 ];

@@ -1,18 +1,16 @@
 //! CLIPTextModel of transformers: the text encoder of SD 1.x (CLIP-L) and 2.x (OpenCLIP-H).
-//!
-//! Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".
-//! Reference implementation: transformers, `models/clip/modeling_clip.py`.
 
 use std::sync::Arc;
 
 use serde_json::json;
 
+use super::{ACTIVATIONS, Layer, LayerShape, NO_PART};
 use crate::error::{Error, Result};
 use crate::io::config::Config;
 use crate::models::transformers;
-use crate::nn::{Embedding, LayerNorm, Linear, MultiHeadAttention, Params, checkpoint, module};
+use crate::nn::{Embedding, LayerNorm, Params, module};
 use crate::ops::elementwise::add;
-use crate::ops::matmul::{Activation, Epilogue};
+use crate::ops::matmul::Activation;
 use crate::tensor::Tensor;
 
 /// Shape of a text encoder; `text_encoder/config.json`.
@@ -42,13 +40,6 @@ impl ClipTextConfig {
     /// # Errors
     /// A field has another type, or asks for what is not implemented.
     pub fn read(c: &Config) -> Result<Self> {
-        let activations = [
-            ("quick_gelu", Activation::QuickGelu),
-            ("gelu", Activation::Gelu),
-            ("gelu_new", Activation::GeluTanh),
-            ("gelu_pytorch_tanh", Activation::GeluTanh),
-            ("silu", Activation::Silu),
-        ];
         c.neutral("model_type", &[json!("clip_text_model")])?;
         c.ignore(&transformers::NO_PART);
         c.ignore(&NO_PART);
@@ -59,24 +50,25 @@ impl ClipTextConfig {
             num_hidden_layers: c.usize("num_hidden_layers", 12)?,
             num_attention_heads: c.usize("num_attention_heads", 8)?,
             max_position_embeddings: c.usize("max_position_embeddings", 77)?,
-            hidden_act: c.choice("hidden_act", "quick_gelu", &activations)?,
+            hidden_act: c.choice("hidden_act", "quick_gelu", &ACTIVATIONS)?,
             layer_norm_eps: c.f32("layer_norm_eps", 1e-5)?,
         };
-        let heads = config.num_attention_heads;
-        if heads == 0 || !config.hidden_size.is_multiple_of(heads) {
-            return Err(c.wrong(
-                "num_attention_heads",
-                &format!("a divisor of hidden_size {}", config.hidden_size),
-            ));
-        }
+        config.layer().check(c)?;
         c.finish()?;
         Ok(config)
     }
-}
 
-/// What a text encoder's configuration carries besides that takes no part either.
-const NO_PART: [&str; 5] =
-    ["architectures", "dropout", "initializer_factor", "projection_dim", "tie_word_embeddings"];
+    fn layer(&self) -> LayerShape {
+        LayerShape {
+            width: self.hidden_size,
+            inner: self.intermediate_size,
+            heads: self.num_attention_heads,
+            act: self.hidden_act,
+            eps: self.layer_norm_eps,
+            causal: true,
+        }
+    }
+}
 
 /// The text encoder.
 pub struct ClipText {
@@ -87,28 +79,11 @@ pub struct ClipText {
     norm: LayerNorm,
 }
 
-struct Layer {
-    norm1: LayerNorm,
-    attention: MultiHeadAttention,
-    norm2: LayerNorm,
-    fc1: Linear,
-    fc2: Linear,
-    act: Activation,
-}
-
 module!(ClipText {
     "embeddings.token_embedding": tokens,
     "embeddings.position_embedding": positions,
     "encoder.layers": layers,
     "final_layer_norm": norm,
-});
-
-module!(Layer {
-    "layer_norm1": norm1,
-    "self_attn": attention,
-    "layer_norm2": norm2,
-    "mlp.fc1": fc1,
-    "mlp.fc2": fc2,
 });
 
 impl ClipText {
@@ -123,7 +98,7 @@ impl ClipText {
             tokens: Embedding::load(&e.pp("token_embedding"), config.vocab_size, c)?,
             positions: Embedding::load(&e.pp("position_embedding"), positions, c)?,
             layers: (0..config.num_hidden_layers)
-                .map(|i| Layer::load(&config, &layers.pp(i)))
+                .map(|i| Layer::load(config.layer(), &layers.pp(i)))
                 .collect::<Result<_>>()?,
             norm: LayerNorm::load(&p.pp("final_layer_norm"), c, config.layer_norm_eps)?,
             config,
@@ -163,37 +138,5 @@ impl ClipText {
         }
         // 3. norm
         self.norm.forward(&x)
-    }
-}
-
-impl Layer {
-    fn load(config: &ClipTextConfig, p: &Params) -> Result<Arc<Self>> {
-        let (c, inner, eps) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
-        let causal = true;
-        Ok(Arc::new(Self {
-            norm1: LayerNorm::load(&p.pp("layer_norm1"), c, eps)?,
-            attention: MultiHeadAttention::load_transformers(
-                &p.pp("self_attn"),
-                c,
-                config.num_attention_heads,
-                causal,
-            )?,
-            norm2: LayerNorm::load(&p.pp("layer_norm2"), c, eps)?,
-            fc1: Linear::load(&p.pp("mlp.fc1"), c, inner, true)?,
-            fc2: Linear::load(&p.pp("mlp.fc2"), inner, c, true)?,
-            act: config.hidden_act,
-        }))
-    }
-
-    /// `x` [B, T, C]; a [segment](crate::tensor::tape::checkpoint).
-    fn forward(self: &Arc<Self>, x: &Tensor) -> Result<Tensor> {
-        checkpoint(self, &[x], |layer, inputs| layer.compute(&inputs[0]))
-    }
-
-    fn compute(&self, x: &Tensor) -> Result<Tensor> {
-        let x = self.attention.forward(&self.norm1.forward(x)?, x)?;
-        let h = self.norm2.forward(&x)?;
-        let h = self.fc1.forward_with(&h, Epilogue { act: self.act, ..Epilogue::default() })?; // [B, T, inner]
-        self.fc2.forward_with(&h, Epilogue { residual: Some(&x), ..Epilogue::default() }) // [B, T, C]
     }
 }
