@@ -245,6 +245,9 @@ export const api = {
   profile: () => json<{ run: Profile | null }>("/api/profile").then((answer) => answer.run),
 };
 
+/** The server says at least every 15 s that it is there; a connection that is silent for so long is dead. */
+const SILENCE = 40_000;
+
 /** A job's events as they come, read by fetch: EventSource cannot send the key. Ends with the stream. */
 export async function* events(id: string, stop: AbortSignal): AsyncGenerator<JobEvent> {
   const response = await ask(`/api/jobs/${id}/events`, {
@@ -257,7 +260,9 @@ export async function* events(id: string, stop: AbortSignal): AsyncGenerator<Job
   let event = "";
   let data: string[] = [];
   for (;;) {
+    const silence = setTimeout(() => void reader.cancel(), SILENCE);
     const { done, value } = await reader.read();
+    clearTimeout(silence);
     if (done) return;
     text += value;
     const lines = text.split(/\r?\n/);

@@ -2,7 +2,7 @@
 
 import { useEffect, useState } from "preact/hooks";
 import type { ImageRequest, JobImage } from "../api";
-import { duration } from "../format";
+import { capital, duration } from "../format";
 import { has } from "../gallery";
 import { cancel, dismiss, pictureId, tasks, type Task } from "../jobs";
 import { Image } from "../ui/picture";
@@ -33,7 +33,7 @@ export function Where({ task }: { task: Task }) {
   } else if (job.state === "done") parts.push("Done");
   else if (job.state === "cancelled") parts.push("Cancelled");
   else parts.push(task.error === null ? "Failed" : null);
-  if (task.error !== null) parts.push(task.error);
+  if (task.error !== null) parts.push(capital(task.error));
   return <>{parts.filter((part) => part !== null).join(", ")}</>;
 }
 
