@@ -65,7 +65,7 @@ export interface TextRequest {
   stop: string[];
 }
 
-export type State = "queued" | "running" | "done" | "failed" | "cancelled" | "lost";
+type State = "queued" | "running" | "done" | "failed" | "cancelled" | "lost";
 
 export interface JobImage {
   index: number;
@@ -76,7 +76,7 @@ export interface JobImage {
   url: string | null;
 }
 
-export interface JobAnswer {
+interface JobAnswer {
   index: number;
   seed: Seed;
   text: string;

@@ -138,7 +138,11 @@ function KeyDialog({ wrong }: { wrong: boolean }) {
             aria-describedby={wrong ? "key-error" : undefined}
             onInput={(event) => setKey(event.currentTarget.value)}
           />
-          {wrong && <p class="error" id="key-error">That was not it.</p>}
+          {wrong && (
+            <p class="error" id="key-error">
+              That was not it.
+            </p>
+          )}
         </div>
         <button class="primary">Go on</button>
       </form>

@@ -38,7 +38,9 @@ export function capital(text: string): string {
 /** "AnnualCrop" and "annual_crop" as "Annual crop". */
 export function className(name: string): string {
   const plain = name.replaceAll("_", " ");
-  return capital(/^[A-Z][a-z]+([A-Z][a-z]+)*$/.test(plain) ? plain.replace(/([a-z])([A-Z])/g, "$1 $2").toLowerCase() : plain);
+  return capital(
+    /^[A-Z][a-z]+([A-Z][a-z]+)*$/.test(plain) ? plain.replace(/([a-z])([A-Z])/g, "$1 $2").toLowerCase() : plain,
+  );
 }
 
 export function message(error: unknown): string {

@@ -21,7 +21,8 @@ export const AXES: [AxisField, string][] = [
 export const axisName = (field: AxisField): string => AXES.find(([key]) => key === field)?.[1] ?? field;
 
 /** Samplers and prompts are words, one a line; the others are numbers. */
-export const isText = (field: AxisField): boolean => field === "prompt" || field === "negative_prompt" || field === "scheduler";
+export const isText = (field: AxisField): boolean =>
+  field === "prompt" || field === "negative_prompt" || field === "scheduler";
 
 /** So many jobs of a grid are open at a time, that others get their turn. */
 const OPEN = 8;
@@ -29,7 +30,10 @@ export const MOST = 100;
 
 /** "2, 4, 6" and "1 to 9 by 2" as numbers, lines as words. Throws what is wrong, in words. */
 export function parse(field: AxisField, text: string): (string | number)[] {
-  const pieces = text.split(isText(field) ? "\n" : /[,\n]/).map((piece) => piece.trim()).filter((piece) => piece !== "");
+  const pieces = text
+    .split(isText(field) ? "\n" : /[,\n]/)
+    .map((piece) => piece.trim())
+    .filter((piece) => piece !== "");
   const values: (string | number)[] = isText(field) ? pieces : pieces.flatMap(numbers);
   if (values.length === 0) throw new Error("Give at least one value.");
   if (field === "seed" || field === "num_inference_steps") {
@@ -43,10 +47,13 @@ function numbers(piece: string): number[] {
   const range = /^(\S+)\s+to\s+(\S+)(?:\s+by\s+(\S+))?$/.exec(piece);
   const [from, to, by] = range === null ? [piece, piece, "1"] : [range[1], range[2], range[3] ?? "1"];
   const [first, last, step] = [Number(from), Number(to), Number(by)];
-  if (![first, last, step].every(Number.isFinite) || step <= 0) throw new Error(`"${piece}" is no number, nor "1 to 9 by 2".`);
+  if (![first, last, step].every(Number.isFinite) || step <= 0)
+    throw new Error(`"${piece}" is no number, nor "1 to 9 by 2".`);
   if ((last - first) / step > MOST) throw new Error(`"${piece}" is more than ${MOST} values.`);
   // Decimals as they are written: 0.1 three times is 0.3.
-  return Array.from({ length: Math.floor((last - first) / step + 1e-9) + 1 }, (_, i) => Number((first + i * step).toPrecision(12)));
+  return Array.from({ length: Math.floor((last - first) / step + 1e-9) + 1 }, (_, i) =>
+    Number((first + i * step).toPrecision(12)),
+  );
 }
 
 /** Sends a grid's jobs, few at a time. */
@@ -72,7 +79,8 @@ const stopped = new Set<string>();
 /** Sends no more of a grid's jobs. */
 export const stop = (id: string): void => void stopped.add(id);
 
-export const openOf = (id: string): number => tasks.value.filter((task) => task.grid?.id === id && task.phase !== "ended").length;
+export const openOf = (id: string): number =>
+  tasks.value.filter((task) => task.grid?.id === id && task.phase !== "ended").length;
 
 const INK = "#17211f";
 const PAD = 24;
@@ -98,7 +106,8 @@ export async function sheet(grid: Grid, cells: Map<number, Picture>): Promise<Bl
     }
     return lines;
   };
-  const heading = (axis: Axis, value: string | number) => (isText(axis.field) ? String(value) : `${axisName(axis.field)} ${value}`);
+  const heading = (axis: Axis, value: string | number) =>
+    isText(axis.field) ? String(value) : `${axisName(axis.field)} ${value}`;
   const tops = grid.columns.values.map((value) => wrap(heading(grid.columns, value), wide));
   const widest = Math.max(...grid.rows.values.map((value) => ruler.measureText(heading(grid.rows, value)).width));
   const left = Math.min(wide, Math.ceil(widest)) + GAP * 2;

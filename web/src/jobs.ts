@@ -43,14 +43,23 @@ function change(key: number, patch: Partial<Task>): void {
 
 function start(request: ImageRequest | TextRequest, grid: Task["grid"], job: Job | null): Task {
   const task: Task = {
-    key: ++keys, request, grid, phase: job === null ? "sending" : "open", retryAt: 0, job, previews: {}, error: null,
+    key: ++keys,
+    request,
+    grid,
+    phase: job === null ? "sending" : "open",
+    retryAt: 0,
+    job,
+    previews: {},
+    error: null,
   };
   tasks.value = [...tasks.value, task];
   return task;
 }
 
 function remember(): void {
-  const open = tasks.value.flatMap(({ job, phase, grid }) => (job !== null && phase === "open" ? [{ id: job.id, grid }] : []));
+  const open = tasks.value.flatMap(({ job, phase, grid }) =>
+    job !== null && phase === "open" ? [{ id: job.id, grid }] : [],
+  );
   localStorage.setItem(REMEMBERED, JSON.stringify(open));
 }
 

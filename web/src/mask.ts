@@ -53,7 +53,11 @@ export class Mask {
   rectangle(x: number, y: number, width: number, height: number, value: 0 | 255): void {
     for (let row = Math.max(0, y); row < Math.min(this.height, y + height); row++) {
       const from = row * this.width;
-      this.data.fill(value, from + Math.max(0, Math.min(x, this.width)), from + Math.max(0, Math.min(x + width, this.width)));
+      this.data.fill(
+        value,
+        from + Math.max(0, Math.min(x, this.width)),
+        from + Math.max(0, Math.min(x + width, this.width)),
+      );
     }
   }
 

@@ -27,13 +27,27 @@ export interface Settings {
   vae_tiling: boolean;
 }
 
-export const EMPTY: Settings = {
-  prompt: "", negative_prompt: "", scheduler: "", width: "", height: "", num_inference_steps: "", guidance_scale: "",
-  seed: "", fixed: false, num_images: "1", strength: "", guidance_rescale: "", eta: "", clip_skip: "", noise: "", vae_tiling: false,
+const EMPTY: Settings = {
+  prompt: "",
+  negative_prompt: "",
+  scheduler: "",
+  width: "",
+  height: "",
+  num_inference_steps: "",
+  guidance_scale: "",
+  seed: "",
+  fixed: false,
+  num_images: "1",
+  strength: "",
+  guidance_rescale: "",
+  eta: "",
+  clip_skip: "",
+  noise: "",
+  vae_tiling: false,
 };
 
 /** The picture that a run starts from. */
-export interface Source {
+interface Source {
   blob: Blob;
   width: number;
   height: number;
@@ -96,7 +110,14 @@ export async function toRequest(): Promise<ImageRequest> {
   if (typed.negative_prompt !== "") request.negative_prompt = typed.negative_prompt;
   if (typed.scheduler !== "") request.scheduler = typed.scheduler;
   const numbers = [
-    "width", "height", "num_inference_steps", "guidance_scale", "num_images", "guidance_rescale", "eta", "clip_skip",
+    "width",
+    "height",
+    "num_inference_steps",
+    "guidance_scale",
+    "num_images",
+    "guidance_rescale",
+    "eta",
+    "clip_skip",
   ] as const;
   for (const field of numbers) if (typed[field] !== "") request[field] = Number(typed[field]);
   if (typed.noise !== "") request.noise = typed.noise;

@@ -1,6 +1,6 @@
 /** A zip archive of files as they are: PNGs are compressed already. */
 
-export interface Entry {
+interface Entry {
   name: string;
   bytes: Uint8Array<ArrayBuffer>;
   when: Date;
@@ -40,8 +40,16 @@ export function zip(entries: Entry[]): Blob {
     const date = ((when.getFullYear() - 1980) << 9) | ((when.getMonth() + 1) << 5) | when.getDate();
     // Version 2.0, names in UTF-8, stored, when, checksum, both sizes, length of name, no extra field.
     const common: [number, 2 | 4][] = [
-      [20, 2], [0x0800, 2], [0, 2], [time, 2], [date, 2],
-      [crc32(bytes), 4], [bytes.length, 4], [bytes.length, 4], [text.length, 2], [0, 2],
+      [20, 2],
+      [0x0800, 2],
+      [0, 2],
+      [time, 2],
+      [date, 2],
+      [crc32(bytes), 4],
+      [bytes.length, 4],
+      [bytes.length, 4],
+      [text.length, 2],
+      [0, 2],
     ];
     const local = record([[0x04034b50, 4], ...common]);
     files.push(local, text, bytes);
@@ -50,7 +58,14 @@ export function zip(entries: Entry[]): Blob {
   }
   const size = directory.reduce((sum, part) => sum + part.length, 0);
   const end = record([
-    [0x06054b50, 4], [0, 2], [0, 2], [entries.length, 2], [entries.length, 2], [size, 4], [offset, 4], [0, 2],
+    [0x06054b50, 4],
+    [0, 2],
+    [0, 2],
+    [entries.length, 2],
+    [entries.length, 2],
+    [size, 4],
+    [offset, 4],
+    [0, 2],
   ]);
   return new Blob([...files, ...directory, end], { type: "application/zip" });
 }

@@ -21,7 +21,8 @@ if (url === undefined || folder === undefined) {
 const { key } = values;
 mkdirSync(folder, { recursive: true });
 
-const executablePath = process.env.CHROMIUM ?? ["/usr/bin/chromium", "/usr/bin/chromium-browser"].find((path) => existsSync(path));
+const executablePath =
+  process.env.CHROMIUM ?? ["/usr/bin/chromium", "/usr/bin/chromium-browser"].find((path) => existsSync(path));
 assert(executablePath, "no Chromium: apt-get install chromium, or name it in CHROMIUM");
 const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 
@@ -40,7 +41,8 @@ const context = await browser.newContext({ viewport: { width: 1440, height: 900 
 const page = await context.newPage();
 page.setDefaultTimeout(15_000);
 page.on("console", (message) => {
-  if (message.type() === "error" && !(provoked && message.text().startsWith("Failed to load resource"))) complaints.push(message.text());
+  if (message.type() === "error" && !(provoked && message.text().startsWith("Failed to load resource")))
+    complaints.push(message.text());
 });
 page.on("pageerror", (error) => complaints.push(error.stack ?? error.message));
 
@@ -88,7 +90,10 @@ async function accessible(where) {
   if (!(await page.evaluate(() => "axe" in window))) await page.evaluate(axe);
   const { violations } = await page.evaluate(() => window.axe.run(document, { resultTypes: ["violations"] }));
   const bad = violations.filter(({ impact }) => impact === "serious" || impact === "critical");
-  const told = bad.map(({ id, help, nodes }) => `${id}: ${help}\n${nodes.map(({ html, any }) => `    ${html}\n      ${any[0]?.message ?? ""}`).join("\n")}`);
+  const told = bad.map(
+    ({ id, help, nodes }) =>
+      `${id}: ${help}\n${nodes.map(({ html, any }) => `    ${html}\n      ${any[0]?.message ?? ""}`).join("\n")}`,
+  );
   assert.equal(told.join("\n"), "", `axe-core on ${where}`);
 }
 
@@ -194,7 +199,12 @@ await test("two pictures are drawn, and their steps are seen", async () => {
 await test("a job is cancelled, and the server knows", async () => {
   await field("Steps").fill("900");
   await button("Generate").click();
-  await until("steps of the long job", () => page.locator(".job progress").first().evaluate((bar) => bar.value > 0));
+  await until("steps of the long job", () =>
+    page
+      .locator(".job progress")
+      .first()
+      .evaluate((bar) => bar.value > 0),
+  );
   await button("Cancel").click();
   await page.locator(".job-where", { hasText: "Cancelled" }).waitFor();
   const [job] = (await ask("/api/jobs?limit=1")).jobs;
@@ -208,7 +218,12 @@ await test("a reload keeps the gallery and follows what is under way", async () 
   await field("Steps").fill("40");
   await field("Pictures").fill("1");
   await button("Generate").click();
-  await until("steps of the job", () => page.locator(".job progress").first().evaluate((bar) => bar.value > 0));
+  await until("steps of the job", () =>
+    page
+      .locator(".job progress")
+      .first()
+      .evaluate((bar) => bar.value > 0),
+  );
   await page.reload();
   await page.locator(".job").waitFor();
   await until("the picture in the gallery", async () => (await shots().count()) === 3);
@@ -245,7 +260,14 @@ await test("a mask is painted by pointer, keys and numbers, and drawn into", asy
   await button("Paint a mask").click();
   await dialog("Paint what is drawn anew").waitFor();
   const sheet = page.locator("canvas");
-  const painted = () => sheet.evaluate((canvas) => canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data.filter((value, i) => i % 4 === 3 && value > 0).length);
+  const painted = () =>
+    sheet.evaluate(
+      (canvas) =>
+        canvas
+          .getContext("2d")
+          .getImageData(0, 0, canvas.width, canvas.height)
+          .data.filter((value, i) => i % 4 === 3 && value > 0).length,
+    );
   const box = await sheet.boundingBox();
   const line = async (from, to) => {
     await page.mouse.move(box.x + box.width * from[0], box.y + box.height * from[1]);
@@ -270,7 +292,13 @@ await test("a mask is painted by pointer, keys and numbers, and drawn into", asy
   await page.keyboard.press("Space");
   assert(await painted(), "Space painted nothing");
   await button("Clear").click();
-  for (const [name, value] of [["Left", 0], ["Top", 0], ["Wide", 32], ["High", 64]]) await field(name).fill(String(value));
+  for (const [name, value] of [
+    ["Left", 0],
+    ["Top", 0],
+    ["Wide", 32],
+    ["High", 64],
+  ])
+    await field(name).fill(String(value));
   await button("Paint it").click();
   assert.equal(await painted(), 32 * 64);
   await page.screenshot({ path: join(folder, "mask.png") });
@@ -282,7 +310,8 @@ await test("a mask is painted by pointer, keys and numbers, and drawn into", asy
   const [after, before] = [await pixels(shots().first().locator("img")), await pixels(shots().last().locator("img"))];
   const off = (from, to) => {
     let sum = 0;
-    for (let y = 0; y < 64; y++) for (let x = from; x < to; x++) sum += Math.abs(after.data[(y * 64 + x) * 4] - before.data[(y * 64 + x) * 4]);
+    for (let y = 0; y < 64; y++)
+      for (let x = from; x < to; x++) sum += Math.abs(after.data[(y * 64 + x) * 4] - before.data[(y * 64 + x) * 4]);
     return sum / (64 * (to - from));
   };
   // Some pixels around the edge are of both: the mask acts on latents.
@@ -319,7 +348,11 @@ await test("two pictures are compared", async () => {
 
 await test("all pictures come as one archive", async () => {
   const path = await downloaded(() => button("Download all").click());
-  const listed = execFileSync("python3", ["-c", "import sys, zipfile; z = zipfile.ZipFile(sys.argv[1]); assert z.testzip() is None; print(*z.namelist())", path], { encoding: "utf8" });
+  const listed = execFileSync(
+    "python3",
+    ["-c", "import sys, zipfile; z = zipfile.ZipFile(sys.argv[1]); assert z.testzip() is None; print(*z.namelist())", path],
+    { encoding: "utf8" },
+  );
   const names = listed.trim().split(" ");
   assert.equal(names.length, await shots().count());
   assert.equal(new Set(names).size, names.length);
@@ -397,7 +430,11 @@ await test("text is written as it comes, and drawn", async () => {
   await button("Write").click();
   await until("both answers", async () => {
     const texts = await page.locator(".written").allTextContents();
-    return texts.length === 2 && texts.every((text) => text.length > "river:".length + 5) && (await button("Draw this").count()) === 2;
+    return (
+      texts.length === 2 &&
+      texts.every((text) => text.length > "river:".length + 5) &&
+      (await button("Draw this").count()) === 2
+    );
   });
 });
 
@@ -475,7 +512,10 @@ await test("every tab is accessible, light and dark, and fits wide and narrow sc
         assert(wide <= width, `${tab} is ${wide} pixels wide on a screen of ${width}`);
         if (width === 360) continue;
         await accessible(`${tab}, ${colorScheme}, ${width}`);
-        await page.screenshot({ path: join(folder, `${tab.toLowerCase().replace(" ", "-")}-${width}-${colorScheme}.png`), fullPage: true });
+        await page.screenshot({
+          path: join(folder, `${tab.toLowerCase().replace(" ", "-")}-${width}-${colorScheme}.png`),
+          fullPage: true,
+        });
       }
     }
   }

@@ -33,7 +33,12 @@ export function Compare({ ids }: { ids: [string, string] }) {
           }}
           onPointerMove={move}
         >
-          <img class={small} src={urlOf(right.blob)} alt={`Right: ${right.request.prompt ?? ""}, seed ${right.seed}`} draggable={false} />
+          <img
+            class={small}
+            src={urlOf(right.blob)}
+            alt={`Right: ${right.request.prompt ?? ""}, seed ${right.seed}`}
+            draggable={false}
+          />
           <img
             class={small}
             src={urlOf(left.blob)}
@@ -43,7 +48,14 @@ export function Compare({ ids }: { ids: [string, string] }) {
           />
           <span class="compare-line" style={{ left: `${share}%` }} />
         </div>
-        <Range label="Share of the left picture, in per cent" min={0} max={100} step={1} value={share} onValue={(value) => setShare(Number(value))} />
+        <Range
+          label="Share of the left picture, in per cent"
+          min={0}
+          max={100}
+          step={1}
+          value={share}
+          onValue={(value) => setShare(Number(value))}
+        />
         <Differences left={left} right={right} />
       </div>
     </Dialog>

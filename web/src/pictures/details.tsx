@@ -57,10 +57,18 @@ export function Details({ id }: { id: string }) {
           <Recipe lines={described(request)} />
           {request.strength != null && <p class="hint">It started from a picture: to draw it again, start from that.</p>}
           <div class="buttons">
-            <button type="button" class="primary" onClick={withThen(() => use(request))}>Use these settings</button>
-            <button type="button" onClick={withThen(() => set({ seed: String(seed), fixed: true }))}>Reuse the seed</button>
-            <button type="button" onClick={withThen(() => void begin(blob))}>Start from it</button>
-            <button type="button" onClick={() => void begin(blob).then(() => (shown.value = { kind: "mask" }))}>Paint a mask</button>
+            <button type="button" class="primary" onClick={withThen(() => use(request))}>
+              Use these settings
+            </button>
+            <button type="button" onClick={withThen(() => set({ seed: String(seed), fixed: true }))}>
+              Reuse the seed
+            </button>
+            <button type="button" onClick={withThen(() => void begin(blob))}>
+              Start from it
+            </button>
+            <button type="button" onClick={() => void begin(blob).then(() => (shown.value = { kind: "mask" }))}>
+              Paint a mask
+            </button>
             <button
               type="button"
               onClick={withThen(() => {
@@ -70,13 +78,21 @@ export function Details({ id }: { id: string }) {
             >
               Classify it
             </button>
-            <button type="button" onClick={() => void download([picture])}><Download /> Download</button>
-            <button type="button" onClick={() => (shown.value = { kind: "delete", ids: [id] })}><Trash /> Delete</button>
+            <button type="button" onClick={() => void download([picture])}>
+              <Download /> Download
+            </button>
+            <button type="button" onClick={() => (shown.value = { kind: "delete", ids: [id] })}>
+              <Trash /> Delete
+            </button>
           </div>
           {at >= 0 && row.length > 1 && (
             <div class="buttons">
-              <button type="button" disabled={at === 0} onClick={() => to(-1)}>Newer</button>
-              <button type="button" disabled={at === row.length - 1} onClick={() => to(1)}>Older</button>
+              <button type="button" disabled={at === 0} onClick={() => to(-1)}>
+                Newer
+              </button>
+              <button type="button" disabled={at === row.length - 1} onClick={() => to(1)}>
+                Older
+              </button>
             </div>
           )}
         </div>

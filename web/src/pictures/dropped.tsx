@@ -26,7 +26,11 @@ export function Dropped({ file }: { file: File }) {
       <div class="dropped">
         <img class="dropped-picture" src={urlOf(file)} alt={file.name} />
         <div class="stack">
-          {recipe !== null ? <Recipe lines={described(recipe)} /> : <p>{read ? "It carries no settings." : "Looking for its settings …"}</p>}
+          {recipe !== null ? (
+            <Recipe lines={described(recipe)} />
+          ) : (
+            <p>{read ? "It carries no settings." : "Looking for its settings …"}</p>
+          )}
           <div class="buttons">
             {recipe !== null && (
               <button

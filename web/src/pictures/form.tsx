@@ -31,8 +31,22 @@ const ALIASES: Record<string, string> = {
   n: "num_images",
 };
 const FIELDS = new Set([
-  "prompt", "negative_prompt", "scheduler", "width", "height", "num_inference_steps", "guidance_scale", "seed", "num_images",
-  "strength", "guidance_rescale", "eta", "clip_skip", "noise", "init_image", "mask_image",
+  "prompt",
+  "negative_prompt",
+  "scheduler",
+  "width",
+  "height",
+  "num_inference_steps",
+  "guidance_scale",
+  "seed",
+  "num_images",
+  "strength",
+  "guidance_rescale",
+  "eta",
+  "clip_skip",
+  "noise",
+  "init_image",
+  "mask_image",
 ]);
 
 /** The server's word on a field; on none of them for null. */
@@ -72,7 +86,10 @@ export function Form() {
   }, [error]);
   const multiple = model?.multiple ?? 1;
   const own = model === undefined ? "Model's own" : `Model's own: ${model.scheduler}`;
-  const samplers: [string, string][] = [["", own], ...(info.value?.schedulers ?? []).map((name): [string, string] => [name, name])];
+  const samplers: [string, string][] = [
+    ["", own],
+    ...(info.value?.schedulers ?? []).map((name): [string, string] => [name, name]),
+  ];
   return (
     <form
       ref={form}
@@ -177,7 +194,10 @@ export function Form() {
         <Choice
           label="Seed"
           value={typed.fixed ? "fixed" : "random"}
-          options={[["random", "Random"], ["fixed", "Fixed"]]}
+          options={[
+            ["random", "Random"],
+            ["fixed", "Fixed"],
+          ]}
           onValue={(choice) => set({ fixed: choice === "fixed" })}
         />
         <NumberField
@@ -196,25 +216,65 @@ export function Form() {
         <summary>More settings</summary>
         <div class="stack">
           <div class="pair even">
-            <NumberField label="Guidance rescale" min={0} max={1} step="any" placeholder="0" value={typed.guidance_rescale} error={wrong("guidance_rescale")} onValue={(guidance_rescale) => set({ guidance_rescale })} />
-            <NumberField label="Eta" min={0} max={1} step="any" placeholder="0" value={typed.eta} error={wrong("eta")} onValue={(eta) => set({ eta })} />
+            <NumberField
+              label="Guidance rescale"
+              min={0}
+              max={1}
+              step="any"
+              placeholder="0"
+              value={typed.guidance_rescale}
+              error={wrong("guidance_rescale")}
+              onValue={(guidance_rescale) => set({ guidance_rescale })}
+            />
+            <NumberField
+              label="Eta"
+              min={0}
+              max={1}
+              step="any"
+              placeholder="0"
+              value={typed.eta}
+              error={wrong("eta")}
+              onValue={(eta) => set({ eta })}
+            />
           </div>
-          <NumberField label="CLIP skip" min={0} placeholder="0" value={typed.clip_skip} error={wrong("clip_skip")} hint="Layers of the text encoder that are left out at its end." onValue={(clip_skip) => set({ clip_skip })} />
+          <NumberField
+            label="CLIP skip"
+            min={0}
+            placeholder="0"
+            value={typed.clip_skip}
+            error={wrong("clip_skip")}
+            hint="Layers of the text encoder that are left out at its end."
+            onValue={(clip_skip) => set({ clip_skip })}
+          />
           <SelectField
             label="Random numbers"
             value={typed.noise}
             error={wrong("noise")}
-            options={withAsked([["", "As torch draws them on a CPU"], ["philox", "As torch draws them on a GPU"]], typed.noise)}
+            options={withAsked(
+              [
+                ["", "As torch draws them on a CPU"],
+                ["philox", "As torch draws them on a GPU"],
+              ],
+              typed.noise,
+            )}
             onValue={(noise) => set({ noise })}
           />
-          <Check label="Decode in tiles: less memory, other bits" checked={typed.vae_tiling} onChecked={(vae_tiling) => set({ vae_tiling })} />
+          <Check
+            label="Decode in tiles: less memory, other bits"
+            checked={typed.vae_tiling}
+            onChecked={(vae_tiling) => set({ vae_tiling })}
+          />
         </div>
       </details>
       <div class="send">
         <button class="primary" title="Ctrl+Enter in the prompt">
           {source.value === null ? "Generate" : "Generate from the picture"}
         </button>
-        {wrong(null) !== null && <p class="error" role="alert">{wrong(null)}</p>}
+        {wrong(null) !== null && (
+          <p class="error" role="alert">
+            {wrong(null)}
+          </p>
+        )}
       </div>
       <GridForm form={form} />
     </form>

@@ -49,7 +49,9 @@ export function GridForm({ form }: { form: RefObject<HTMLFormElement | null> }) 
     else if (cells > MOST) setSaid(`${cells} pictures are more than a grid of at most ${MOST}.`);
     else {
       setSaid(null);
-      void toRequest().then((request) => draw(request, across, down)).catch((error: unknown) => setSaid(message(error)));
+      void toRequest()
+        .then((request) => draw(request, across, down))
+        .catch((error: unknown) => setSaid(message(error)));
     }
   };
   return (
@@ -59,18 +61,35 @@ export function GridForm({ form }: { form: RefObject<HTMLFormElement | null> }) 
         <AxisFields name="Across" typed={columns.value} error={wrongAcross} onTyped={(typed) => (columns.value = typed)} />
         <AxisFields name="Down" typed={rows.value} error={wrongDown} onTyped={(typed) => (rows.value = typed)} />
         <p class="hint">
-          All else is taken from above, the seed too: one for all where it is random. Numbers like 1, 2, 4 or 1 to 9 by 2; words one a line.
+          All else is taken from above, the seed too: one for all where it is random. Numbers like 1, 2, 4 or 1 to 9 by 2;
+          words one a line.
         </p>
-        {said !== null && <p class="error" role="alert">{said}</p>}
+        {said !== null && (
+          <p class="error" role="alert">
+            {said}
+          </p>
+        )}
         <button type="button" disabled={cells === 0} onClick={send}>
-          {cells === 0 ? "Draw the grid" : `Draw the grid: ${across?.values.length} × ${down?.values.length} = ${count(cells, "picture")}`}
+          {cells === 0
+            ? "Draw the grid"
+            : `Draw the grid: ${across?.values.length} × ${down?.values.length} = ${count(cells, "picture")}`}
         </button>
       </div>
     </details>
   );
 }
 
-function AxisFields({ name, typed, error, onTyped }: { name: string; typed: Typed; error: string | null; onTyped: (typed: Typed) => void }) {
+function AxisFields({
+  name,
+  typed,
+  error,
+  onTyped,
+}: {
+  name: string;
+  typed: Typed;
+  error: string | null;
+  onTyped: (typed: Typed) => void;
+}) {
   const known = info.value?.schedulers ?? [];
   return (
     <div class="axis">

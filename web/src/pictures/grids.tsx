@@ -26,7 +26,9 @@ export function Grids() {
 function GridTable({ grid }: { grid: Grid }) {
   const [said, setSaid] = useState<string | null>(null);
   const { id, columns, rows, base } = grid;
-  const cells = new Map(gridPictures.value.flatMap((picture) => (picture.grid?.id === id ? [[picture.grid.cell, picture] as const] : [])));
+  const cells = new Map(
+    gridPictures.value.flatMap((picture) => (picture.grid?.id === id ? [[picture.grid.cell, picture] as const] : [])),
+  );
   const jobs = new Map(tasks.value.flatMap((task) => (task.grid?.id === id ? [[task.grid.cell, task] as const] : [])));
   const all = columns.values.length * rows.values.length;
   const open = openOf(id);
@@ -43,12 +45,19 @@ function GridTable({ grid }: { grid: Grid }) {
         </h2>
         <p class="bar-note">{cells.size < all ? `${cells.size} of ${count(all, "picture")}` : count(all, "picture")}</p>
         <div class="buttons">
-          {open > 0 && <button type="button" onClick={halt}>Cancel the rest</button>}
+          {open > 0 && (
+            <button type="button" onClick={halt}>
+              Cancel the rest
+            </button>
+          )}
           <button
             type="button"
             disabled={cells.size === 0}
             onClick={() => {
-              sheet(grid, cells).then((blob) => save(blob, "nadir-grid.png"), (error: unknown) => setSaid(message(error)));
+              sheet(grid, cells).then(
+                (blob) => save(blob, "nadir-grid.png"),
+                (error: unknown) => setSaid(message(error)),
+              );
             }}
           >
             <Download /> As one picture
@@ -69,7 +78,11 @@ function GridTable({ grid }: { grid: Grid }) {
         </div>
       </div>
       {cells.size < all && <progress class="grid-progress" max={all} value={cells.size} aria-label="Pictures of the grid" />}
-      {said !== null && <p class="error" role="alert">{said}</p>}
+      {said !== null && (
+        <p class="error" role="alert">
+          {said}
+        </p>
+      )}
       <div class="scroll" tabIndex={0} role="group" aria-label="Table of the grid">
         <table class="grid">
           <caption class="unseen">{named ?? "Pictures by two settings"}</caption>
@@ -105,7 +118,14 @@ function GridTable({ grid }: { grid: Grid }) {
 }
 
 const heading = (field: Grid["columns"]["field"], value: string | number) =>
-  isText(field) ? value : <><span class="heading-name">{axisName(field)} </span><span class="figure">{value}</span></>;
+  isText(field) ? (
+    value
+  ) : (
+    <>
+      <span class="heading-name">{axisName(field)} </span>
+      <span class="figure">{value}</span>
+    </>
+  );
 
 function Cell({ picture, task, base }: { picture: Picture | undefined; task: Task | undefined; base: ImageRequest }) {
   if (picture !== undefined) {
@@ -118,10 +138,19 @@ function Cell({ picture, task, base }: { picture: Picture | undefined; task: Tas
   }
   const image = task?.job?.images[0];
   const preview = task?.previews[0];
-  if (task?.phase === "ended") return <p class="cell-note error"><Where task={task} /></p>;
+  if (task?.phase === "ended")
+    return (
+      <p class="cell-note error">
+        <Where task={task} />
+      </p>
+    );
   return (
     <div class="cell-waiting">
-      {preview === undefined ? <span class="graticule" /> : <Image src={preview} alt="Preview" width={base.width ?? 64} height={base.height ?? 64} />}
+      {preview === undefined ? (
+        <span class="graticule" />
+      ) : (
+        <Image src={preview} alt="Preview" width={base.width ?? 64} height={base.height ?? 64} />
+      )}
       {image !== undefined && <progress max={Math.max(1, image.steps)} value={image.step} aria-label="Steps" />}
     </div>
   );

@@ -13,14 +13,24 @@ import { close } from "./shown";
 
 /** The page's magenta, which no satellite picture has, half let through. */
 const PAINTED = [214, 32, 130, 150];
-const MOVES: Record<string, [number, number]> = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+const MOVES: Record<string, [number, number]> = {
+  ArrowLeft: [-1, 0],
+  ArrowRight: [1, 0],
+  ArrowUp: [0, -1],
+  ArrowDown: [0, 1],
+};
 
 export function MaskEditor() {
   const from = source.value;
   const [work] = useState(() => mask.value?.copy() ?? new Mask(from?.width ?? 1, from?.height ?? 1));
   const [brush, setBrush] = useState(String(Math.max(2, Math.round(work.width / 8))));
   const [mode, setMode] = useState<"paint" | "erase">("paint");
-  const [rectangle, setRectangle] = useState({ x: "0", y: "0", width: String(work.width >> 1), height: String(work.height >> 1) });
+  const [rectangle, setRectangle] = useState({
+    x: "0",
+    y: "0",
+    width: String(work.width >> 1),
+    height: String(work.height >> 1),
+  });
   const [cursor, setCursor] = useState<[number, number] | null>(null);
   const [, shownAnew] = useState(0);
   const sheet = useRef<HTMLCanvasElement>(null);
@@ -37,7 +47,10 @@ export function MaskEditor() {
   const size = Math.max(1, Number(brush) || 1);
   const value = mode === "paint" ? 255 : 0;
   const box = Math.min(512, innerWidth - 64, innerHeight - 160);
-  const scale = Math.max(work.width, work.height) <= SMALL ? enlarged(work.width, work.height, box) : Math.min(1, box / Math.max(work.width, work.height));
+  const scale =
+    Math.max(work.width, work.height) <= SMALL
+      ? enlarged(work.width, work.height, box)
+      : Math.min(1, box / Math.max(work.width, work.height));
 
   const changed = (act: () => void) => () => {
     work.begin();
@@ -47,7 +60,10 @@ export function MaskEditor() {
   const at = (event: PointerEvent): [number, number] => {
     const place = sheet.current?.getBoundingClientRect();
     if (place === undefined) return [0, 0];
-    return [((event.clientX - place.left) / place.width) * work.width, ((event.clientY - place.top) / place.height) * work.height];
+    return [
+      ((event.clientX - place.left) / place.width) * work.width,
+      ((event.clientY - place.top) / place.height) * work.height,
+    ];
   };
   const draw = (event: PointerEvent) => {
     const [x, y] = at(event);
@@ -79,7 +95,12 @@ export function MaskEditor() {
     <Dialog title="Paint what is drawn anew" onClose={close} wide work>
       <div class="mask">
         <div class="mask-frame" style={{ width: `${work.width * scale}px`, height: `${work.height * scale}px` }}>
-          <img class={Math.max(work.width, work.height) <= SMALL ? "pixels" : ""} src={urlOf(from.blob)} alt="The picture below the mask" draggable={false} />
+          <img
+            class={Math.max(work.width, work.height) <= SMALL ? "pixels" : ""}
+            src={urlOf(from.blob)}
+            alt="The picture below the mask"
+            draggable={false}
+          />
           <canvas
             ref={sheet}
             class="pixels"
@@ -103,12 +124,25 @@ export function MaskEditor() {
           {cursor !== null && (
             <span
               class="brush"
-              style={{ width: `${size * scale}px`, height: `${size * scale}px`, left: `${cursor[0] * scale}px`, top: `${cursor[1] * scale}px` }}
+              style={{
+                width: `${size * scale}px`,
+                height: `${size * scale}px`,
+                left: `${cursor[0] * scale}px`,
+                top: `${cursor[1] * scale}px`,
+              }}
             />
           )}
         </div>
         <div class="stack">
-          <Choice label="Brush" value={mode} options={[["paint", "Paints"], ["erase", "Erases"]]} onValue={setMode} />
+          <Choice
+            label="Brush"
+            value={mode}
+            options={[
+              ["paint", "Paints"],
+              ["erase", "Erases"],
+            ]}
+            onValue={setMode}
+          />
           <NumberField
             label="Brush size in pixels"
             min={1}
@@ -118,10 +152,25 @@ export function MaskEditor() {
             onValue={setBrush}
           />
           <div class="buttons">
-            <button type="button" disabled={!work.canUndo} onClick={() => { work.undo(); redraw(); }}><Undo /> Undo</button>
-            <button type="button" onClick={changed(() => work.fill(0))}>Clear</button>
-            <button type="button" onClick={changed(() => work.fill(255))}>Fill</button>
-            <button type="button" onClick={changed(() => work.invert())}>Invert</button>
+            <button
+              type="button"
+              disabled={!work.canUndo}
+              onClick={() => {
+                work.undo();
+                redraw();
+              }}
+            >
+              <Undo /> Undo
+            </button>
+            <button type="button" onClick={changed(() => work.fill(0))}>
+              Clear
+            </button>
+            <button type="button" onClick={changed(() => work.fill(255))}>
+              Fill
+            </button>
+            <button type="button" onClick={changed(() => work.invert())}>
+              Invert
+            </button>
           </div>
           <fieldset class="rectangle">
             <legend>A rectangle by numbers</legend>
@@ -138,9 +187,7 @@ export function MaskEditor() {
               {mode === "paint" ? "Paint it" : "Erase it"}
             </button>
           </fieldset>
-          <p class="hint">
-            What is magenta is drawn anew, {percent(work.share)} of the picture; the rest is kept.
-          </p>
+          <p class="hint">What is magenta is drawn anew, {percent(work.share)} of the picture; the rest is kept.</p>
           <div class="buttons">
             <button
               type="button"
@@ -152,7 +199,9 @@ export function MaskEditor() {
             >
               Use the mask
             </button>
-            <button type="button" onClick={close}>Leave it</button>
+            <button type="button" onClick={close}>
+              Leave it
+            </button>
           </div>
         </div>
       </div>

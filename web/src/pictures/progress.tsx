@@ -8,7 +8,7 @@ import { cancel, dismiss, pictureId, tasks, type Task } from "../jobs";
 import { Image } from "../ui/picture";
 
 /** The time, told anew twice a second while it is needed. */
-export function useNow(needed: boolean): number {
+function useNow(needed: boolean): number {
   const [now, setNow] = useState(Date.now());
   useEffect(() => {
     if (!needed) return undefined;
@@ -22,7 +22,12 @@ export function useNow(needed: boolean): number {
 export function Where({ task }: { task: Task }) {
   const now = useNow(task.phase === "waiting");
   const { phase, job } = task;
-  if (phase === "waiting") return <>{task.error} Again in {duration(Math.max(0, task.retryAt - now))}.</>;
+  if (phase === "waiting")
+    return (
+      <>
+        {task.error} Again in {duration(Math.max(0, task.retryAt - now))}.
+      </>
+    );
   if (job === null) return <>Being sent</>;
   const eta = job.eta_ms === null ? null : `about ${duration(job.eta_ms)}`;
   const parts: (string | null)[] = [];
@@ -75,7 +80,11 @@ function TaskCard({ task }: { task: Task }) {
           </button>
         )}
       </div>
-      {task.job?.warnings.map((warning) => <p key={warning} class="hint">{warning}</p>)}
+      {task.job?.warnings.map((warning) => (
+        <p key={warning} class="hint">
+          {warning}
+        </p>
+      ))}
       {!over && waiting.length > 0 && (
         <ul class="contact">
           {waiting.map((image) => (
@@ -89,14 +98,18 @@ function TaskCard({ task }: { task: Task }) {
   );
 }
 
-export function Tile({ task, image, request }: { task: Task; image: JobImage; request: ImageRequest }) {
+function Tile({ task, image, request }: { task: Task; image: JobImage; request: ImageRequest }) {
   const preview = task.previews[image.index];
   const [width, height] = [request.width ?? 64, request.height ?? 64];
   const name = `Picture ${image.index + 1}, seed ${image.seed}`;
   return (
     <div class="tile" data-image={image.index}>
       <div class="frame">
-        {preview === undefined ? <span class="graticule" /> : <Image src={preview} alt={`Preview of picture ${image.index + 1}`} width={width} height={height} />}
+        {preview === undefined ? (
+          <span class="graticule" />
+        ) : (
+          <Image src={preview} alt={`Preview of picture ${image.index + 1}`} width={width} height={height} />
+        )}
       </div>
       <progress max={Math.max(1, image.steps)} value={image.step} aria-label={name} />
       <p class="caption figure">

@@ -13,7 +13,7 @@ import { pick, picked, shown } from "./shown";
 /** So many more at a time: thousands of them would be slow to lay out. */
 const PAGE = 60;
 
-export const fileName = (picture: Picture): string => `nadir-${picture.seed}.png`;
+const fileName = (picture: Picture): string => `nadir-${picture.seed}.png`;
 
 /** One as it is, several as a zip archive. */
 export async function download(chosen: Picture[]): Promise<void> {
@@ -44,7 +44,9 @@ export function Shelf() {
       <div class="empty">
         <span class="graticule" />
         <p class="empty-title">Nothing drawn yet</p>
-        <p>Say what the ground should look like, or take an example, and press Generate. What is drawn stays in this browser.</p>
+        <p>
+          Say what the ground should look like, or take an example, and press Generate. What is drawn stays in this browser.
+        </p>
       </div>
     );
   }
@@ -61,17 +63,26 @@ export function Shelf() {
             type="button"
             disabled={chosen.length !== 2}
             title="Pick two"
-            onClick={() => first !== undefined && second !== undefined && (shown.value = { kind: "compare", ids: [second.id, first.id] })}
+            onClick={() =>
+              first !== undefined && second !== undefined && (shown.value = { kind: "compare", ids: [second.id, first.id] })
+            }
           >
             Compare two
           </button>
           <button type="button" onClick={() => void download(chosen.length > 0 ? chosen : all)}>
             <Download /> {chosen.length > 0 ? "Download picked" : "Download all"}
           </button>
-          <button type="button" onClick={() => (shown.value = { kind: "delete", ids: (chosen.length > 0 ? chosen : all).map(({ id }) => id) })}>
+          <button
+            type="button"
+            onClick={() => (shown.value = { kind: "delete", ids: (chosen.length > 0 ? chosen : all).map(({ id }) => id) })}
+          >
             <Trash /> {chosen.length > 0 ? "Delete picked" : "Delete all"}
           </button>
-          {chosen.length > 0 && <button type="button" onClick={() => (picked.value = new Set())}>Pick none</button>}
+          {chosen.length > 0 && (
+            <button type="button" onClick={() => (picked.value = new Set())}>
+              Pick none
+            </button>
+          )}
         </div>
       </div>
       <ul class="contact">

@@ -4,7 +4,7 @@ import { signal } from "@preact/signals";
 import type { ImageRequest } from "../api";
 import { api } from "../api";
 import { carriesText } from "../bytes";
-import { message, percent } from "../format";
+import { percent } from "../format";
 import { urlOf } from "../gallery";
 import { info } from "../server";
 import { mask, set, settings, source, startFrom, use } from "../settings";
@@ -37,8 +37,7 @@ export async function readRecipe(picture: Blob): Promise<ImageRequest | null> {
   if (!(await carriesText(picture))) return null;
   try {
     return await api.recipe(picture);
-  } catch (error) {
-    console.info(message(error));
+  } catch {
     return null;
   }
 }
@@ -74,20 +73,35 @@ export function SourcePicture() {
         </div>
         <div class="source-text">
           <p>
-            Starts from a picture of <span class="figure">{width} × {height}</span>
+            Starts from a picture of{" "}
+            <span class="figure">
+              {width} × {height}
+            </span>
             {mask.value !== null && <>, of which {percent(mask.value.share)} is painted anew</>}
           </p>
           <div class="buttons">
             <button type="button" onClick={() => (shown.value = { kind: "mask" })}>
               <Brush /> {mask.value === null ? "Paint a mask" : "Change the mask"}
             </button>
-            {mask.value !== null && <button type="button" onClick={() => (mask.value = null)}>No mask</button>}
-            {!own && <button type="button" onClick={() => set({ width: fit(width), height: fit(height) })}>Use its size</button>}
-            <button type="button" onClick={drop}>Remove</button>
+            {mask.value !== null && (
+              <button type="button" onClick={() => (mask.value = null)}>
+                No mask
+              </button>
+            )}
+            {!own && (
+              <button type="button" onClick={() => set({ width: fit(width), height: fit(height) })}>
+                Use its size
+              </button>
+            )}
+            <button type="button" onClick={drop}>
+              Remove
+            </button>
           </div>
         </div>
       </div>
-      {(wrong("init_image") ?? wrong("mask_image")) !== null && <p class="error">{wrong("init_image") ?? wrong("mask_image")}</p>}
+      {(wrong("init_image") ?? wrong("mask_image")) !== null && (
+        <p class="error">{wrong("init_image") ?? wrong("mask_image")}</p>
+      )}
       {recipe.value !== null && (
         <p class="offer">
           It carries its settings.{" "}

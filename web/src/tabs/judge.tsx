@@ -73,7 +73,9 @@ export function Judge() {
         <Drop label="A picture" error={unreadable.value} onPicture={seen} />
         {recent.length > 0 && (
           <section aria-labelledby="recent-title">
-            <h2 id="recent-title" class="small-title">Or one of the gallery</h2>
+            <h2 id="recent-title" class="small-title">
+              Or one of the gallery
+            </h2>
             <ul class="thumbs">
               {recent.map(({ id, blob, seed, width, height, request }) => (
                 <li key={id}>
@@ -119,14 +121,29 @@ function Findings({ now }: { now: Looked }) {
   return (
     <div class="findings">
       <div class="judged">
-        <div class="judged-frame" style={{ width: `${Math.min(width * scale, 640)}px`, aspectRatio: `${width} / ${height}` }}>
+        <div
+          class="judged-frame"
+          style={{ width: `${Math.min(width * scale, 640)}px`, aspectRatio: `${width} / ${height}` }}
+        >
           <img class={Math.max(width, height) <= SMALL ? "pixels" : ""} src={urlOf(blob)} alt="The picture looked at" />
           {layer !== null && (
-            <img class="pixels" src={layer.layer} alt="Its segments" style={{ opacity: String((Number(opacity.value) || 0) / 100) }} />
+            <img
+              class="pixels"
+              src={layer.layer}
+              alt="Its segments"
+              style={{ opacity: String((Number(opacity.value) || 0) / 100) }}
+            />
           )}
         </div>
         {layer !== null && (
-          <NumberField label="Overlay in per cent" min={0} max={100} slider={{ min: 0, max: 100, step: 5 }} value={opacity.value} onValue={(value) => (opacity.value = value)} />
+          <NumberField
+            label="Overlay in per cent"
+            min={0}
+            max={100}
+            slider={{ min: 0, max: 100, step: 5 }}
+            value={opacity.value}
+            onValue={(value) => (opacity.value = value)}
+          />
         )}
       </div>
       <div class="stack">
@@ -139,7 +156,13 @@ function Findings({ now }: { now: Looked }) {
           ) : typeof classes === "string" ? (
             <p class="error">{classes}</p>
           ) : (
-            <Bars rows={classes.classes.map((one) => ({ name: className(one.class), share: one.probability, text: percent(one.probability) }))} />
+            <Bars
+              rows={classes.classes.map((one) => ({
+                name: className(one.class),
+                share: one.probability,
+                text: percent(one.probability),
+              }))}
+            />
           )}
         </section>
         <section aria-labelledby="segments-title">
@@ -151,7 +174,14 @@ function Findings({ now }: { now: Looked }) {
           ) : typeof segments === "string" ? (
             <p class="error">{segments}</p>
           ) : (
-            <Bars rows={segments.classes.map((one) => ({ name: className(one.class), share: one.share, text: percent(one.share), colour: one.colour }))} />
+            <Bars
+              rows={segments.classes.map((one) => ({
+                name: className(one.class),
+                share: one.share,
+                text: percent(one.share),
+                colour: one.colour,
+              }))}
+            />
           )}
         </section>
       </div>
@@ -181,7 +211,10 @@ export function Bars({ rows }: { rows: Row[] }) {
           <span class="bars-track">
             <span
               class="bars-fill"
-              style={{ width: `${Math.min(100, Math.max(0, share * 100))}%`, ...(colour === undefined ? {} : { backgroundColor: colour }) }}
+              style={{
+                width: `${Math.min(100, Math.max(0, share * 100))}%`,
+                ...(colour === undefined ? {} : { backgroundColor: colour }),
+              }}
             />
           </span>
           <span class="bars-value figure">{text}</span>

@@ -42,12 +42,15 @@ export function ProfileTab() {
               note: `${percent(ms / run.total_ms)} in ${count(calls, "call")}${calls > 1 ? `, ${milliseconds(ms / calls)} each` : ""}`,
             }))}
           />
-          {run.total_ms > told && (
+          {run.total_ms - told > run.total_ms / 200 && (
             <p class="hint">
-              The other <span class="figure">{milliseconds(run.total_ms - told)}</span> went into what is in no part: waiting, other jobs' steps, writing files.
+              The other <span class="figure">{milliseconds(run.total_ms - told)}</span> went into what is in no part:
+              waiting, other jobs' steps, writing files.
             </p>
           )}
-          <button type="button" onClick={ask}>Look again</button>
+          <button type="button" onClick={ask}>
+            Look again
+          </button>
         </>
       )}
     </div>

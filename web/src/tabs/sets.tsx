@@ -39,7 +39,10 @@ export function Sets() {
       {sets?.length === 0 && (
         <>
           <p class="lead">No data set is watched.</p>
-          <p>A data set that is being made shows its yield here, class by class. Begin one, and start this server with its folder:</p>
+          <p>
+            A data set that is being made shows its yield here, class by class. Begin one, and start this server with its
+            folder:
+          </p>
           <pre>
             <code>
               {"nadir synthesize --classes data/eurosat-classes.toml --per-class 100 -o run/drawn\n"}
@@ -48,7 +51,9 @@ export function Sets() {
           </pre>
         </>
       )}
-      {sets?.map((set) => <Yield key={set.name} set={set} />)}
+      {sets?.map((set) => (
+        <Yield key={set.name} set={set} />
+      ))}
     </div>
   );
 }
@@ -83,14 +88,18 @@ function Yield({ set }: { set: DataSet }) {
       <Bars
         rows={set.classes.map((one) => {
           const rejected = rejectedOf(one.rejected);
-          const reasons = Object.entries(one.rejected).filter(([, n]) => n > 0).map(([reason, n]) => `${n} by ${reason}`);
+          const reasons = Object.entries(one.rejected)
+            .filter(([, n]) => n > 0)
+            .map(([reason, n]) => `${n} by ${reason}`);
           return {
             name: className(one.class),
             share: one.wanted === 0 ? 0 : one.accepted / one.wanted,
             text: `${one.accepted} / ${one.wanted}`,
             note:
               rejected === 0
-                ? one.accepted === 0 ? "none drawn yet" : "none rejected"
+                ? one.accepted === 0
+                  ? "none drawn yet"
+                  : "none rejected"
                 : `yield ${percent(one.accepted / (one.accepted + rejected))}, rejected ${reasons.join(", ")}`,
           };
         })}

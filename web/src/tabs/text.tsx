@@ -26,7 +26,15 @@ interface Typed {
 }
 
 const typed = signal<Typed>({
-  prompt: "", num_answers: "3", max_new_tokens: "48", temperature: "0.8", top_k: "0", top_p: "1", repetition_penalty: "1", seed: "", stop: "",
+  prompt: "",
+  num_answers: "3",
+  max_new_tokens: "48",
+  temperature: "0.8",
+  top_k: "0",
+  top_p: "1",
+  repetition_penalty: "1",
+  seed: "",
+  stop: "",
 });
 const refused = signal<ApiError | null>(null);
 const FIELDS = new Set(Object.keys(typed.value));
@@ -84,7 +92,15 @@ export function Text() {
           {server?.text?.model ?? "The language model"} goes on from what you begin; of at most{" "}
           <span class="figure">{server?.text?.context ?? "…"}</span> tokens.
         </p>
-        <TextField label="Beginning" rows={3} required value={now.prompt} error={wrong("prompt")} onValue={(prompt) => set({ prompt })} onSubmit={() => form.current?.requestSubmit()} />
+        <TextField
+          label="Beginning"
+          rows={3}
+          required
+          value={now.prompt}
+          error={wrong("prompt")}
+          onValue={(prompt) => set({ prompt })}
+          onSubmit={() => form.current?.requestSubmit()}
+        />
         <ul class="examples" aria-label="Examples of beginnings">
           {EXAMPLES.map((example) => (
             <li key={example}>
@@ -95,25 +111,92 @@ export function Text() {
           ))}
         </ul>
         <div class="pair even">
-          <NumberField label="Answers" min={1} required value={now.num_answers} error={wrong("num_answers")} onValue={(num_answers) => set({ num_answers })} />
-          <NumberField label="Tokens at most" min={1} required value={now.max_new_tokens} error={wrong("max_new_tokens")} onValue={(max_new_tokens) => set({ max_new_tokens })} />
+          <NumberField
+            label="Answers"
+            min={1}
+            required
+            value={now.num_answers}
+            error={wrong("num_answers")}
+            onValue={(num_answers) => set({ num_answers })}
+          />
+          <NumberField
+            label="Tokens at most"
+            min={1}
+            required
+            value={now.max_new_tokens}
+            error={wrong("max_new_tokens")}
+            onValue={(max_new_tokens) => set({ max_new_tokens })}
+          />
         </div>
-        <NumberField label="Temperature" min={0} step="any" required slider={{ min: 0, max: 2, step: 0.05 }} value={now.temperature} error={wrong("temperature")} hint="0 takes the likeliest word each time." onValue={(temperature) => set({ temperature })} />
-        <NumberField label="Seed" min={0} placeholder="drawn" value={now.seed} error={wrong("seed")} onValue={(seed) => set({ seed })} />
+        <NumberField
+          label="Temperature"
+          min={0}
+          step="any"
+          required
+          slider={{ min: 0, max: 2, step: 0.05 }}
+          value={now.temperature}
+          error={wrong("temperature")}
+          hint="0 takes the likeliest word each time."
+          onValue={(temperature) => set({ temperature })}
+        />
+        <NumberField
+          label="Seed"
+          min={0}
+          placeholder="drawn"
+          value={now.seed}
+          error={wrong("seed")}
+          onValue={(seed) => set({ seed })}
+        />
         <details class="more">
           <summary>More settings</summary>
           <div class="stack">
             <div class="pair even">
-              <NumberField label="Top k" min={0} required value={now.top_k} error={wrong("top_k")} hint="0 for all" onValue={(top_k) => set({ top_k })} />
-              <NumberField label="Top p" min={0} max={1} step="any" required value={now.top_p} error={wrong("top_p")} onValue={(top_p) => set({ top_p })} />
+              <NumberField
+                label="Top k"
+                min={0}
+                required
+                value={now.top_k}
+                error={wrong("top_k")}
+                hint="0 for all"
+                onValue={(top_k) => set({ top_k })}
+              />
+              <NumberField
+                label="Top p"
+                min={0}
+                max={1}
+                step="any"
+                required
+                value={now.top_p}
+                error={wrong("top_p")}
+                onValue={(top_p) => set({ top_p })}
+              />
             </div>
-            <NumberField label="Repetition penalty" min={0} step="any" required value={now.repetition_penalty} error={wrong("repetition_penalty")} onValue={(repetition_penalty) => set({ repetition_penalty })} />
-            <TextField label="Stops at" rows={2} value={now.stop} error={wrong("stop")} hint="One a line." onValue={(stop) => set({ stop })} />
+            <NumberField
+              label="Repetition penalty"
+              min={0}
+              step="any"
+              required
+              value={now.repetition_penalty}
+              error={wrong("repetition_penalty")}
+              onValue={(repetition_penalty) => set({ repetition_penalty })}
+            />
+            <TextField
+              label="Stops at"
+              rows={2}
+              value={now.stop}
+              error={wrong("stop")}
+              hint="One a line."
+              onValue={(stop) => set({ stop })}
+            />
           </div>
         </details>
         <div class="send">
           <button class="primary">Write</button>
-          {wrong(null) !== null && <p class="error" role="alert">{wrong(null)}</p>}
+          {wrong(null) !== null && (
+            <p class="error" role="alert">
+              {wrong(null)}
+            </p>
+          )}
         </div>
       </form>
       <div class="results">
@@ -131,7 +214,7 @@ export function Text() {
   );
 }
 
-export function Missing({ title, what }: { title: string; what: string }) {
+function Missing({ title, what }: { title: string; what: string }) {
   return (
     <div class="narrow">
       <h1>{title}</h1>
@@ -186,7 +269,12 @@ function AnswerButtons({ prompt, text }: { prompt: string; text: string }) {
         <button
           type="button"
           class="link"
-          onClick={() => void navigator.clipboard.writeText(sentence).then(() => setCopied(true), () => undefined)}
+          onClick={() =>
+            void navigator.clipboard.writeText(sentence).then(
+              () => setCopied(true),
+              () => undefined,
+            )
+          }
         >
           {copied ? "Copied" : "Copy"}
         </button>

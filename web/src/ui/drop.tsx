@@ -3,7 +3,7 @@
 import type { ComponentChildren } from "preact";
 import { useEffect, useId, useState } from "preact/hooks";
 
-export const ACCEPTED = "image/png,image/jpeg,image/webp";
+const ACCEPTED = "image/png,image/jpeg,image/webp";
 
 export function pictureOf(data: DataTransfer | null): File | null {
   return [...(data?.files ?? [])].find((file) => file.type.startsWith("image/")) ?? null;

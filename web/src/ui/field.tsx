@@ -19,8 +19,16 @@ function described(id: string, error: unknown, hint: unknown): { "aria-described
 function Notes({ id, error, hint }: { id: string; error: ComponentChildren; hint: ComponentChildren }) {
   return (
     <>
-      {hint != null && <p class="hint" id={`${id}-hint`}>{hint}</p>}
-      {error != null && <p class="error" id={`${id}-error`}>{error}</p>}
+      {hint != null && (
+        <p class="hint" id={`${id}-hint`}>
+          {hint}
+        </p>
+      )}
+      {error != null && (
+        <p class="error" id={`${id}-error`}>
+          {error}
+        </p>
+      )}
     </>
   );
 }
@@ -34,7 +42,17 @@ interface TextProps extends Common {
   onSubmit?: () => void;
 }
 
-export function TextField({ label, error, hint, value, onValue, rows = 1, placeholder = "", required = false, onSubmit }: TextProps) {
+export function TextField({
+  label,
+  error,
+  hint,
+  value,
+  onValue,
+  rows = 1,
+  placeholder = "",
+  required = false,
+  onSubmit,
+}: TextProps) {
   const id = useId();
   return (
     <div class="field">
@@ -71,7 +89,20 @@ interface NumberProps extends Common {
 }
 
 export function NumberField(props: NumberProps) {
-  const { label, error, hint, value, onValue, min, max, step = 1, placeholder = "", required = false, disabled = false, slider } = props;
+  const {
+    label,
+    error,
+    hint,
+    value,
+    onValue,
+    min,
+    max,
+    step = 1,
+    placeholder = "",
+    required = false,
+    disabled = false,
+    slider,
+  } = props;
   const id = useId();
   const [bad, setBad] = useState(false);
   const shown = bad ? "Not a number." : error;
@@ -81,7 +112,13 @@ export function NumberField(props: NumberProps) {
       <label for={id}>{label}</label>
       <div class="number">
         {slider !== undefined && (
-          <Range label={`${label}, slider`} {...slider} disabled={disabled} value={Number(value || placeholder)} onValue={onValue} />
+          <Range
+            label={`${label}, slider`}
+            {...slider}
+            disabled={disabled}
+            value={Number(value || placeholder)}
+            onValue={onValue}
+          />
         )}
         <input
           id={id}
@@ -128,7 +165,15 @@ export function SelectField({ label, error, hint, value, onValue, options }: Sel
   );
 }
 
-export function Check({ label, checked, onChecked }: { label: ComponentChildren; checked: boolean; onChecked: (on: boolean) => void }) {
+export function Check({
+  label,
+  checked,
+  onChecked,
+}: {
+  label: ComponentChildren;
+  checked: boolean;
+  onChecked: (on: boolean) => void;
+}) {
   return (
     <label class="check">
       <input type="checkbox" checked={checked} onChange={(event) => onChecked(event.currentTarget.checked)} />

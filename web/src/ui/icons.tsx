@@ -13,7 +13,9 @@ function icon(children: ComponentChildren) {
 export const Close = icon(<path d="M4 4l8 8M12 4l-8 8" />);
 export const Download = icon(<path d="M8 2.500v7.500M4.500 7L8 10.500 11.500 7M3 13.500h10" />);
 export const Trash = icon(<path d="M3 4.500h10M6.500 4.500v-2h3v2M4.500 4.500l.5 9h6l.5-9M7 7v4M9 7v4" />);
-export const Brush = icon(<path d="M13.500 2.500L7.500 9M7.500 9c-2-.5-3.500 1-3.500 2.500 0 1-.5 1.500-1.500 2 3 .5 6 0 6-2.500 0-1-.3-1.600-1-2z" />);
+export const Brush = icon(
+  <path d="M13.500 2.500L7.500 9M7.500 9c-2-.5-3.500 1-3.500 2.500 0 1-.5 1.500-1.500 2 3 .5 6 0 6-2.500 0-1-.3-1.600-1-2z" />,
+);
 export const Undo = icon(<path d="M5.500 3L2.500 6l3 3M2.500 6h7a3.750 3.750 0 0 1 0 7.500H5" />);
 export const Swap = icon(<path d="M2.500 5.500h11L10.500 2.500M13.500 10.500h-11l3 3" />);
 export const Sun = icon(

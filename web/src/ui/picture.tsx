@@ -26,7 +26,10 @@ export function ServerImage({ path, alt }: { path: string; alt: string }) {
   const [src, setSrc] = useState("");
   useEffect(() => {
     let gone = false;
-    api.bytes(path).then((blob) => !gone && setSrc(urlOf(blob)), () => undefined);
+    api.bytes(path).then(
+      (blob) => !gone && setSrc(urlOf(blob)),
+      () => undefined,
+    );
     return () => {
       gone = true;
     };
