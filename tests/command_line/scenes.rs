@@ -284,10 +284,10 @@ fn memory_does_not_grow_with_the_scene_and_an_interruption_leaves_nothing() {
         assert!(child.wait().unwrap().success());
         most
     };
-    scene(&desk.path("low.tif"), [2000, 500], None);
-    scene(&desk.path("high.tif"), [2000, 4000], None);
+    scene(&desk.path("low.tif"), [1500, 500], None);
+    scene(&desk.path("high.tif"), [1500, 3000], None);
     let (low, high) = (peak("low.tif"), peak("high.tif"));
-    // Held whole, seven times the pixels would be 21 MB of levels, 7 MB of classes and 56 MB of probabilities more.
+    // Held whole, six times the pixels would be 11 MB of levels, 4 MB of classes and 30 MB of probabilities more.
     assert!(high < low + 16 * 1024, "{low} and {high} KiB");
 
     fs::remove_file(desk.path("out/low-mask.tif")).unwrap();

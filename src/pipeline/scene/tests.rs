@@ -165,6 +165,31 @@ fn windows_without_data_are_passed_over() {
 }
 
 #[test]
+fn bands_of_16_bits_are_seen_in_the_order_of_their_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.tif");
+    let (width, height) = (21, 19);
+    let level = |i: usize, band: usize| ((i * (7001 + 50 * band)) % 65536) as u16;
+    let pixels = (0..width * height).flat_map(|i| (0..4).map(move |band| level(i, band)));
+    let cog = Cog { tile: 16, ..Cog::new(width, height, 4, SampleKind::U16) };
+    let mut writer = CogWriter::create(&path, cog, true).unwrap();
+    writer.write_rows(&pixels.flat_map(u16::to_ne_bytes).collect::<Vec<u8>>()).unwrap();
+    writer.finish().unwrap();
+    let mut source = Source::open(&path, 2, Some(&[4, 1])).unwrap();
+    let mut seen = Seen::default();
+    // Class 1 where the first of the two is the larger, normalised by twice the same.
+    let mut see = |images: Vec<f32>, shape: [usize; 4]| {
+        assert_eq!(shape[3], 2);
+        let pairs = images.as_chunks::<2>().0.iter();
+        Ok(pairs.flat_map(|[a, b]| if a > b { [0.0, 1.0] } else { [1.0, 0.0] }).collect())
+    };
+    let windows = Windows { size: 16, overlap: 4, batch: 2 };
+    blend(&mut source, &[(0.5, 2.0); 2], (&windows, 4, 2), &mut see, &mut seen).unwrap();
+    let expected = (0..width * height).map(|i| u8::from(level(i, 3) > level(i, 0)));
+    assert!(seen.classes == expected.collect::<Vec<_>>());
+}
+
+#[test]
 fn who_watches_can_stop_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.tif");
