@@ -52,7 +52,10 @@ export async function look(blob: Blob): Promise<void> {
       ),
     server.segmenter !== null &&
       api.segment(blob).then(
-        (segments) => tell({ segments: { ...segments, layer: urlOf(fromBase64(segments.mask)) } }),
+        (found) => {
+          const classes = found.classes.toSorted((a, b) => b.share - a.share);
+          tell({ segments: { ...found, classes, layer: urlOf(fromBase64(found.mask)) } });
+        },
         (error: unknown) => tell({ segments: message(error) }),
       ),
   ]);

@@ -1,7 +1,7 @@
 /** The tab Data sets: what is accepted of what is drawn, class by class, while a set is made. */
 
 import { useEffect, useState } from "preact/hooks";
-import { api, type DataSet } from "../api";
+import { api, ApiError, type DataSet } from "../api";
 import { className, count, message, percent } from "../format";
 import { ServerImage } from "../ui/picture";
 import { Bars } from "./judge";
@@ -23,6 +23,8 @@ export function Sets() {
         growing = found.some((set) => !set.finished);
       } catch (failed) {
         setError(message(failed));
+        // A server that has no data sets to tell of will have none later.
+        growing = !(failed instanceof ApiError && failed.status >= 400 && failed.status < 500);
       }
       if (!gone && growing) timer = setTimeout(() => void ask(), REST);
     };
