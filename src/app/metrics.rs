@@ -16,6 +16,7 @@ use nadir::pipeline::{Event, LoadOptions, Request, Settings, TextToImage};
 use nadir::tensor::Device;
 use nadir::{Error, Result};
 
+use super::clip_score::{self, ClipScoreArgs};
 use super::draw::choose_device;
 use super::model::{self, Model};
 use super::progress::Progress;
@@ -34,6 +35,7 @@ const MAX_PROMPTS: u64 = 1 << 26;
 pub enum Metrics {
     Distance(Distance),
     Similarity(Similarity),
+    ClipScore(ClipScoreArgs),
     Weights,
 }
 
@@ -165,6 +167,7 @@ pub fn run(command: Metrics) -> anyhow::Result<()> {
     match command {
         Metrics::Distance(args) => distance(&args),
         Metrics::Similarity(args) => similarity::run(&args),
+        Metrics::ClipScore(args) => clip_score::run(&args),
         Metrics::Weights => print(WEIGHTS.trim_end()),
     }
 }

@@ -3,6 +3,7 @@
 mod args;
 mod bench;
 mod classify;
+mod clip_score;
 mod corpus;
 mod data;
 mod destination;

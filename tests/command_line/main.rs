@@ -1,6 +1,8 @@
 //! The command line as a user meets it: the real binary, the model that ships, few steps.
 
 mod adversity;
+#[path = "../golden/clip.rs"]
+mod clip;
 mod corpus;
 mod data;
 mod evaluate;

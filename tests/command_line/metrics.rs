@@ -5,12 +5,13 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use nadir::io::safetensors::save;
+use nadir::io::TensorSource;
+use nadir::io::safetensors::{SafeTensors, save};
 use nadir::noise::Mt19937;
 use nadir::tensor::Tensor;
 use serde_json::Value;
 
-use crate::{Desk, STEPS, text};
+use crate::{Desk, STEPS, clip, text};
 
 /// Writes `count` pictures, smooth and with noise, about as bright as `tone`.
 fn write_pictures(desk: &Desk, folder: &str, count: usize, side: u32, tone: f32, seed: u64) {
@@ -235,4 +236,76 @@ fn the_documented_conversion_works() {
     };
     assert_eq!(names("one.safetensors"), ["classifier.1.weight", "features.0.weight"]);
     assert_eq!(names("both.safetensors"), ["features.0.weight", "lin0.model.1.weight"]);
+}
+
+/// What `golden/clip.py` has torchmetrics measure.
+#[test]
+fn pictures_are_scored_against_their_captions() {
+    let desk = Desk::new();
+    clip::write("quick_gelu", &desk.path("clip"));
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let golden = golden.join("clip");
+    let texts = fs::read_to_string(golden.join("texts.json")).unwrap();
+    let texts: Vec<String> = serde_json::from_str(&texts).unwrap();
+    let golden = SafeTensors::open(golden.join("quick_gelu/golden.safetensors")).unwrap();
+    fs::create_dir(desk.path("set")).unwrap();
+    let mut index = String::new();
+    for (i, text) in texts.iter().enumerate() {
+        let levels = golden.read(&format!("picture.{i}")).unwrap();
+        let (width, height) = (levels.dim(1) as u32, levels.dim(0) as u32);
+        let picture = image::RgbImage::from_raw(width, height, levels.to_vec().unwrap()).unwrap();
+        picture.save(desk.path(&format!("set/{i}.png"))).unwrap();
+        let line = serde_json::json!({ "file_name": format!("{i}.png"), "text": text });
+        index += &format!("{line}\n");
+    }
+    fs::write(desk.path("set/metadata.jsonl"), index).unwrap();
+    let value = |report: &Value| report["clip_score"].as_f64().unwrap();
+    let close = |found: f64, name: &str, i: usize| {
+        let expected = f64::from(golden.read(name).unwrap().to_vec::<f32>().unwrap()[i]);
+        assert!((found - expected).abs() <= 1e-4, "{name} {i}: {found}, not {expected}");
+    };
+    // The third has an empty caption, which is none in a data set: it is scored alone.
+    for (i, text) in texts.iter().enumerate() {
+        let picture = format!("set/{i}.png");
+        let report = desk.report(&["clip-score", &picture, "--text", text, "--clip=clip"]);
+        close(value(&report), "scores", i);
+    }
+    fs::write(
+        desk.path("set/metadata.jsonl"),
+        fs::read_to_string(desk.path("set/metadata.jsonl"))
+            .unwrap()
+            .replace("\"text\":\"\"", "\"text\":\"river\""),
+    )
+    .unwrap();
+    let report = desk.report(&["clip-score", "set", "--clip=clip", "--batch=2"]);
+    let pairs = report["pairs"].as_array().unwrap();
+    let mean = pairs.iter().map(|pair| pair["similarity"].as_f64().unwrap()).sum::<f64>() / 3.0;
+    assert!((value(&report) - mean.max(0.0)).abs() <= 1e-9, "{report:#}");
+    assert!(pairs[0]["similarity"].as_f64().unwrap() < 0.0, "{report:#}");
+    close(pairs[1]["similarity"].as_f64().unwrap(), "scores", 1);
+    let fingerprint = report["clip"]["fingerprint"].as_str().unwrap();
+    assert_eq!(fingerprint.len(), 8);
+    let shown = text(&desk.run(&["metrics", "clip-score", "set", "--clip=clip"]).stdout);
+    assert!(shown.contains(fingerprint) && shown.contains("CLIP score"), "{shown}");
+    // A caption that is too long is said.
+    let long = "river ".repeat(90);
+    let report = desk.report(&["clip-score", "set/0.png", "--text", &long, "--clip=clip"]);
+    assert!(warns(&report, "1 captions are longer"), "{report:#}");
+
+    let refused = |args: &[&str], parts: &[&str]| {
+        let output = desk.run(&[&["metrics", "clip-score"], args].concat());
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {error}");
+        assert!(parts.iter().all(|part| error.contains(part)), "{args:?}: {error}");
+    };
+    refused(&["set", "--clip=nowhere"], &["nowhere", "metrics weights"]);
+    refused(&["set"], &["--clip"]);
+    // One encoder alone, as Stable Diffusion's folders have it.
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/eurosat-64/text_encoder");
+    refused(
+        &["set", "--clip", &model.display().to_string()],
+        &["clip_text_model", "both encoders"],
+    );
+    fs::write(desk.path("set/metadata.jsonl"), "{\"file_name\": \"0.png\"}").unwrap();
+    refused(&["set", "--clip=clip"], &["caption"]);
 }
