@@ -1,18 +1,19 @@
 //! `nadir synthesize`: a labelled data set of drawn pictures.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::{Value, json};
 
+use nadir::data::masks::MaskSettings;
 use nadir::data::{DataSettings, Dataset};
 use nadir::pipeline::classifier::Classifier;
 use nadir::pipeline::language::classes::{self, PromptClass};
 use nadir::pipeline::language::prompts::{self, ClassPrompt, PromptSettings};
 use nadir::pipeline::language::{LanguageModel, LanguageOptions, Sampling};
 use nadir::pipeline::synthesis::{
-    Gallery, Judge, Records, Studio, SynthesisSettings, Verdict, count, read_prompts, synthesize,
-    write_report,
+    Chip, Gallery, Judge, Records, Redraw, Sources, Studio, SynthesisSettings, Verdict, count,
+    read_prompts, synthesize, write_report,
 };
 use nadir::pipeline::{LoadOptions, Settings, TextToImage};
 use nadir::tensor::{DType, Device};
@@ -21,8 +22,8 @@ use nadir::{Error, Result};
 use super::args::Execution;
 use super::model::{self, Model};
 use super::progress::Progress;
-use super::recipe::Recipe;
-use super::{draw, interrupt, limits};
+use super::recipe::{Recipe, Source};
+use super::{clip_score, draw, interrupt, limits};
 
 /// Make a labelled data set of drawn pictures: so many of each class, judged one by one
 #[derive(Debug, Args)]
@@ -33,11 +34,17 @@ Examples:
   nadir synthesize --classes data/eurosat-classes.toml --per-class 1000 --training-data eurosat-train.parquet --parquet -o run/drawn
   nadir synthesize --classes data/classes.toml --lm run/phi --model models/my-sd --judge none --per-class 200 -o run/land-cover
   nadir synthesize --classes classes.toml --prompts prompts.jsonl --judge run/resnet/classifier --per-class 50 -o run/drawn
+  nadir synthesize --classes classes.toml --clip clip-vit-base-patch32 --min-clip-score 25 -o run/drawn
+  nadir synthesize --classes water.toml --source naip/ --mask-classes land,water --strength 0.5 --per-class 100 -o run/pairs
 
 classes.toml is as for `nadir lm prompts`: what a language model is given for each class. What it writes, behind the class's
 `picture`, is what the image model draws. A picture is taken if the judge, a classifier, sees the class that was asked for,
 and if it is neither as good as one of the training data nor as one that was taken before. Others are drawn in place of
 those that are not, until each class has its pictures.
+
+With --source every picture is drawn from a real one, of which its class has the most pixels, and keeps that one's mask: the
+folder gets masks/ too, and is a data set for `nadir train segment`. A mask says what was there before; how much of it is there
+still, --strength and --redraw decide.
 
 The folder gets images/, metadata.jsonl (a data set for `nadir train` and for Hugging Face's imagefolder), draws.jsonl (every
 draw, with prompt, seed and verdict), prompts.jsonl and report.html. Begun again with the same settings, the command goes on
@@ -102,6 +109,15 @@ pub struct Synthesize {
     #[arg(allow_negative_numbers = true)]
     min_probability: f32,
 
+    /// CLIP with both encoders, a folder of transformers' CLIPModel: scores are recorded
+    #[arg(long, value_name = "DIR", help_heading = "Judge")]
+    clip: Option<PathBuf>,
+
+    /// Take no picture whose CLIP score with its prompt is below this, -100 to 100
+    #[arg(long, value_name = "X", help_heading = "Judge", requires = "clip")]
+    #[arg(allow_negative_numbers = true)]
+    min_clip_score: Option<f64>,
+
     /// What the image model was trained on: a parquet file or a folder with a metadata.jsonl
     #[arg(long, value_name = "PATH", help_heading = "Judge")]
     training_data: Option<PathBuf>,
@@ -114,6 +130,23 @@ pub struct Synthesize {
     /// Draws for each picture, on average, before a class is given up
     #[arg(long, value_name = "N", default_value_t = 20, help_heading = "Judge")]
     max_draws: usize,
+
+    /// Real pictures with masks to draw from: a folder with images/ and masks/, or a parquet file with columns image and mask
+    #[arg(long, value_name = "PATH", help_heading = "Masks")]
+    source: Option<PathBuf>,
+
+    /// Names of the masks' classes 0, 1, ..., by commas [default: the numbers that masks have]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', help_heading = "Masks")]
+    #[arg(requires = "source")]
+    mask_classes: Vec<String>,
+
+    /// Level of a mask that stands for no class
+    #[arg(long, value_name = "LEVEL", default_value_t = 255, help_heading = "Masks")]
+    ignore_index: u16,
+
+    /// What is drawn anew: all of a picture, or the pixels inside or outside of the class that it is drawn for
+    #[arg(long, value_enum, default_value_t, help_heading = "Masks")]
+    redraw: Redraw,
 }
 
 pub fn run(args: Synthesize) -> anyhow::Result<()> {
@@ -128,10 +161,15 @@ pub fn run(args: Synthesize) -> anyhow::Result<()> {
         max_draws: args.max_draws,
         seed: args.seed,
         max_similarity: args.max_similarity,
+        min_clip_score: args.min_clip_score,
         picture: args.picture.clone(),
         batch: args.execution.batch,
     };
     settings.check()?;
+    if args.source.is_none() && (args.picture.strength.is_some() || args.redraw != Redraw::All) {
+        let name = if args.redraw == Redraw::All { "strength" } else { "redraw" };
+        return Err(Error::argument(name, "no --source", "real pictures to draw from").into());
+    }
     limits::set_threads(args.execution.threads)?;
     let mut progress = Progress::new(args.execution.quiet);
     let mut notes = Vec::new();
@@ -151,6 +189,19 @@ pub fn run(args: Synthesize) -> anyhow::Result<()> {
     settings.picture = pipeline.resolve(&settings.picture)?;
     recipe.model_hash = pipeline.fingerprint().to_owned();
     let judge = open_judge(&args.judge, &names, device, args.min_probability, &mut notes)?;
+    let clip = args.clip.as_ref().map(|folder| clip_score::open(folder, device, &progress));
+    let clip = clip.transpose()?;
+    if let Some(clip) = &clip {
+        let least = args.min_clip_score.map_or("none is rejected by them".into(), |least| {
+            format!("pictures below {least} are rejected")
+        });
+        notes.push(format!(
+            "CLIP scores are by {} ({}); {least}.",
+            clip.name(),
+            clip.fingerprint()
+        ));
+    }
+    let sources = open_sources(&args, &mut settings.picture, &progress, &mut notes)?;
 
     // 2. The folder, and the prompts.
     let record = json!({
@@ -162,9 +213,18 @@ pub fn run(args: Synthesize) -> anyhow::Result<()> {
         "picture": settings.picture,
         "judge": judge.as_ref().map(|(fingerprint, _)| fingerprint),
         "min_probability": args.min_probability,
+        "clip": clip.as_ref().map(|clip| clip.fingerprint()),
+        "min_clip_score": args.min_clip_score,
         "training_data": args.training_data,
         "max_similarity": args.max_similarity,
         "prompts": prompts_of(&args),
+        "source": sources.as_ref().map(|sources| json!({
+            "path": args.source,
+            "fingerprint": sources.fingerprint(),
+            "classes": sources.classes(),
+            "ignore_index": args.ignore_index,
+            "redraw": args.redraw,
+        })),
     });
     let mut records = Records::open(&args.output, &record)?;
     if records.prompts().is_none() {
@@ -178,13 +238,21 @@ pub fn run(args: Synthesize) -> anyhow::Result<()> {
     notes.iter().for_each(|note| progress.say(note));
 
     // 3. Pictures.
-    let describe = |prompt: &str, seed: u64| {
-        let picture = Settings { prompt: prompt.to_owned(), ..settings.picture.clone() };
-        Ok(Vec::from(Recipe { settings: picture, seed, ..recipe.clone() }.texts(&sampler)?))
+    let describe = |prompt: &str, seed: u64, chip: Option<&Chip>| {
+        if args.redraw != Redraw::All {
+            // What was painted over is no file that could be named.
+            return Ok(Vec::new());
+        }
+        let settings = Settings { prompt: prompt.to_owned(), ..settings.picture.clone() };
+        let source = |chip: &Chip| Source { path: chip.name.clone().into(), hash: String::new() };
+        let init_image = chip.map(source);
+        Ok(Vec::from(Recipe { settings, seed, init_image, ..recipe.clone() }.texts(&sampler)?))
     };
     let studio = Studio {
         model: &pipeline,
         judge: judge.as_ref().map(|(_, judge)| judge),
+        clip: clip.as_ref(),
+        sources: sources.as_ref(),
         training: training.as_ref(),
         describe: &describe,
         cancel: interrupt::switch(),
@@ -240,6 +308,41 @@ fn open_judge(
     Ok(Some((fingerprint, Judge::new(classifier, classes, min_probability)?)))
 }
 
+/// The real pictures that are drawn from; `notes` get what the reader of the set should know.
+fn open_sources(
+    args: &Synthesize,
+    picture: &mut Settings,
+    progress: &Progress,
+    notes: &mut Vec<String>,
+) -> Result<Option<Sources>> {
+    let Some(path) = &args.source else { return Ok(None) };
+    progress.busy(&format!("looking at {}", path.display()));
+    let settings = MaskSettings {
+        classes: args.mask_classes.clone(),
+        ignore_index: args.ignore_index,
+        ..MaskSettings::default()
+    };
+    let size = [picture.width, picture.height].map(Option::unwrap_or_default);
+    let sources = Sources::open(path, &settings, args.redraw, size)?;
+    // What the pipeline takes without a setting.
+    let strength = picture.strength.get_or_insert(match args.redraw {
+        Redraw::All => 0.8,
+        Redraw::Inside | Redraw::Outside => 1.0,
+    });
+    let what = match args.redraw {
+        Redraw::All => "all of it",
+        Redraw::Inside => "the pixels of its class",
+        Redraw::Outside => "all but the pixels of its class",
+    };
+    notes.push(format!(
+        "Masks are those of the {} real pictures in {}: each picture was drawn from one of them, {what} anew, at strength \
+         {strength}. Where something else was drawn than was there, the mask is wrong.",
+        sources.len(),
+        path.display()
+    ));
+    Ok(Some(sources))
+}
+
 /// What prompts depend on.
 fn prompts_of(args: &Synthesize) -> Value {
     match &args.prompts {
@@ -277,7 +380,7 @@ fn write_prompts(
 }
 
 /// Small copies of all pictures that a model was trained on.
-fn gallery(path: &std::path::Path, progress: &Progress) -> Result<Gallery> {
+fn gallery(path: &Path, progress: &Progress) -> Result<Gallery> {
     progress.busy(&format!("looking at {}", path.display()));
     let cancel = interrupt::switch();
     let data = Dataset::open(path, DataSettings::default())?;

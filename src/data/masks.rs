@@ -371,6 +371,54 @@ impl Examples for MaskedPictures {
     }
 }
 
+/// The numbers below `count` in an order drawn by `seed`.
+pub fn order(count: usize, seed: u64) -> Vec<usize> {
+    permutation(count, seed, 0, Purpose::Split)
+}
+
+/// Whether a data set has masks: a folder of them, or a column.
+///
+/// # Errors
+/// It cannot be read.
+pub fn has_masks(path: &Path) -> Result<bool> {
+    if path.is_dir() {
+        Ok(path.join("masks").is_dir())
+    } else {
+        Ok(Pictures::open(path)?.has("mask"))
+    }
+}
+
+/// A picture with its mask, whole.
+#[derive(Clone, Debug)]
+pub struct Labelled {
+    /// What errors call it: its file, or its row.
+    pub name: PathBuf,
+    /// The picture.
+    pub picture: Raster,
+    /// Its mask, of the same size.
+    pub mask: Mask,
+}
+
+/// All pictures of a data set, as [`MaskedPictures::open`] takes them, and the names of the classes; of `settings` the classes
+/// and the level of none count.
+///
+/// # Errors
+/// As [`MaskedPictures::open`].
+pub fn open_whole(path: &Path, settings: &MaskSettings) -> Result<(Vec<Labelled>, Vec<String>)> {
+    let named = if path.is_dir() { folder(path)? } else { parquet(path)? };
+    let Some((_, first)) = named.first() else {
+        let advice = "A picture images/NAME.tif has its mask in masks/NAME.png.";
+        return Err(Error::file(path, "pictures", "at least one", "none", advice));
+    };
+    let bands = first.picture.bands;
+    for (name, pair) in &named {
+        check(name, pair, bands, 1)?;
+    }
+    let classes = classes(path, &named, settings)?;
+    let whole = |(name, Pair { picture, mask })| Labelled { name, picture, mask };
+    Ok((named.into_iter().map(whole).collect(), classes))
+}
+
 fn check_counts(batch: usize, threads: usize) -> Result<()> {
     for (name, n) in [("train_batch_size", batch), ("loader_threads", threads)] {
         if n == 0 {

@@ -146,6 +146,28 @@ pub fn decode_mask(bytes: &[u8], origin: &Path) -> Result<Mask> {
     }
 }
 
+/// A mask as a grey PNG of 8 bits, as [`decode_mask`] reads it.
+///
+/// # Errors
+/// `Argument` for a class above 255, or a mask without pixels.
+pub fn encode_mask(mask: &Mask) -> Result<Vec<u8>> {
+    let levels: Option<Vec<u8>> =
+        mask.classes.iter().map(|&class| u8::try_from(class).ok()).collect();
+    let Some(levels) = levels else {
+        let largest = mask.classes.iter().max().copied().unwrap_or_default();
+        return Err(Error::argument("mask", largest, "classes of at most 255"));
+    };
+    let mut bytes = Vec::new();
+    let (width, height) = (mask.width as u32, mask.height as u32);
+    let mut encoder = ::png::Encoder::new(&mut bytes, width, height);
+    encoder.set_color(::png::ColorType::Grayscale);
+    encoder.set_depth(::png::BitDepth::Eight);
+    let written = encoder.write_header().and_then(|mut writer| writer.write_image_data(&levels));
+    let size = format!("{width}x{height} pixels");
+    written.map_err(|e| Error::argument("mask", size, format!("a PNG can hold it: {e}")))?;
+    Ok(bytes)
+}
+
 fn is_tiff(bytes: &[u8]) -> bool {
     [&b"II*\0"[..], b"MM\0*", b"II+\0", b"MM\0+"].iter().any(|magic| bytes.starts_with(magic))
 }
@@ -236,6 +258,9 @@ mod tests {
             let mask = read(png_of(color, BitDepth::Two, 5, &packed)).unwrap();
             assert_eq!(mask.classes, [0, 1, 2, 3, 3, 1, 0, 0, 2, 1]);
         }
+        let mask = Mask { height: 2, width: 3, classes: vec![0, 1, 2, 7, 254, 255] };
+        assert_eq!(read(encode_mask(&mask).unwrap()).unwrap(), mask);
+        assert!(encode_mask(&Mask { classes: vec![256; 6], ..mask }).is_err());
         let mask = read(tiff_of::<colortype::Gray8>((2, 1), &[4, 255])).unwrap();
         assert_eq!(mask.classes, [4, 255]);
         // As a scene's mask is written: a TIFF whose numbers are places in a palette.

@@ -10,6 +10,7 @@ mod interrupted_training;
 mod language;
 mod lora;
 mod metrics;
+mod pairs;
 mod papers;
 mod prompts;
 mod scenes;

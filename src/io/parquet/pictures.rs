@@ -33,7 +33,16 @@ const SCHEMA: &str = "message pictures {
     required binary class (UTF8);
 }";
 
-/// A parquet file of pictures: columns `filename`, `captions`, `image` (`bytes`, `path`), `label` and `class`.
+/// Behind the others, where pictures have masks.
+const MASK: &str = "
+    required group mask {
+        required binary bytes;
+        required binary path (UTF8);
+    }
+}";
+
+/// A parquet file of pictures: columns `filename`, `captions`, `image` (`bytes`, `path`), `label` and `class`, and
+/// of pictures with masks `mask` (`bytes`, `path`).
 pub struct PictureWriter<W: Write + Send> {
     path: PathBuf,
     writer: SerializedFileWriter<W>,
@@ -48,13 +57,25 @@ impl<W: Write + Send> PictureWriter<W> {
     /// # Errors
     /// It cannot be written.
     pub fn new(path: &Path, out: W) -> Result<Self> {
+        Self::with_schema(path, out, SCHEMA)
+    }
+
+    /// The same of pictures that have masks.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn with_masks(path: &Path, out: W) -> Result<Self> {
+        Self::with_schema(path, out, &(SCHEMA.trim_end_matches('}').to_owned() + MASK))
+    }
+
+    fn with_schema(path: &Path, out: W, schema: &str) -> Result<Self> {
         // Pictures are compressed already.
         let properties = WriterProperties::builder()
             .set_compression(Compression::UNCOMPRESSED)
             .set_dictionary_enabled(false)
             .build();
         let open = || {
-            let schema = Arc::new(parse_message_type(SCHEMA)?);
+            let schema = Arc::new(parse_message_type(schema)?);
             SerializedFileWriter::new(out, schema, Arc::new(properties))
         };
         let writer = open().map_err(|e| failed(path, e))?;
@@ -66,7 +87,7 @@ impl<W: Write + Send> PictureWriter<W> {
     /// # Errors
     /// It cannot be written.
     pub fn add(&mut self, picture: Picture) -> Result<()> {
-        self.bytes += picture.image.len();
+        self.bytes += picture.image.len() + picture.mask.as_ref().map_or(0, Vec::len);
         self.group.push(picture);
         if self.bytes >= GROUP {
             self.write_group()?;
@@ -118,6 +139,10 @@ impl<W: Write + Send> PictureWriter<W> {
                             .collect(),
                         2 => rows.iter().map(|row| ByteArray::from(row.image.as_slice())).collect(),
                         5 => rows.iter().map(|row| text(row.class.as_ref())).collect(),
+                        6 => {
+                            let mask = |row: &Picture| row.mask.clone().unwrap_or_default();
+                            rows.iter().map(|row| ByteArray::from(mask(row))).collect()
+                        }
                         _ => rows.iter().map(|row| text(row.filename.as_ref())).collect(),
                     };
                     let (definitions, repetitions) = match column {
@@ -159,8 +184,17 @@ mod tests {
             .collect();
         rows.iter().for_each(|row| writer.add(row.clone()).unwrap());
         writer.finish().unwrap();
-        let file = Pictures::open(&path).unwrap();
-        let found: Vec<Picture> = file.iter().map(|row| row.unwrap().unwrap()).collect();
-        assert!(found == rows);
+        let read = || -> Vec<Picture> {
+            Pictures::open(&path).unwrap().iter().map(|row| row.unwrap().unwrap()).collect()
+        };
+        assert!(read() == rows);
+        // With masks.
+        let file = std::fs::File::create(&path).unwrap();
+        let mut writer = PictureWriter::with_masks(&path, file).unwrap();
+        let mask = |row: &Picture| Some(row.captions.len().to_le_bytes().to_vec());
+        let rows: Vec<_> = rows.into_iter().map(|r| Picture { mask: mask(&r), ..r }).collect();
+        rows.iter().for_each(|row| writer.add(row.clone()).unwrap());
+        writer.finish().unwrap();
+        assert!(read() == rows);
     }
 }

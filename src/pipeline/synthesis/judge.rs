@@ -17,6 +17,8 @@ pub enum Verdict {
     OtherClass,
     /// The classifier sees the class, and is not sure enough.
     Unsure,
+    /// By CLIP, picture and prompt go too badly together.
+    LowClipScore,
     /// It is as good as one that the model was trained on.
     NearTraining,
     /// It is as good as one that was taken before.
@@ -32,6 +34,7 @@ impl Verdict {
             Self::Accepted => "accepted",
             Self::OtherClass => "other class",
             Self::Unsure => "unsure",
+            Self::LowClipScore => "low CLIP score",
             Self::NearTraining => "near a training picture",
             Self::NearAccepted => "near another of the set",
             Self::NotFinite => "not finite",

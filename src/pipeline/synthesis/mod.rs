@@ -7,13 +7,15 @@
 mod judge;
 mod records;
 mod report;
+mod source;
 
 use std::collections::BTreeMap;
 
 use image::RgbImage;
 
 use crate::error::{Error, Result};
-use crate::io::{image as pictures, png};
+use crate::io::{atomic, image as pictures, png, raster};
+use crate::pipeline::clip_score::ClipScore;
 use crate::pipeline::language::classes::PromptClass;
 use crate::pipeline::language::prompts::ClassPrompt;
 use crate::pipeline::{Cancel, Event, Request, Settings, TextToImage};
@@ -21,6 +23,7 @@ use crate::pipeline::{Cancel, Event, Request, Settings, TextToImage};
 pub use judge::{Gallery, Judge, Opinion, Verdict};
 pub use records::{Draw, Records, read_prompts};
 pub use report::write as write_report;
+pub use source::{Chip, Redraw, Sources};
 
 /// Draws of a class have seeds that are this far from those of the next class.
 const SEEDS: u64 = 1 << 20;
@@ -36,6 +39,8 @@ pub struct SynthesisSettings {
     pub seed: u64,
     /// Correlation from which on two pictures are as good as one, above 1 for never.
     pub max_similarity: f32,
+    /// CLIP score below which a picture is not taken, -100 to 100; without one all are.
+    pub min_clip_score: Option<f64>,
     /// How pictures are drawn; the prompt is each draw's own.
     pub picture: Settings,
     /// Pictures drawn at once; none depends on it.
@@ -61,6 +66,11 @@ impl SynthesisSettings {
         if self.max_similarity.is_nan() || self.max_similarity <= 0.0 {
             return Err(Error::argument("max_similarity", self.max_similarity, "above 0"));
         }
+        if let Some(score) = self.min_clip_score
+            && !(-100.0..=100.0).contains(&score)
+        {
+            return Err(Error::argument("min_clip_score", score, "-100 to 100"));
+        }
         self.picture.check()
     }
 
@@ -76,11 +86,15 @@ pub struct Studio<'a> {
     pub model: &'a TextToImage,
     /// Says what a picture shows; without one, all are taken as they come.
     pub judge: Option<&'a Judge>,
+    /// Says how well a picture goes with its prompt.
+    pub clip: Option<&'a ClipScore>,
+    /// Real pictures with masks, each drawn picture's beginning; without them it begins with noise alone.
+    pub sources: Option<&'a Sources>,
     /// What the model was trained on.
     pub training: Option<&'a Gallery>,
-    /// The texts of a picture's file, by its prompt and seed.
+    /// The texts of a picture's file, by its prompt, its seed and the real picture that it was drawn from.
     #[allow(clippy::type_complexity, reason = "a name would say no more")]
-    pub describe: &'a dyn Fn(&str, u64) -> Result<Vec<(&'static str, String)>>,
+    pub describe: &'a dyn Fn(&str, u64, Option<&Chip>) -> Result<Vec<(&'static str, String)>>,
     /// Stops all.
     pub cancel: Cancel,
 }
@@ -99,6 +113,9 @@ pub fn synthesize(
 ) -> Result<()> {
     settings.check()?;
     let prompts = records.prompts().unwrap_or_default().to_vec();
+    let of_class = |class: &PromptClass| studio.sources.map(|all| all.of_class(&class.name));
+    let sources = classes.iter().map(|class| of_class(class).transpose());
+    let sources = sources.collect::<Result<Vec<_>>>()?;
     let mut done = Gallery::default();
     for draw in records.draws() {
         watch(draw);
@@ -130,32 +147,42 @@ pub fn synthesize(
             if n == 0 {
                 return Err(too_few(records, class, label, settings));
             }
-            let requests: Vec<(String, u64)> = (drawn..drawn + n)
-                .map(|i| {
-                    let prompt = format!("{}{}", class.picture, own[i % own.len()].prompt);
-                    (prompt, settings.seed + label as u64 * SEEDS + i as u64)
+            let plans: Vec<Plan> = (drawn..drawn + n)
+                .map(|i| Plan {
+                    prompt: format!("{}{}", class.picture, own[i % own.len()].prompt),
+                    seed: settings.seed + label as u64 * SEEDS + i as u64,
+                    chip: sources[label].as_ref().map(|chips| chips[i % chips.len()]),
                 })
                 .collect();
-            let found = draw(studio, &requests, settings)?;
+            let found = draw(studio, &plans, settings)?;
             let mut new = Vec::new();
-            for (i, (picture, (prompt, seed))) in found.into_iter().zip(requests).enumerate() {
+            for (i, (picture, plan)) in found.into_iter().zip(plans).enumerate() {
                 let mut one = Draw {
                     class: class.name.clone(),
                     label,
                     draw: drawn + i,
-                    prompt,
-                    seed,
+                    prompt: plan.prompt,
+                    seed: plan.seed,
                     verdict: Verdict::NotFinite,
                     seen: None,
+                    clip_score: None,
                     similarity: None,
                     file: None,
+                    source: plan.chip.map(|chip| chip.name.clone()),
+                    mask: None,
                 };
                 if let Some(picture) = picture {
                     settle(studio, &mut one, &picture, &done, settings)?;
                     if one.verdict == Verdict::Accepted {
                         done.add(&picture)?;
                         let (name, path) = records.place(&class.name, one.draw);
-                        let texts = (studio.describe)(&one.prompt, seed)?;
+                        if let Some(chip) = plan.chip {
+                            let (name, path) = records.mask_place(&class.name, one.draw);
+                            let mask = raster::encode_mask(&chip.mask)?;
+                            atomic::write(&path, |out| out.write_all(&mask))?;
+                            one.mask = Some(name);
+                        }
+                        let texts = (studio.describe)(&one.prompt, one.seed, plan.chip)?;
                         let texts: Vec<_> =
                             texts.iter().map(|(key, text)| (*key, text.as_str())).collect();
                         png::write(&path, &picture, &texts)?;
@@ -174,17 +201,24 @@ pub fn synthesize(
     Ok(())
 }
 
-/// Pictures in the order of their requests; none where numbers overflowed.
+/// What a draw is made of.
+struct Plan<'a> {
+    prompt: String,
+    seed: u64,
+    chip: Option<&'a Chip>,
+}
+
+/// Pictures in the order of their plans; none where numbers overflowed.
 fn draw(
     studio: &Studio,
-    requests: &[(String, u64)],
+    plans: &[Plan],
     settings: &SynthesisSettings,
 ) -> Result<Vec<Option<RgbImage>>> {
-    let mut found: Vec<Option<RgbImage>> = vec![None; requests.len()];
-    let requests = requests.iter().map(|(prompt, seed)| Request {
-        settings: Settings { prompt: prompt.clone(), ..settings.picture.clone() },
-        seed: *seed,
-        init: None,
+    let mut found: Vec<Option<RgbImage>> = vec![None; plans.len()];
+    let requests = plans.iter().map(|plan| Request {
+        settings: Settings { prompt: plan.prompt.clone(), ..settings.picture.clone() },
+        seed: plan.seed,
+        init: plan.chip.map(|chip| chip.init.clone()),
         cancel: studio.cancel.clone(),
     });
     studio.model.generate(requests, settings.batch, &mut |event| match event {
@@ -212,6 +246,16 @@ fn settle(
         let opinion = judge.look(std::slice::from_ref(picture), one.label)?.remove(0);
         one.verdict = opinion.verdict;
         one.seen = Some((opinion.class, opinion.probability));
+    }
+    if let Some(clip) = studio.clip {
+        let text = clip.texts(&[&one.prompt])?;
+        let score = clip.pictures(std::slice::from_ref(picture))?.similarity(&text)?[0];
+        one.clip_score = Some(score);
+        // What is no number is not enough.
+        let enough = settings.min_clip_score.is_none_or(|least| score >= least);
+        if one.verdict == Verdict::Accepted && !enough {
+            one.verdict = Verdict::LowClipScore;
+        }
     }
     if let Some(training) = studio.training {
         let similarity = training.similarity(picture)?;

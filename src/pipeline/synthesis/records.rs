@@ -22,6 +22,7 @@ const PROMPTS: &str = "prompts.jsonl";
 const DRAWS: &str = "draws.jsonl";
 /// The pictures, and the index by which data sets read the folder.
 const PICTURES: &str = "images";
+const MASKS: &str = "masks";
 const INDEX: &str = "metadata.jsonl";
 
 const MAX_LINE: u64 = 1 << 20;
@@ -46,12 +47,21 @@ pub struct Draw {
     /// What the judge saw, and how sure it was of the class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seen: Option<(String, f32)>,
+    /// 100 times the cosine between what CLIP makes of the picture and of the prompt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_score: Option<f64>,
     /// The largest correlation with a training picture.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub similarity: Option<f32>,
     /// Its file, in the set's folder, if it was accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
+    /// The real picture that it was drawn from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// The file of its mask, which is that of the real picture.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mask: Option<String>,
 }
 
 /// The folder, held by this process alone.
@@ -85,9 +95,14 @@ impl Records {
             }
         }
         atomic::remove_abandoned(folder);
-        let pictures = folder.join(PICTURES);
-        fs::create_dir_all(&pictures).map_err(|e| Error::io(&pictures, e))?;
-        atomic::remove_abandoned(&pictures);
+        let has_masks = settings.get("source").is_some_and(|source| !source.is_null());
+        for (name, wanted) in [(PICTURES, true), (MASKS, has_masks)] {
+            let below = folder.join(name);
+            if wanted {
+                fs::create_dir_all(&below).map_err(|e| Error::io(&below, e))?;
+                atomic::remove_abandoned(&below);
+            }
+        }
         let file = folder.join(DRAWS);
         let mut options = OpenOptions::new();
         let journal = options.create(true).truncate(false).read(true).write(true).open(&file);
@@ -151,6 +166,13 @@ impl Records {
         (name, path)
     }
 
+    /// Where its mask lies, likewise.
+    pub fn mask_place(&self, class: &str, draw: usize) -> (String, PathBuf) {
+        let name = self.place(class, draw).0.replacen(PICTURES, MASKS, 1);
+        let path = self.folder.join(&name);
+        (name, path)
+    }
+
     /// The encoded picture of an accepted draw.
     ///
     /// # Errors
@@ -187,13 +209,17 @@ impl Records {
     pub fn write_index(&self) -> Result<()> {
         atomic::write(&self.folder.join(INDEX), |out| {
             self.accepted().try_for_each(|(draw, file)| {
-                let line = json!({
+                let mut line = json!({
                     "file_name": file,
                     "text": draw.prompt,
                     "label": draw.label,
                     "class": draw.class,
                     "seed": draw.seed,
                 });
+                if let Some(mask) = &draw.mask {
+                    line["mask"] = json!(mask);
+                    line["source"] = json!(draw.source);
+                }
                 writeln!(out, "{line}")
             })
         })
@@ -204,7 +230,11 @@ impl Records {
     /// # Errors
     /// It cannot be written; a picture is not there any more.
     pub fn write_parquet(&self, path: &Path) -> Result<()> {
-        let mut writer = PictureWriter::new(path, atomic::Output::create(path, true)?)?;
+        let out = atomic::Output::create(path, true)?;
+        let mut writer = match self.accepted().any(|(draw, _)| draw.mask.is_some()) {
+            true => PictureWriter::with_masks(path, out)?,
+            false => PictureWriter::new(path, out)?,
+        };
         for (draw, file) in self.accepted() {
             writer.add(Picture {
                 filename: Some(
@@ -214,7 +244,7 @@ impl Records {
                 label: Some(draw.label as u32),
                 class: Some(draw.class.clone()),
                 image: self.picture(file)?,
-                mask: None,
+                mask: draw.mask.as_ref().map(|mask| self.picture(mask)).transpose()?,
             })?;
         }
         writer.finish()?.finish()

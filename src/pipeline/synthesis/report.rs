@@ -11,10 +11,11 @@ use crate::io::html::{STYLE, escaped, figure};
 /// Pictures of a class that are shown.
 const SHOWN: usize = 10;
 
-const VERDICTS: [Verdict; 6] = [
+const VERDICTS: [Verdict; 7] = [
     Verdict::Accepted,
     Verdict::OtherClass,
     Verdict::Unsure,
+    Verdict::LowClipScore,
     Verdict::NearTraining,
     Verdict::NearAccepted,
     Verdict::NotFinite,
@@ -41,7 +42,12 @@ pub fn write(
     for verdict in VERDICTS {
         let _ = write!(page, "<th>{}</th>", verdict.name());
     }
-    page.push_str("<th>yield</th></tr>\n");
+    let has_scores = records.draws().iter().any(|draw| draw.clip_score.is_some());
+    page.push_str("<th>yield</th>");
+    if has_scores {
+        page.push_str("<th>CLIP score of the accepted</th>");
+    }
+    page.push_str("</tr>\n");
     let row = |page: &mut String, name: &str, draws: Vec<&Draw>| {
         let (counts, n) = (count(draws.iter().copied()), draws.len());
         let get = |verdict| counts.get(&verdict).copied().unwrap_or_default();
@@ -50,7 +56,15 @@ pub fn write(
             let _ = write!(page, "<td>{}</td>", get(verdict));
         }
         let share = 100.0 * get(Verdict::Accepted) as f64 / n.max(1) as f64;
-        let _ = writeln!(page, "<td>{share:.0} %</td></tr>");
+        let _ = write!(page, "<td>{share:.0} %</td>");
+        if has_scores {
+            let accepted = draws.iter().filter(|draw| draw.file.is_some());
+            let scores: Vec<f64> = accepted.filter_map(|draw| draw.clip_score).collect();
+            let mean = scores.iter().sum::<f64>() / scores.len() as f64;
+            let mean = if scores.is_empty() { "none".into() } else { format!("{mean:.2}") };
+            let _ = write!(page, "<td>{mean}</td>");
+        }
+        page.push_str("</tr>\n");
     };
     let of = |label: usize| records.draws().iter().filter(move |draw| draw.label == label);
     for (label, class) in classes.iter().enumerate() {
@@ -65,7 +79,9 @@ pub fn write(
         {
             let sure =
                 draw.seen.as_ref().map_or(String::new(), |(_, p)| format!(" ({:.0} %)", 100.0 * p));
-            page.push_str(&figure(&records.picture(file)?, &format!("{}{sure}", draw.prompt)));
+            let score = draw.clip_score.map_or(String::new(), |x| format!(" [CLIP {x:.1}]"));
+            let text = format!("{}{sure}{score}", draw.prompt);
+            page.push_str(&figure(&records.picture(file)?, &text));
         }
         page.push_str("</div>\n");
     }
