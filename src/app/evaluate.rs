@@ -1,13 +1,15 @@
 //! `nadir evaluate`: what a data set of drawn pictures is worth.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
+use nadir::data::masks::{MaskSettings, has_masks};
 use nadir::data::{DataSettings, Dataset};
-use nadir::evaluation::downstream::{Downstream, DownstreamSettings};
+use nadir::evaluation::downstream::{self, Downstream, DownstreamSettings, Found, Leak};
 use nadir::evaluation::published::{FLAWS, RESOLUTION, as_published};
-use nadir::evaluation::scores::interval;
+use nadir::evaluation::scores::{Confusion, interval};
+use nadir::evaluation::segmentation::{MaskedSet, SegmentDownstream};
 use nadir::{Error, Result};
 
 use super::progress::Progress;
@@ -19,15 +21,17 @@ pub enum Evaluate {
     Downstream(DownstreamArgs),
 }
 
-/// Train classifiers on real pictures, on drawn ones and on both, and test them on real ones
+/// Train classifiers or segmenters on real pictures, on drawn ones and on both, and test them on real ones
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   nadir evaluate downstream --real eurosat-train.parquet --synthetic run/drawn --test eurosat-test.parquet \\
       --real-count 216 --real-count 2160 --seen eurosat-train.parquet -o run/downstream
+  nadir evaluate downstream --real naip/west --synthetic run/pairs --test naip/east --mask-classes land,water \\
+      --resolution 64 --real-count 20 -o run/downstream
   nadir evaluate downstream --as-published --synthetic run/land-cover -o run/as-published
 
-Every network is a ResNet-18 from new weights, with the same updates; each seed has real pictures of its own choice. The
+Every network is a ResNet-18, where pictures have masks a U-Net on one, from new weights, with the same updates; each seed has real pictures of its own choice. The
 folder gets report.html, confusion-*.svg, sets/ (what each network learned from) and runs/ (the networks). Begun again, the
 command goes on where it was stopped.
 Exit codes: 0 done, 1 failed, 2 data that cannot be used, 130 interrupted: what is there stays.")]
@@ -35,6 +39,18 @@ pub struct DownstreamArgs {
     /// Real pictures to learn from: a parquet file, or a folder with a metadata.jsonl, with classes
     #[arg(long, value_name = "PATH", required_unless_present = "as_published")]
     real: Option<PathBuf>,
+
+    /// What is learned: the class of a picture, or that of each pixel [default: pixels where all sets have masks]
+    #[arg(long, value_enum, conflicts_with = "as_published")]
+    task: Option<Task>,
+
+    /// Names of the masks' classes 0, 1, ..., by commas [default: the numbers that masks have]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    mask_classes: Vec<String>,
+
+    /// Level of a mask that stands for no class
+    #[arg(long, value_name = "LEVEL", default_value_t = 255)]
+    ignore_index: u16,
 
     /// Drawn pictures of the same classes
     #[arg(long, value_name = "PATH")]
@@ -76,9 +92,9 @@ pub struct DownstreamArgs {
     #[arg(long, conflicts_with_all = ["real", "test", "seen", "real_count"])]
     as_published: bool,
 
-    /// Height and width of pictures, as published
-    #[arg(long, value_name = "PIXELS", default_value_t = RESOLUTION, requires = "as_published")]
-    resolution: usize,
+    /// Height and width of pictures, as published, or of the parts of pictures with masks [default: 512, with masks 64]
+    #[arg(long, value_name = "PIXELS")]
+    resolution: Option<usize>,
 
     /// Folder of what is found
     #[arg(short, long, value_name = "DIR")]
@@ -97,9 +113,40 @@ pub struct DownstreamArgs {
     quiet: bool,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Task {
+    Classify,
+    Segment,
+}
+
+impl DownstreamArgs {
+    /// What was asked for, or what the data sets are for.
+    fn is_of_pixels(&self) -> Result<bool> {
+        let sets = [self.real.as_ref(), self.test.as_ref(), Some(&self.synthetic)];
+        match self.task {
+            Some(task) => Ok(task == Task::Segment),
+            None => {
+                sets.into_iter().flatten().try_fold(true, |all, set| Ok(all && has_masks(set)?))
+            }
+        }
+    }
+}
+
 pub fn run(command: Evaluate) -> anyhow::Result<()> {
     let Evaluate::Downstream(args) = command;
-    if args.as_published { published(&args) } else { downstream(&args) }
+    if args.as_published {
+        return published(&args);
+    }
+    if args.is_of_pixels()? {
+        return segment(&args);
+    }
+    if args.resolution.is_some() {
+        let expected = "--as-published, or pictures with masks";
+        return Err(
+            Error::argument("resolution", "a classifier of whole pictures", expected).into()
+        );
+    }
+    classify(&args)
 }
 
 fn published(args: &DownstreamArgs) -> anyhow::Result<()> {
@@ -110,7 +157,7 @@ fn published(args: &DownstreamArgs) -> anyhow::Result<()> {
     let found = as_published(
         &args.synthetic,
         &args.output,
-        args.resolution,
+        args.resolution.unwrap_or(RESOLUTION),
         device,
         &cancel,
         &mut |steps| {
@@ -124,7 +171,7 @@ fn published(args: &DownstreamArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn downstream(args: &DownstreamArgs) -> anyhow::Result<()> {
+fn classify(args: &DownstreamArgs) -> anyhow::Result<()> {
     limits::set_threads(args.threads)?;
     let mut progress = Progress::new(args.quiet);
     let device = draw::choose_device(&args.device, |line| progress.say(line))?;
@@ -141,18 +188,7 @@ fn downstream(args: &DownstreamArgs) -> anyhow::Result<()> {
     let (real, test) = (required(&args.real)?, required(&args.test)?);
     let synthetic = open(&args.synthetic)?;
     let seen = args.seen.as_ref().map(open).transpose()?;
-    let mut real_counts = args.real_count.clone();
-    if real_counts.is_empty() {
-        real_counts.push(real.len());
-    }
-    let settings = DownstreamSettings {
-        real_counts,
-        seeds: args.seeds,
-        base_width: args.base_width,
-        steps: args.steps,
-        batch: args.train_batch_size,
-        learning_rate: args.learning_rate,
-    };
+    let settings = settings(args, real.len());
     let what = Downstream {
         real: &real,
         synthetic: &synthetic,
@@ -162,28 +198,98 @@ fn downstream(args: &DownstreamArgs) -> anyhow::Result<()> {
         device,
         cancel: interrupt::switch(),
     };
-    let networks = (1 + 2 * settings.real_counts.len() as u64).saturating_mul(settings.seeds);
-    progress.start(networks.saturating_mul(settings.steps) as usize);
+    start(&mut progress, &settings);
     let (found, leaks) = what.run(&settings, &mut |event| match event {
         Some(what) => progress.say(what),
         None => progress.step(),
     })?;
     progress.finish();
-    for one in &found {
-        let accuracies: Vec<f64> =
-            one.scores.iter().map(|scores| scores.confusion.accuracy()).collect();
-        let accuracy = interval(&accuracies);
+    say(&progress, "accuracy", &Confusion::accuracy, &found, &leaks);
+    progress.print(downstream::page(&args.output).display());
+    Ok(())
+}
+
+/// The same of pictures with masks.
+fn segment(args: &DownstreamArgs) -> anyhow::Result<()> {
+    limits::set_threads(args.threads)?;
+    let mut progress = Progress::new(args.quiet);
+    let device = draw::choose_device(&args.device, |line| progress.say(line))?;
+    std::fs::create_dir_all(&args.output).map_err(|e| Error::io(&args.output, e))?;
+    let masks = MaskSettings {
+        resolution: args.resolution.unwrap_or(64),
+        classes: args.mask_classes.clone(),
+        ignore_index: args.ignore_index,
+        ..MaskSettings::default()
+    };
+    progress.busy("opening data sets");
+    let open = |path: &Path| MaskedSet::open(path, &masks);
+    let required = |path: &Option<PathBuf>| open(path.as_ref().unwrap_or(&args.synthetic));
+    let (real, test) = (required(&args.real)?, required(&args.test)?);
+    let synthetic = open(&args.synthetic)?;
+    let seen = args.seen.as_deref().map(open).transpose()?;
+    let settings = settings(args, real.len());
+    let what = SegmentDownstream {
+        real: &real,
+        synthetic: &synthetic,
+        test: &test,
+        seen: seen.as_ref(),
+        masks: &masks,
+        folder: &args.output,
+        device,
+        cancel: interrupt::switch(),
+    };
+    start(&mut progress, &settings);
+    let (found, leaks) = what.run(&settings, &mut |event| match event {
+        Some(what) => progress.say(what),
+        None => progress.step(),
+    })?;
+    progress.finish();
+    say(&progress, "mean IoU", &Confusion::mean_iou, &found, &leaks);
+    progress.print(downstream::page(&args.output).display());
+    Ok(())
+}
+
+/// The settings of a comparison that has so many real pictures.
+fn settings(args: &DownstreamArgs, real: usize) -> DownstreamSettings {
+    let mut real_counts = args.real_count.clone();
+    if real_counts.is_empty() {
+        real_counts.push(real);
+    }
+    DownstreamSettings {
+        real_counts,
+        seeds: args.seeds,
+        base_width: args.base_width,
+        steps: args.steps,
+        batch: args.train_batch_size,
+        learning_rate: args.learning_rate,
+    }
+}
+
+fn start(progress: &mut Progress, settings: &DownstreamSettings) {
+    let networks = (1 + 2 * settings.real_counts.len() as u64).saturating_mul(settings.seeds);
+    progress.start(networks.saturating_mul(settings.steps) as usize);
+}
+
+/// What was found, in a few lines.
+fn say(
+    progress: &Progress,
+    name: &str,
+    score: &dyn Fn(&Confusion) -> f64,
+    found: &[Found],
+    leaks: &[Leak],
+) {
+    for one in found {
+        let scores: Vec<f64> = one.scores.iter().map(|scores| score(&scores.confusion)).collect();
+        let score = interval(&scores);
         progress.say(&format!(
-            "{}: accuracy {:.1} % (95 %: within {:.1})",
+            "{}: {name} {:.1} % (95 %: within {:.1})",
             one.condition.name(),
-            100.0 * accuracy.mean,
-            100.0 * accuracy.half_width
+            100.0 * score.mean,
+            100.0 * score.half_width
         ));
     }
-    for leak in &leaks {
+    for leak in leaks {
         let nearest = leak.nearest.first().map_or(0.0, |(similarity, _)| *similarity);
         progress.say(&format!("nearest of {}: correlation {nearest:.2}", leak.of));
     }
-    progress.print(what.page().display());
-    Ok(())
 }

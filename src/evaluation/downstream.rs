@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
-use super::page;
+use super::page::{self, Page};
 use super::scores::{Confusion, calibration_error};
 use crate::data::{Augment, DataSettings, Dataset, Normalize};
 use crate::error::{Error, Result};
@@ -42,6 +42,113 @@ pub struct DownstreamSettings {
     pub batch: usize,
     /// Of AdamW, behind a tenth of the steps; it falls to 0 like a cosine.
     pub learning_rate: f64,
+}
+
+impl DownstreamSettings {
+    /// Checks the numbers.
+    pub(super) fn check(&self) -> Result<()> {
+        let numbers = [
+            ("seeds", self.seeds),
+            ("steps", self.steps),
+            ("batch", self.batch as u64),
+            ("base_width", self.base_width as u64),
+        ];
+        if let Some((name, _)) = numbers.into_iter().find(|(_, n)| *n == 0) {
+            return Err(Error::argument(name, 0, "at least 1"));
+        }
+        if !(self.learning_rate > 0.0 && self.learning_rate.is_finite()) {
+            return Err(Error::argument("learning_rate", self.learning_rate, "above 0"));
+        }
+        Ok(())
+    }
+
+    /// How all networks are trained.
+    pub(super) fn training(&self, seed: u64) -> Settings {
+        Settings {
+            train_batch_size: self.batch,
+            max_train_steps: self.steps,
+            learning_rate: self.learning_rate,
+            lr_scheduler: Schedule::Cosine,
+            lr_warmup_steps: self.steps / 10,
+            checkpointing_steps: self.steps.max(1),
+            checkpoints_total_limit: Some(1),
+            seed,
+            ..Settings::default()
+        }
+    }
+
+    /// Finds out what each network comes to that is not known yet, in a folder of `runs` each.
+    pub(super) fn each(
+        &self,
+        synthetic: usize,
+        runs: &Path,
+        watch: &mut dyn FnMut(Option<&str>),
+        mut find_out: impl FnMut(&Network, &mut dyn FnMut(Option<&str>)) -> Result<Scores>,
+    ) -> Result<Vec<Found>> {
+        let mut conditions = vec![Condition { real: 0, synthetic }];
+        for &real in &self.real_counts {
+            conditions.push(Condition { real, synthetic: 0 });
+            conditions.push(Condition { real, synthetic });
+        }
+        let mut found = Vec::new();
+        for condition in conditions {
+            let mut scores = Vec::new();
+            for seed in 0..self.seeds {
+                watch(Some(&format!("{}, seed {seed}", condition.name())));
+                let slug = condition.slug(seed);
+                let run = runs.join(&slug);
+                let path = run.join("scores.json");
+                if !path.exists() {
+                    let found =
+                        find_out(&Network { condition: &condition, seed, slug, run }, watch)?;
+                    let text =
+                        serde_json::to_string(&found).map_err(|e| Error::io(&path, e.into()))?;
+                    atomic::write(&path, |out| out.write_all(text.as_bytes()))?;
+                } else {
+                    (0..self.steps).for_each(|_| watch(None));
+                }
+                let text = config::read_json(&path)?;
+                scores.push(serde_json::from_value(text).map_err(|e| {
+                    let advice = "Remove the file: what it says is found out again.";
+                    Error::file(&path, "content", "scores", e.to_string(), advice)
+                })?);
+            }
+            found.push(Found { condition, scores });
+        }
+        Ok(found)
+    }
+}
+
+/// A network that is trained.
+pub(super) struct Network<'a> {
+    /// What it learns from.
+    pub condition: &'a Condition,
+    /// What it begins with.
+    pub seed: u64,
+    /// Its name.
+    pub slug: String,
+    /// Its folder.
+    pub run: PathBuf,
+}
+
+/// Keeps what a folder was begun with: what was found with other settings is no part of it.
+pub(super) fn keep_settings(folder: &Path, now: &serde_json::Value) -> Result<()> {
+    let path = folder.join("settings.json");
+    if !path.exists() {
+        let text = format!("{now:#}\n");
+        return atomic::write(&path, |out| out.write_all(text.as_bytes()));
+    }
+    let known = config::read_json(&path)?;
+    if known != *now {
+        let advice = "Name another folder, or go on with the settings and data that this one was begun with.";
+        return Err(Error::file(&path, "settings", known.to_string(), now.to_string(), advice));
+    }
+    Ok(())
+}
+
+/// The page that all is on.
+pub fn page(folder: &Path) -> PathBuf {
+    folder.join("report.html")
 }
 
 /// What networks learn from.
@@ -131,47 +238,27 @@ impl Downstream<'_> {
             fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         }
         self.check_settings(settings)?;
-        let synthetic = self.synthetic.len();
-        let mut conditions = vec![Condition { real: 0, synthetic }];
-        for &real in &settings.real_counts {
-            conditions.push(Condition { real, synthetic: 0 });
-            conditions.push(Condition { real, synthetic });
-        }
-        let mut found = Vec::new();
-        for condition in conditions {
-            let mut scores = Vec::new();
-            for seed in 0..settings.seeds {
-                watch(Some(&format!("{}, seed {seed}", condition.name())));
-                let slug = condition.slug(seed);
-                let run = runs.join(&slug);
-                let path = run.join("scores.json");
-                if !path.exists() {
-                    let set = sets.join(format!("{slug}.parquet"));
-                    self.write_set(&set, &condition, seed)?;
-                    self.train(&set, &run, settings, seed, watch)?;
-                    let found =
-                        test(&Classifier::open(&run.join("classifier"), self.device)?, self.test)?;
-                    let text =
-                        serde_json::to_string(&found).map_err(|e| Error::io(&path, e.into()))?;
-                    atomic::write(&path, |out| out.write_all(text.as_bytes()))?;
-                } else {
-                    (0..settings.steps).for_each(|_| watch(None));
-                }
-                let text = config::read_json(&path)?;
-                scores.push(serde_json::from_value(text).map_err(|e| {
-                    let advice = "Remove the file: what it says is found out again.";
-                    Error::file(&path, "content", "scores", e.to_string(), advice)
-                })?);
-            }
-            found.push(Found { condition, scores });
-        }
+        let found = settings.each(self.synthetic.len(), &runs, watch, |one, watch| {
+            let set = sets.join(format!("{}.parquet", one.slug));
+            self.write_set(&set, one.condition, one.seed)?;
+            self.train(&set, &one.run, settings, one.seed, watch)?;
+            test(&Classifier::open(&one.run.join("classifier"), self.device)?, self.test)
+        })?;
         watch(Some("looking for nearest neighbours"));
         let mut leaks = vec![self.leak("the real pictures to learn from", self.real)?];
         leaks.push(self.leak("the test pictures", self.test)?);
         if let Some(seen) = self.seen.filter(|seen| seen.path() != self.real.path()) {
             leaks.push(self.leak("what the generator and the judge have seen", seen)?);
         }
-        page::write(self, settings, &found, &leaks)?;
+        let page = Page {
+            network: format!("ResNet-18 of base width {}", settings.base_width),
+            test: format!("{} test pictures", self.test.len()),
+            folder: self.folder,
+            classes: self.real.classes(),
+            seen: self.seen.map(Dataset::len),
+            picture: &|row| self.synthetic.picture(row),
+        };
+        page::write(&page, settings, &found, &leaks)?;
         Ok((found, leaks))
     }
 
@@ -189,18 +276,7 @@ impl Downstream<'_> {
                 }
             }
         }
-        let numbers = [
-            ("seeds", settings.seeds),
-            ("steps", settings.steps),
-            ("batch", settings.batch as u64),
-            ("base_width", settings.base_width as u64),
-        ];
-        if let Some((name, _)) = numbers.into_iter().find(|(_, n)| *n == 0) {
-            return Err(Error::argument(name, 0, "at least 1"));
-        }
-        if !(settings.learning_rate > 0.0 && settings.learning_rate.is_finite()) {
-            return Err(Error::argument("learning_rate", settings.learning_rate, "above 0"));
-        }
+        settings.check()?;
         let classes = self.real.classes().len();
         for &count in &settings.real_counts {
             if count < classes || count > self.real.len() {
@@ -220,7 +296,6 @@ impl Downstream<'_> {
 
     /// What was found with other settings is no part of this.
     fn check_settings(&self, settings: &DownstreamSettings) -> Result<()> {
-        let path = self.folder.join("settings.json");
         let data = [self.real, self.synthetic, self.test]
             .map(|data| Ok((data.path(), data.len(), checksum(data)?)));
         let data = data.into_iter().collect::<Result<Vec<_>>>()?;
@@ -231,16 +306,7 @@ impl Downstream<'_> {
             "learning_rate": settings.learning_rate,
             "data": data,
         });
-        if !path.exists() {
-            let text = format!("{now:#}\n");
-            return atomic::write(&path, |out| out.write_all(text.as_bytes()));
-        }
-        let known = config::read_json(&path)?;
-        if known != now {
-            let advice = "Name another folder, or go on with the settings and data that this one was begun with.";
-            return Err(Error::file(&path, "settings", known.to_string(), now.to_string(), advice));
-        }
-        Ok(())
+        keep_settings(self.folder, &now)
     }
 
     /// Rows of the real pictures, as many of each class as there can be, chosen by the seed.
@@ -304,17 +370,7 @@ impl Downstream<'_> {
         let data = Dataset::open(set, data)?;
         let shape = |classes| ResNetConfig::resnet18(settings.base_width, classes);
         let task = ClassifyTask::new(&data, shape, seed, self.device)?;
-        let training = Settings {
-            train_batch_size: settings.batch,
-            max_train_steps: settings.steps,
-            learning_rate: settings.learning_rate,
-            lr_scheduler: Schedule::Cosine,
-            lr_warmup_steps: settings.steps / 10,
-            checkpointing_steps: settings.steps.max(1),
-            checkpoints_total_limit: Some(1),
-            seed,
-            ..Settings::default()
-        };
+        let training = settings.training(seed);
         fs::create_dir_all(run).map_err(|e| Error::io(run, e))?;
         let run = Run {
             task: &task,
@@ -348,11 +404,6 @@ impl Downstream<'_> {
         }
         nearest.sort_by(|a, b| b.0.total_cmp(&a.0));
         Ok(Leak { of: of.to_owned(), count: others.len(), nearest })
-    }
-
-    /// The page that all is on.
-    pub fn page(&self) -> PathBuf {
-        self.folder.join("report.html")
     }
 }
 

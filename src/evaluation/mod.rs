@@ -4,3 +4,4 @@ pub mod downstream;
 mod page;
 pub mod published;
 pub mod scores;
+pub mod segmentation;

@@ -1,12 +1,12 @@
 //! The page of a downstream evaluation: tables, confusion matrices, nearest neighbours.
 
 use std::fmt::Write;
+use std::path::Path;
 
 use image::RgbImage;
 
-use super::downstream::{Downstream, DownstreamSettings, Found, Leak};
+use super::downstream::{self, DownstreamSettings, Found, Leak, Scores};
 use super::scores::{ClassScores, Confusion, Interval, interval};
-use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::io::html::{STYLE, escaped, figure};
 use crate::io::{atomic, png};
@@ -17,8 +17,24 @@ const PAIRS: usize = 12;
 /// Correlation from which on two pictures are as good as one: see [`Gallery`](crate::pipeline::synthesis::Gallery).
 const SAME: f32 = 0.95;
 
+/// What a page is of.
+pub(super) struct Page<'a> {
+    /// The networks.
+    pub network: String,
+    /// What they are tested by.
+    pub test: String,
+    /// Where the page comes to.
+    pub folder: &'a Path,
+    pub classes: &'a [String],
+    /// Pictures that generator and judge have seen, if that is known.
+    pub seen: Option<usize>,
+    /// A drawn picture, by its row.
+    #[allow(clippy::type_complexity, reason = "a name would say no more")]
+    pub picture: &'a dyn Fn(usize) -> Result<RgbImage>,
+}
+
 pub(super) fn write(
-    what: &Downstream,
+    what: &Page,
     settings: &DownstreamSettings,
     found: &[Found],
     leaks: &[Leak],
@@ -26,16 +42,15 @@ pub(super) fn write(
     let mut page = format!(
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>nadir evaluate downstream</title>\
          <style>{STYLE}td,th{{padding-right:1.5em;text-align:left}}</style></head><body>\n\
-         <h1>What drawn pictures teach</h1>\n<p>ResNet-18 of base width {}, from new weights, {} updates of {} pictures each; {} \
-         test pictures. Mean of {} networks, and how far it may be off with 95 % confidence (Student's t).</p>\n",
-        settings.base_width,
+         <h1>What drawn pictures teach</h1>\n<p>{}, from new weights, {} updates of {} pictures each; {}. Mean of {} networks, and how far it may be off with 95 % confidence (Student's t).</p>\n",
+        escaped(&what.network),
         settings.steps,
         settings.batch,
-        what.test.len(),
+        what.test,
         settings.seeds
     );
     summary(&mut page, what, found);
-    let classes = what.real.classes();
+    let classes = what.classes;
     for one in found {
         let mut all = Confusion::new(classes.len());
         one.scores.iter().for_each(|scores| all.merge(&scores.confusion));
@@ -50,17 +65,17 @@ pub(super) fn write(
         neighbours(&mut page, what, leak)?;
     }
     page.push_str("</body></html>\n");
-    atomic::write(&what.page(), |out| out.write_all(page.as_bytes()))
+    atomic::write(&downstream::page(what.folder), |out| out.write_all(page.as_bytes()))
 }
 
 /// A row for each kind of network.
-fn summary(page: &mut String, what: &Downstream, found: &[Found]) {
+fn summary(page: &mut String, what: &Page, found: &[Found]) {
     page.push_str(
         "<table><tr><th>learned from</th><th>accuracy</th><th>macro F1</th><th>mean IoU</th><th>calibration error</th>\
          <th>real pictures behind it</th></tr>\n",
     );
     for one in found {
-        let of = |score: &dyn Fn(&super::downstream::Scores) -> f64| {
+        let of = |score: &dyn Fn(&Scores) -> f64| {
             percent(interval(&one.scores.iter().map(score).collect::<Vec<_>>()))
         };
         let behind = match (what.seen, one.condition.synthetic) {
@@ -68,8 +83,7 @@ fn summary(page: &mut String, what: &Downstream, found: &[Found]) {
             (Some(seen), _) => {
                 format!(
                     "{}, and the {} that generator and judge have seen",
-                    one.condition.real,
-                    seen.len()
+                    one.condition.real, seen
                 )
             }
             (None, _) => {
@@ -99,16 +113,19 @@ pub(super) fn percent(value: Interval) -> String {
 }
 
 fn by_class(page: &mut String, one: &Found, classes: &[String]) {
-    page.push_str("<table><tr><th>class</th><th>precision</th><th>recall</th><th>F1</th></tr>\n");
+    page.push_str(
+        "<table><tr><th>class</th><th>precision</th><th>recall</th><th>F1</th><th>IoU</th></tr>\n",
+    );
     let scores: Vec<Vec<ClassScores>> = one.scores.iter().map(|s| s.confusion.classes()).collect();
     for (i, class) in classes.iter().enumerate() {
         let of = |score: &dyn Fn(&ClassScores) -> f64| {
             percent(interval(&scores.iter().map(|all| score(&all[i])).collect::<Vec<_>>()))
         };
         let (precision, recall, f1) = (of(&|s| s.precision), of(&|s| s.recall), of(&|s| s.f1));
+        let iou = of(&|s| s.iou);
         let _ = writeln!(
             page,
-            "<tr><td>{}</td><td>{precision}</td><td>{recall}</td><td>{f1}</td></tr>",
+            "<tr><td>{}</td><td>{precision}</td><td>{recall}</td><td>{f1}</td><td>{iou}</td></tr>",
             escaped(class)
         );
     }
@@ -166,7 +183,7 @@ fn confusion_svg(all: &Confusion, classes: &[String]) -> String {
 }
 
 /// How near drawn pictures come to others, and the nearest.
-fn neighbours(page: &mut String, what: &Downstream, leak: &Leak) -> Result<()> {
+fn neighbours(page: &mut String, what: &Page, leak: &Leak) -> Result<()> {
     let n = leak.nearest.len();
     let same = leak.nearest.iter().filter(|(similarity, _)| *similarity >= SAME).count();
     let _ = writeln!(page, "<h2>Beside {}</h2>", escaped(&leak.of));
@@ -178,17 +195,17 @@ fn neighbours(page: &mut String, what: &Downstream, leak: &Leak) -> Result<()> {
         leak.count
     );
     for (similarity, row) in leak.nearest.iter().take(PAIRS) {
-        page.push_str(&figure(&encoded(what.synthetic, *row)?, &format!("{similarity:.2}")));
+        page.push_str(&figure(&encoded(what, *row)?, &format!("{similarity:.2}")));
     }
     page.push_str("</div>\n");
     Ok(())
 }
 
 /// A picture as PNG.
-fn encoded(data: &Dataset, row: usize) -> Result<Vec<u8>> {
-    let picture: RgbImage = data.picture(row)?;
+fn encoded(what: &Page, row: usize) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    png::encode(&mut bytes, &picture, &[]).map_err(|e| Error::io(data.path(), e))?;
+    let picture = (what.picture)(row)?;
+    png::encode(&mut bytes, &picture, &[]).map_err(|e| Error::io(what.folder, e))?;
     Ok(bytes)
 }
 

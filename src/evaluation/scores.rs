@@ -86,18 +86,39 @@ fn mean(values: impl Iterator<Item = f64>) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
+/// Bins of a [`Calibration`].
+const BINS: usize = 15;
+
 /// Expected calibration error (Guo et al. 2017): by how much the confidence in what was seen is off from the share that is
-/// right, over 15 bins of equal width. Pairs of a confidence, 0 to 1, and whether it was right.
-pub fn calibration_error(seen: &[(f32, bool)]) -> f64 {
-    const BINS: usize = 15;
-    let mut bins = [(0.0, 0.0); BINS];
-    for &(confidence, right) in seen {
+/// right, over 15 bins of equal width.
+#[derive(Clone, Debug, Default)]
+pub struct Calibration {
+    /// Sums of confidences and of what was right.
+    bins: [(f64, f64); BINS],
+    count: u64,
+}
+
+impl Calibration {
+    /// Takes up one that was seen with this confidence, 0 to 1, rightly or not.
+    pub fn add(&mut self, confidence: f32, right: bool) {
         // A bin has its upper bound, as in the paper.
         let bin = ((confidence * BINS as f32).ceil() as usize).clamp(1, BINS) - 1;
-        bins[bin].0 += f64::from(confidence);
-        bins[bin].1 += f64::from(u8::from(right));
+        self.bins[bin].0 += f64::from(confidence);
+        self.bins[bin].1 += f64::from(u8::from(right));
+        self.count += 1;
     }
-    bins.iter().map(|(sure, right)| (sure - right).abs()).sum::<f64>() / seen.len() as f64
+
+    /// Of what was taken up.
+    pub fn error(&self) -> f64 {
+        self.bins.iter().map(|(sure, right)| (sure - right).abs()).sum::<f64>() / self.count as f64
+    }
+}
+
+/// The [error](Calibration::error) of pairs of a confidence and whether it was right.
+pub fn calibration_error(seen: &[(f32, bool)]) -> f64 {
+    let mut all = Calibration::default();
+    seen.iter().for_each(|&(confidence, right)| all.add(confidence, right));
+    all.error()
 }
 
 /// A mean, and how far the true one may be off.

@@ -229,8 +229,7 @@ fn the_documented_conversion_works() {
     run(&["-c", snippets[0], "a.pth", "one.safetensors"]);
     run(&["-c", snippets[1], "a.pth", "b.pth", "both.safetensors"]);
     let names = |file: &str| {
-        use nadir::io::TensorSource;
-        let mut names = nadir::io::safetensors::SafeTensors::open(desk.path(file)).unwrap().names();
+        let mut names = SafeTensors::open(desk.path(file)).unwrap().names();
         names.sort();
         names
     };

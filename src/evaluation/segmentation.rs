@@ -1,0 +1,355 @@
+//! What drawn pictures with masks teach a segmenter, beside real ones and together with them: as [`downstream`](super::downstream)
+//! asks it of classifiers.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use image::RgbImage;
+use serde_json::json;
+
+use super::downstream::{Condition, DownstreamSettings, Found, Leak, Scores, keep_settings};
+use super::page::{self, Page};
+use super::scores::{Calibration, Confusion};
+use crate::data::Examples;
+use crate::data::masks::{IGNORED, Labelled, MaskSettings, MaskedPictures, open_whole, order};
+use crate::error::{Error, Result};
+use crate::io::parquet::{Picture, PictureWriter};
+use crate::io::raster::{Levels, encode_mask};
+use crate::io::{atomic, png};
+use crate::models::segmentation::{Decoder, SegmentationConfig, UnetConfig};
+use crate::pipeline::Cancel;
+use crate::pipeline::classifier::best;
+use crate::pipeline::pixel_classifier::PixelClassifier;
+use crate::pipeline::synthesis::Gallery;
+use crate::tensor::Device;
+use crate::train::checkpoint::Resume;
+use crate::train::segment::SegmentTask;
+use crate::train::{Event, Outcome, Run};
+
+/// Crops that are looked at at once in testing.
+const BATCH: usize = 16;
+
+/// What the sides of crops are multiples of: a U-Net halves them five times.
+const MULTIPLE: usize = 32;
+
+/// Pictures with masks.
+pub struct MaskedSet {
+    path: PathBuf,
+    pictures: Vec<RgbImage>,
+    labelled: Vec<Labelled>,
+    classes: Vec<String>,
+}
+
+impl MaskedSet {
+    /// Opens a folder with images/ and masks/, or a parquet file with columns image and mask.
+    ///
+    /// # Errors
+    /// As [`open_whole`]; pictures of other than three bands of 8 bits.
+    pub fn open(path: &Path, settings: &MaskSettings) -> Result<Self> {
+        let (labelled, classes) = open_whole(path, settings)?;
+        let picture = |one: &Labelled| {
+            let [width, height] = [one.picture.width, one.picture.height].map(|n| n as u32);
+            match &one.picture.levels {
+                Levels::U8(levels) if one.picture.bands == 3 => {
+                    RgbImage::from_raw(width, height, levels.clone())
+                }
+                _ => None,
+            }
+            .ok_or_else(|| {
+                let found = format!("{} bands", one.picture.bands);
+                let advice =
+                    "What is drawn has red, green and blue, and so has what it is mixed with.";
+                Error::file(&one.name, "picture", "three bands of 8 bits", found, advice)
+            })
+        };
+        let pictures = labelled.iter().map(picture).collect::<Result<_>>()?;
+        Ok(Self { path: path.to_path_buf(), pictures, labelled, classes })
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.pictures.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.pictures.is_empty()
+    }
+
+    /// Names of the classes.
+    pub fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    /// Tells it from another of its name and size.
+    fn checksum(&self) -> String {
+        let mut sum = crc32fast::Hasher::new();
+        for (picture, labelled) in self.pictures.iter().zip(&self.labelled) {
+            sum.update(picture.as_raw());
+            labelled.mask.classes.iter().for_each(|class| sum.update(&class.to_le_bytes()));
+        }
+        format!("{:08x}", sum.finalize())
+    }
+
+    /// Rows chosen by the seed: first such that every class is there, then any.
+    fn choose(&self, count: usize, ignored: u16, seed: u64) -> Vec<usize> {
+        let order = order(self.len(), seed);
+        let mut missing: std::collections::BTreeSet<u16> =
+            (0..self.classes.len()).map(|class| class as u16).collect();
+        missing.remove(&ignored);
+        let (mut rows, mut rest) = (Vec::new(), Vec::new());
+        for row in order {
+            let before = missing.len();
+            if rows.len() < count && before > 0 {
+                let classes = &self.labelled[row].mask.classes;
+                missing.retain(|class| !classes.contains(class));
+            }
+            if missing.len() < before { rows.push(row) } else { rest.push(row) }
+        }
+        rows.extend(rest);
+        rows.truncate(count);
+        rows.sort_unstable();
+        rows
+    }
+}
+
+/// What to compare, and where.
+pub struct SegmentDownstream<'a> {
+    /// Real pictures to learn from.
+    pub real: &'a MaskedSet,
+    /// Drawn ones, of the same classes.
+    pub synthetic: &'a MaskedSet,
+    /// Real pictures to be tested by; none may be in `real`.
+    pub test: &'a MaskedSet,
+    /// What whatever drew the drawn ones has learned from.
+    pub seen: Option<&'a MaskedSet>,
+    /// Classes, the level of none, and the size of crops.
+    pub masks: &'a MaskSettings,
+    /// Keeps all; what is there is not computed again.
+    pub folder: &'a Path,
+    /// Where networks compute.
+    pub device: Device,
+    /// Stops all.
+    pub cancel: Cancel,
+}
+
+impl SegmentDownstream<'_> {
+    /// Trains and tests all networks, and writes `report.html`. `watch` is told what goes on, and of every update.
+    ///
+    /// # Errors
+    /// Data sets that do not fit together; `Interrupted`, which leaves all that is there; those of training and writing.
+    pub fn run(
+        &self,
+        settings: &DownstreamSettings,
+        watch: &mut dyn FnMut(Option<&str>),
+    ) -> Result<(Vec<Found>, Vec<Leak>)> {
+        self.check(settings)?;
+        let (sets, runs) = (self.folder.join("sets"), self.folder.join("runs"));
+        for folder in [&sets, &runs] {
+            fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        }
+        let data = [self.real, self.synthetic, self.test]
+            .map(|data| json!([data.path, data.len(), data.checksum()]));
+        let now = json!({
+            "task": "segment",
+            "steps": settings.steps,
+            "batch": settings.batch,
+            "base_width": settings.base_width,
+            "learning_rate": settings.learning_rate,
+            "resolution": self.masks.resolution,
+            "classes": self.real.classes,
+            "ignore_index": self.masks.ignore_index,
+            "data": data,
+        });
+        keep_settings(self.folder, &now)?;
+        let found = settings.each(self.synthetic.len(), &runs, watch, |one, watch| {
+            let set = sets.join(format!("{}.parquet", one.slug));
+            self.write_set(&set, one.condition, one.seed)?;
+            self.train(&set, &one.run, settings, one.seed, watch)?;
+            self.measure(&PixelClassifier::open(&one.run.join("segmenter"), self.device)?)
+        })?;
+        watch(Some("looking for nearest neighbours"));
+        let mut leaks = vec![self.leak("the real pictures to learn from", self.real)?];
+        leaks.push(self.leak("the test pictures", self.test)?);
+        if let Some(seen) = self.seen.filter(|seen| seen.path != self.real.path) {
+            leaks.push(self.leak("what the generator has seen", seen)?);
+        }
+        let page = Page {
+            network: format!("U-Net on a ResNet-18 of base width {}", settings.base_width),
+            test: format!(
+                "{} test pictures, pixel by pixel in parts of {} a side",
+                self.test.len(),
+                self.masks.resolution
+            ),
+            folder: self.folder,
+            classes: &self.real.classes,
+            seen: self.seen.map(MaskedSet::len),
+            picture: &|row| Ok(self.synthetic.pictures[row].clone()),
+        };
+        page::write(&page, settings, &found, &leaks)?;
+        Ok((found, leaks))
+    }
+
+    fn check(&self, settings: &DownstreamSettings) -> Result<()> {
+        settings.check()?;
+        let side = self.masks.resolution;
+        if side == 0 || !side.is_multiple_of(MULTIPLE) {
+            let expected = format!("a multiple of {MULTIPLE}, as the network needs");
+            return Err(Error::argument("resolution", side, expected));
+        }
+        for data in [self.real, self.synthetic, self.test] {
+            let small =
+                data.pictures.iter().position(|p| (p.width().min(p.height()) as usize) < side);
+            if let Some(row) = small {
+                let (width, height) = data.pictures[row].dimensions();
+                let (expected, found) =
+                    (format!("{side} pixels a side at least"), format!("{width}x{height}"));
+                let name = &data.labelled[row].name;
+                return Err(Error::file(
+                    name,
+                    "picture",
+                    expected,
+                    found,
+                    "Give a smaller --resolution.",
+                ));
+            }
+        }
+        for data in [self.synthetic, self.test] {
+            if data.classes != self.real.classes {
+                let expected = self.real.classes.join(", ");
+                let found = data.classes.join(", ");
+                let advice = "All data sets must have the classes of the real one.";
+                return Err(Error::file(&data.path, "classes", expected, found, advice));
+            }
+        }
+        let classes = self.real.classes.len();
+        for &count in &settings.real_counts {
+            if count < classes || count > self.real.len() {
+                let most = self.real.len();
+                let expected =
+                    format!("{classes}, as there are classes, to the {most} that there are");
+                return Err(Error::argument("real_count", count, expected));
+            }
+        }
+        if self.test.path == self.real.path {
+            let expected = "pictures that none of the networks learns from";
+            return Err(Error::argument("test", self.test.path.display(), expected));
+        }
+        Ok(())
+    }
+
+    /// What networks of a kind learn from, as a file that others can train on too.
+    fn write_set(&self, path: &Path, condition: &Condition, seed: u64) -> Result<()> {
+        let mut writer = PictureWriter::with_masks(path, atomic::Output::create(path, true)?)?;
+        let mut add = |data: &MaskedSet, row: usize| {
+            let mut image = Vec::new();
+            png::encode(&mut image, &data.pictures[row], &[]).map_err(|e| Error::io(path, e))?;
+            let labelled = &data.labelled[row];
+            writer.add(Picture {
+                filename: Some(labelled.name.display().to_string()),
+                captions: Vec::new(),
+                label: None,
+                class: None,
+                image,
+                mask: Some(encode_mask(&labelled.mask)?),
+            })
+        };
+        let rows = self.real.choose(condition.real, self.masks.ignore_index, seed);
+        rows.into_iter().try_for_each(|row| add(self.real, row))?;
+        (0..condition.synthetic).try_for_each(|row| add(self.synthetic, row))?;
+        writer.finish()?.finish()
+    }
+
+    fn train(
+        &self,
+        set: &Path,
+        run: &Path,
+        settings: &DownstreamSettings,
+        seed: u64,
+        watch: &mut dyn FnMut(Option<&str>),
+    ) -> Result<()> {
+        let masks = MaskSettings {
+            classes: self.real.classes.clone(),
+            random_flip: true,
+            vertical_flip: true,
+            random_rotate: true,
+            ..self.masks.clone()
+        };
+        let data = MaskedPictures::open(set, masks)?;
+        let width = settings.base_width;
+        let shape = |in_channels, classes| {
+            let share = |channels: usize| (channels * width / 64).max(4);
+            let channels = UnetConfig::default().channels.into_iter().map(share).collect();
+            SegmentationConfig {
+                encoder: "resnet18".to_owned(),
+                base_width: width,
+                in_channels,
+                classes,
+                decoder: Decoder::Unet(UnetConfig { channels }),
+            }
+        };
+        let task = SegmentTask::new(&data, shape, seed, self.device)?;
+        fs::create_dir_all(run).map_err(|e| Error::io(run, e))?;
+        let run = Run {
+            task: &task,
+            settings: &settings.training(seed),
+            data: &data,
+            held_out: None,
+            folder: run,
+            about: &[],
+            resume: Some(&Resume::Latest),
+            cancel: &self.cancel,
+        };
+        let outcome = run.run(&mut |event| {
+            if let Event::Step(_) = event {
+                watch(None);
+            }
+        })?;
+        if matches!(outcome, Outcome::Stopped(_)) { Err(Error::Interrupted) } else { Ok(()) }
+    }
+
+    /// What a network sees in the test pictures.
+    fn measure(&self, net: &PixelClassifier) -> Result<Scores> {
+        let masks = MaskSettings { classes: self.real.classes.clone(), ..self.masks.clone() };
+        let data = MaskedPictures::open(&self.test.path, masks)?;
+        let (mut confusion, mut calibration) =
+            (Confusion::new(self.real.classes.len()), Calibration::default());
+        for batch in data.pass(BATCH, 1)? {
+            self.cancel.check()?;
+            let batch = batch?;
+            let (b, h, w, bands) = batch.images.dims4()?;
+            let mut images = batch.images.to_vec::<f32>()?;
+            for pixel in images.chunks_exact_mut(bands) {
+                for (x, (mean, std)) in pixel.iter_mut().zip(net.mean().iter().zip(net.std())) {
+                    *x = (*x - mean) / std;
+                }
+            }
+            let seen = net.probabilities(images, [b, h, w, bands])?;
+            let seen = seen.chunks_exact(net.classes().len());
+            for (probabilities, class) in seen.zip(batch.classes.to_vec::<u32>()?) {
+                if class != IGNORED {
+                    let (found, confidence) = best(probabilities);
+                    confusion.add(class as usize, found);
+                    calibration.add(confidence, found == class as usize);
+                }
+            }
+        }
+        Ok(Scores { confusion, calibration_error: calibration.error() })
+    }
+
+    /// How near the drawn pictures are to others.
+    fn leak(&self, of: &str, others: &MaskedSet) -> Result<Leak> {
+        let mut gallery = Gallery::default();
+        for picture in &others.pictures {
+            gallery.add(picture)?;
+            self.cancel.check()?;
+        }
+        let mut nearest = Vec::new();
+        for (row, picture) in self.synthetic.pictures.iter().enumerate() {
+            nearest.push((gallery.similarity(picture)?, row));
+            self.cancel.check()?;
+        }
+        nearest.sort_by(|a, b| b.0.total_cmp(&a.0));
+        Ok(Leak { of: of.to_owned(), count: others.len(), nearest })
+    }
+}
