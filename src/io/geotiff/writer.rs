@@ -413,3 +413,35 @@ fn assemble(cog: &Cog, levels: &mut [Level], out: &mut dyn Write) -> io::Result<
     }
     out.flush()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Tiles that are said to be there, so that none of their bytes have to be.
+    #[test]
+    fn offsets_have_64_bits_where_32_do_not_reach() {
+        let cog = Cog::new(1024, 512, 1, SampleKind::U8);
+        let level = |bytes| Level {
+            width: 1024,
+            height: 512,
+            rows: 512,
+            band: Vec::new(),
+            upper: None,
+            tiles: Tiles { offsets: vec![AROUND, bytes - 100], lengths: vec![10, 20] },
+            done: BufWriter::new(tempfile::tempfile().unwrap()),
+            bytes,
+        };
+        let most = u64::from(u32::MAX);
+        for (bytes, version) in [(most - 2000, 42), (most - 100, 43), (5 * most, 43)] {
+            let (mut levels, mut out) = ([level(bytes)], Vec::new());
+            assemble(&cog, &mut levels, &mut out).unwrap();
+            assert_eq!(out[2], version, "{bytes}");
+            let head = out.len() as u64;
+            assert_eq!(levels[0].tiles.offsets, [head + AROUND, head + bytes - 100]);
+        }
+        let small = Cog { big: Some(false), ..cog };
+        let error = assemble(&small, &mut [level(most)], &mut Vec::new()).unwrap_err();
+        assert!(error.to_string().contains("64-bit"), "{error}");
+    }
+}
