@@ -47,6 +47,7 @@ pub struct Cli {
 pub enum Command {
     Generate(Generate),
     Replay(Replay),
+    Serve(Box<super::serve::Serve>),
     #[command(subcommand)]
     Data(Data),
     Corpus(super::corpus::Corpus),
@@ -77,6 +78,8 @@ Examples:
   nadir generate \"an airport, two runways\" -m stable-diffusion-v1-5/stable-diffusion-v1-5 --variant fp16
   nadir generate \"a harbour\" -m models/my-sd -W 768 --scheduler dpm++2m_karras --steps 25
   nadir generate \"a harbour\" -m models/my-sd --lora harbours.safetensors:0.8 --lora winter.safetensors
+  nadir generate --manifest prompts.jsonl --shard 3/8 --batch 8 -o pictures/
+  nadir generate \"a river\" -b 64 --batch 8 --deadline-ms 500 --min-steps 10 -o pictures/
 
 Paths of the pictures go to standard output, one a line; all else goes to standard error.
 Exit codes: 0 done, 1 failed, 2 a request that cannot be served as it is, 130 interrupted
@@ -96,6 +99,9 @@ pub struct Generate {
 
     #[command(flatten)]
     pub execution: Execution,
+
+    #[command(flatten)]
+    pub time: Time,
 
     /// Weight files of this variant: `fp16` for `model.fp16.safetensors`
     #[arg(long, value_name = "NAME", help_heading = "Model")]
@@ -142,6 +148,10 @@ pub struct Generate {
     /// Also write all pictures as one, side by side
     #[arg(long, help_heading = "Output")]
     pub grid: bool,
+
+    /// Only the I-th of N parts of the manifest
+    #[arg(long, value_name = "I/N", help_heading = "Output", value_parser = typed::<super::manifest::Shard>)]
+    pub shard: Option<super::manifest::Shard>,
 }
 
 #[derive(Debug, Args)]
@@ -154,6 +164,13 @@ pub struct Prompt {
     /// The prompt, for those who like to name it
     #[arg(id = "prompt", short = 'p', long = "prompt", value_name = "TEXT")]
     pub named: Option<String>,
+
+    /// A picture for each row of this file: .jsonl, .csv or .parquet, with columns prompt, seed, steps, width, ...
+    ///
+    /// Names follow from the whole request, and one that is there is done: several processes may share a folder, and one
+    /// that was stopped goes on. What a row does not say the command line does; its seed is --seed and the row's number.
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub manifest: Option<PathBuf>,
 }
 
 /// Where and how to compute: what no picture's content depends on, but for the rounding of `dtype`.
@@ -180,6 +197,26 @@ pub struct Execution {
     /// Errors and warnings only
     #[arg(short, long, help_heading = "Output")]
     pub quiet: bool,
+}
+
+/// How long pictures may take. What cannot be kept is refused before anything is drawn, with what can.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Time")]
+pub struct Time {
+    /// Milliseconds for each batch of pictures, from its prompts to its last one
+    ///
+    /// The machine is measured for some seconds; then batch (up to --batch) and steps (down to --min-steps) are chosen, and at
+    /// the end it is said how long batches took.
+    #[arg(long, value_name = "N")]
+    pub deadline_ms: Option<u64>,
+
+    /// Pictures a second, likewise
+    #[arg(long, value_name = "R", conflicts_with = "deadline_ms", allow_negative_numbers = true)]
+    pub images_per_second: Option<f64>,
+
+    /// As few steps as will do [default: --steps, or half of the model's own]
+    #[arg(long, value_name = "N")]
+    pub min_steps: Option<usize>,
 }
 
 /// Make a picture again from what its file says

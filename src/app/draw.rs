@@ -1,15 +1,18 @@
 //! Carries out a recipe: loads the model, draws, and writes each picture as soon as it is ready.
 
 use std::fmt::Display;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use image::RgbImage;
 
-use nadir::pipeline::{Event, InitImage, LoadOptions, SIZE_STEP, SlotId, TextToImage, Warning};
+use nadir::pipeline::plan::{self, Choice, Target, Timings};
+use nadir::pipeline::{
+    Event, InitImage, LoadOptions, Request, SIZE_STEP, SlotId, TextToImage, Warning,
+};
 use nadir::tensor::{Device, cuda};
 use nadir::{Error, Result, io};
 
-use super::args::Execution;
+use super::args::{Execution, Time};
 use super::destination::{Destination, Which};
 use super::interrupt;
 use super::limits;
@@ -23,6 +26,7 @@ pub struct Drawing {
     pub model: Model,
     pub destination: Destination,
     pub execution: Execution,
+    pub time: Time,
     /// Write a file for each picture.
     pub separately: bool,
     /// Write all pictures as one.
@@ -36,10 +40,16 @@ pub struct Drawing {
 /// # Errors
 /// What is wrong with the recipe, the model or the place for the pictures; `Interrupted` after Ctrl-C.
 pub fn draw(drawing: Drawing) -> anyhow::Result<()> {
-    let Drawing { mut recipe, model, destination, execution, separately, grid, metadata } = drawing;
+    let Drawing { mut recipe, model, destination, execution, time, separately, grid, metadata } =
+        drawing;
     // What needs no model is judged before one is loaded.
     recipe.check()?;
-    let batch = limits::check_batch(execution.batch, recipe.num_images)?;
+    let mut batch = limits::check_batch(execution.batch, recipe.num_images)?;
+    let target = time.target()?;
+    if target.is_some() && recipe.init_image.is_some() {
+        let expected = "with --init-image no time can be kept to";
+        return Err(Error::argument("deadline_ms", "a time", expected).into());
+    }
     destination.check(&pictures(&recipe, separately, grid))?;
     limits::set_threads(execution.threads)?;
     let progress = Progress::new(execution.quiet);
@@ -70,6 +80,7 @@ pub fn draw(drawing: Drawing) -> anyhow::Result<()> {
         recipe.model_hash.clear();
     }
     replace_checksum(&mut recipe.model_hash, hash, what, &progress);
+    let wanted_steps = recipe.settings.steps;
     recipe.settings = pipeline.resolve(&recipe.settings)?;
     progress.say(&format!(
         "{} in {}, loaded in {:.1} s; {sampler}, {} steps, guidance {}, seed {}",
@@ -81,6 +92,9 @@ pub fn draw(drawing: Drawing) -> anyhow::Result<()> {
         recipe.seed
     ));
 
+    if let Some(target) = target {
+        batch = keep_to(target, &time, &pipeline, &mut recipe, wanted_steps, batch, &progress)?;
+    }
     let requests = recipe.requests(init, interrupt::switch());
     let mut session = Session {
         recipe: &recipe,
@@ -94,9 +108,14 @@ pub fn draw(drawing: Drawing) -> anyhow::Result<()> {
         pictures: Vec::new(),
         written: 0,
         failed: None,
+        clock: Instant::now(),
+        timings: Timings::default(),
     };
     let drawn = pipeline.generate(requests, batch, &mut |event| session.see(event));
     session.progress.finish();
+    if let Some(target) = target {
+        session.progress.say(&session.told(target));
+    }
     match drawn.and_then(|()| session.finish()) {
         Err(Error::Interrupted) => {
             let kept = format!("kept {} of {} pictures", session.written, recipe.num_images);
@@ -122,6 +141,9 @@ struct Session<'a> {
     written: usize,
     /// Why a picture is missing.
     failed: Option<Error>,
+    /// Since when the batch is under way.
+    clock: Instant,
+    timings: Timings,
 }
 
 impl Session<'_> {
@@ -146,6 +168,11 @@ impl Session<'_> {
                     self.write(which, &picture, seed, 1)?;
                 }
                 self.written += 1;
+                if self.written.is_multiple_of(self.batch) || self.written == self.recipe.num_images
+                {
+                    self.timings.add(self.clock.elapsed());
+                    self.clock = Instant::now();
+                }
                 if self.grid {
                     self.pictures.push(picture);
                 }
@@ -158,6 +185,26 @@ impl Session<'_> {
             _ => {}
         }
         Ok(())
+    }
+
+    /// How long batches took.
+    fn told(&self, target: Target) -> String {
+        let ms = |share| self.timings.quantile(share).as_secs_f64() * 1e3;
+        let mut told = format!(
+            "{} batches: p50 {:.0} ms, p99 {:.0} ms, max {:.0} ms",
+            self.timings.len(),
+            ms(0.5),
+            ms(0.99),
+            ms(1.0)
+        );
+        if let Target::Deadline(deadline) = target {
+            told += &format!(
+                "; {} later than {} ms",
+                self.timings.above(deadline),
+                deadline.as_millis()
+            );
+        }
+        told
     }
 
     /// What is to be done when all pictures have been seen.
@@ -184,6 +231,62 @@ impl Session<'_> {
         }
         Ok(())
     }
+}
+
+impl Time {
+    /// What is asked for.
+    ///
+    /// # Errors
+    /// It cannot be.
+    fn target(&self) -> Result<Option<Target>> {
+        let wrong =
+            |name, found: &dyn Display, expected: &str| Err(Error::argument(name, found, expected));
+        match (self.deadline_ms, self.images_per_second) {
+            (Some(0), _) => wrong("deadline_ms", &0, "at least 1"),
+            (_, Some(rate)) if !(rate > 0.0 && rate.is_finite()) => {
+                wrong("images_per_second", &rate, "a number above 0")
+            }
+            (None, None) if self.min_steps.is_some() => {
+                wrong("min_steps", &"given", "it goes with --deadline-ms or --images-per-second")
+            }
+            (Some(ms), _) => Ok(Some(Target::Deadline(Duration::from_millis(ms)))),
+            (None, Some(rate)) => Ok(Some(Target::Rate(rate))),
+            (None, None) => Ok(None),
+        }
+    }
+}
+
+/// Chooses batch and steps that keep to a time, and says which.
+fn keep_to(
+    target: Target,
+    time: &Time,
+    pipeline: &TextToImage,
+    recipe: &mut Recipe,
+    asked: Option<usize>,
+    batch: usize,
+    progress: &Progress,
+) -> Result<usize> {
+    let settings = &mut recipe.settings;
+    let steps = settings.steps.unwrap_or_default();
+    let least = time.min_steps.unwrap_or_else(|| asked.unwrap_or(steps.div_ceil(2)));
+    if !(1..=steps).contains(&least) {
+        return Err(Error::argument("min_steps", least, format!("1 to {steps}, the steps")));
+    }
+    progress.busy("measuring this machine");
+    let pace = plan::calibrate(pipeline, settings, batch, &interrupt::switch())?;
+    let sampler =
+        pipeline.sampler(&Request { settings: settings.clone(), ..Request::default() })?;
+    let evaluations = sampler.timesteps().len() as f64 / steps as f64;
+    let choice = Choice { batch, smaller: true, steps, least, evaluations };
+    let plan = target.plan(&pace, pipeline.size(settings)?, choice)?;
+    settings.steps = Some(plan.steps);
+    progress.say(&format!(
+        "{} at once with {} steps: {:.0} ms expected",
+        plan.batch,
+        plan.steps,
+        plan.expected.as_secs_f64() * 1e3
+    ));
+    Ok(plan.batch)
 }
 
 /// What will be written: of several pictures the one with the longest name.
@@ -258,7 +361,8 @@ fn replace_checksum(
     same
 }
 
-fn checksum(image: &RgbImage) -> String {
+/// Tells pictures apart: a checksum of the pixels.
+pub fn checksum(image: &RgbImage) -> String {
     let mut sum = crc32fast::Hasher::new();
     sum.update(&image.width().to_le_bytes());
     sum.update(image.as_raw());

@@ -4,16 +4,24 @@ use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::path::PathBuf;
 
+use nadir::Error;
 use nadir::pipeline::Settings;
 use nadir::tensor::DType;
 
 use super::args::{self, Seed};
 use super::destination::Destination;
 use super::draw::{self, Drawing};
+use super::manifest;
 use super::model::Model;
 use super::recipe::{Lora, Recipe, Source};
 
 pub fn run(args: args::Generate) -> anyhow::Result<()> {
+    if let Some(manifest) = args.prompt.manifest.clone() {
+        return manifest::run(args, &manifest);
+    }
+    if args.shard.is_some() {
+        return Err(Error::argument("shard", "I/N", "it is a part of --manifest").into());
+    }
     let destination = Destination::resolve(args.output.as_deref())?;
     let model = Model::find(args.model.as_deref())?;
     let prompt = args.prompt.positional.or(args.prompt.named).unwrap_or_default();
@@ -31,9 +39,9 @@ pub fn run(args: args::Generate) -> anyhow::Result<()> {
         lora: args.lora.into_iter().map(Lora::from).collect(),
         ..Recipe::new(model.name.clone(), Settings { prompt, ..args.settings }, seed)
     };
-    let (execution, grid) = (args.execution, args.grid);
+    let (execution, grid, time) = (args.execution, args.grid, args.time);
     let (separately, metadata) = (true, !args.no_metadata);
-    draw::draw(Drawing { recipe, model, destination, execution, separately, grid, metadata })
+    draw::draw(Drawing { recipe, model, destination, execution, time, separately, grid, metadata })
 }
 
 /// 32 bits: short enough to be typed again, and what other programs draw from.

@@ -14,6 +14,7 @@ mod generate;
 mod interrupt;
 mod limits;
 mod lm;
+mod manifest;
 mod metrics;
 mod model;
 mod profile;
@@ -23,6 +24,7 @@ mod recipe;
 mod replay;
 mod scene;
 mod segment;
+mod serve;
 mod similarity;
 mod synthesize;
 mod terminal;
@@ -88,6 +90,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Replay(args) => replay::run(args)?,
         Command::Data(command) => data::run(command)?,
         Command::Corpus(args) => corpus::run(&args)?,
+        Command::Serve(args) => serve::run(&args)?,
         Command::Synthesize(args) => synthesize::run(*args)?,
         Command::Classify(args) => classify::run(&args)?,
         Command::Segment(args) => segment::run(&args)?,

@@ -42,6 +42,14 @@ pub fn run(args: args::Replay) -> anyhow::Result<()> {
     let destination = Destination::resolve(args.output.as_deref())?;
     let model = Model::find(Some(&recipe.model))?;
     let grid = recipe.num_images > 1;
-    let (execution, metadata) = (args.execution, true);
-    draw::draw(Drawing { recipe, model, destination, execution, separately: !grid, grid, metadata })
+    draw::draw(Drawing {
+        recipe,
+        model,
+        destination,
+        execution: args.execution,
+        time: args::Time::default(),
+        separately: !grid,
+        grid,
+        metadata: true,
+    })
 }

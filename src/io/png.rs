@@ -5,7 +5,7 @@
 //! (PNG specification, 11.3.3).
 
 use std::fmt;
-use std::io::{self, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Seek, Write};
 use std::path::Path;
 
 use ::image::RgbImage;
@@ -64,23 +64,36 @@ pub fn write_indexed(
     transparent: u8,
     pixels: &[u8],
 ) -> Result<()> {
+    let size = [width, height];
+    atomic::write(path, |out| encode_indexed(out, size, palette, transparent, pixels))
+}
+
+/// Encodes such a picture; as [`write_indexed`], but for where it goes.
+///
+/// # Errors
+/// Those of `out`; `pixels` are not `width` x `height`.
+pub fn encode_indexed(
+    out: &mut dyn Write,
+    [width, height]: [u32; 2],
+    palette: &[[u8; 3]],
+    transparent: u8,
+    pixels: &[u8],
+) -> io::Result<()> {
     // A place without a colour would make it no PNG.
     let most = pixels.iter().max().copied().unwrap_or_default();
     let colors = palette.len().max(usize::from(most) + 1);
     let color = |i: usize| palette.get(i).copied().unwrap_or_default();
-    atomic::write(path, |out| {
-        let mut encoder = ::png::Encoder::new(out, width, height);
-        encoder.set_color(::png::ColorType::Indexed);
-        encoder.set_depth(::png::BitDepth::Eight);
-        encoder.set_palette((0..colors).flat_map(color).collect::<Vec<u8>>());
-        if most >= transparent {
-            let opacity = |i| if i == usize::from(transparent) { 0 } else { 255 };
-            encoder.set_trns((0..colors).map(opacity).collect::<Vec<u8>>());
-        }
-        let mut writer = encoder.write_header().map_err(into_io)?;
-        writer.write_image_data(pixels).map_err(into_io)?;
-        writer.finish().map_err(into_io)
-    })
+    let mut encoder = ::png::Encoder::new(out, width, height);
+    encoder.set_color(::png::ColorType::Indexed);
+    encoder.set_depth(::png::BitDepth::Eight);
+    encoder.set_palette((0..colors).flat_map(color).collect::<Vec<u8>>());
+    if most >= transparent {
+        let opacity = |i| if i == usize::from(transparent) { 0 } else { 255 };
+        encoder.set_trns((0..colors).map(opacity).collect::<Vec<u8>>());
+    }
+    let mut writer = encoder.write_header().map_err(into_io)?;
+    writer.write_image_data(pixels).map_err(into_io)?;
+    writer.finish().map_err(into_io)
 }
 
 fn into_io(error: ::png::EncodingError) -> io::Error {
@@ -96,9 +109,16 @@ fn into_io(error: ::png::EncodingError) -> io::Error {
 /// # Errors
 /// The file is missing, no PNG, or damaged; a text is there twice, or they are longer than 16 MiB together.
 pub fn read_texts(path: &Path) -> Result<Vec<(String, String)>> {
-    let file = open_file(path)?;
+    texts(BufReader::new(open_file(path)?), path)
+}
+
+/// As [`read_texts`], of a file's content; `path` is what errors call it.
+///
+/// # Errors
+/// As for [`read_texts`].
+pub fn texts(file: impl BufRead + Seek, path: &Path) -> Result<Vec<(String, String)>> {
     let run = || -> Result<Vec<(String, String)>, ::png::DecodingError> {
-        let mut reader = ::png::Decoder::new(BufReader::new(file)).read_info()?;
+        let mut reader = ::png::Decoder::new(file).read_info()?;
         // Texts may stand behind the pixels too.
         reader.finish()?;
         let info = reader.info();

@@ -192,6 +192,11 @@ impl<'m> Run<'m> {
         Ok(())
     }
 
+    /// How many slots are worked on at a time.
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
     /// Stops a slot: the next step says so. As [`Cancel`](super::Cancel) does, from the thread of the run.
     pub fn cancel(&mut self, id: SlotId) {
         self.slots.iter().filter(|slot| slot.id == id).for_each(|slot| {

@@ -148,6 +148,19 @@ impl<'m> TextRun<'m> {
         }
     }
 
+    /// Ends an answer where it is; one that is finished, or was never there, stays so.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn leave(&mut self, id: usize) -> Result<()> {
+        let Some(slot) = self.active.iter().position(|growing| growing.id == id) else {
+            return Ok(());
+        };
+        self.decoding.cache_mut().move_slot(self.active.len() - 1, slot)?;
+        self.active.swap_remove(slot);
+        Ok(())
+    }
+
     /// The next token of every answer.
     ///
     /// # Errors

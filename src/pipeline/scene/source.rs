@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::io::geotiff::{About, GeoTiff, SampleKind, Window};
-use crate::io::image;
+use crate::io::image::{self, RgbImage};
 
 /// A scene: a TIFF, which is read while it is looked at, or a picture of another kind, which is held in memory.
 pub struct Source {
@@ -71,14 +71,21 @@ impl Source {
         let is_tiff = path.extension().is_some_and(|end| {
             ["tif", "tiff", "gtiff", "btf", "tf8"].iter().any(|tiff| end.eq_ignore_ascii_case(tiff))
         });
-        let path_buf = path.to_path_buf();
         if is_tiff {
             let file = GeoTiff::open(path)?;
             let about = file.about().clone();
             let pixels = Pixels::File(Box::new(file));
-            return Ok(Self { path: path_buf, about, pixels, bands: Vec::new() });
+            return Ok(Self { path: path.to_path_buf(), about, pixels, bands: Vec::new() });
         }
-        let picture = image::open(path)?;
+        Ok(Self::of_picture(path, image::open(path)?))
+    }
+
+    /// A picture that is there already, in red, green and blue; `name` is what errors call it.
+    pub fn picture(name: &Path, picture: RgbImage) -> Self {
+        Self { bands: vec![0, 1, 2], ..Self::of_picture(name, picture) }
+    }
+
+    fn of_picture(path: &Path, picture: RgbImage) -> Self {
         let (width, height) = (picture.width() as usize, picture.height() as usize);
         let about = About {
             width,
@@ -91,7 +98,7 @@ impl Source {
             georeference: None,
         };
         let pixels = Pixels::Memory(picture.into_raw());
-        Ok(Self { path: path_buf, about, pixels, bands: Vec::new() })
+        Self { path: path.to_path_buf(), about, pixels, bands: Vec::new() }
     }
 
     /// What is known of it.

@@ -1,0 +1,390 @@
+//! `nadir generate --manifest`: the pictures of a file, by one process or by many that know nothing of each other.
+//!
+//! A picture is called after its whole request, so that a name that is there is done, whoever made it. Who draws one holds a
+//! lock on its claim: of two processes one draws it, and what a killed one left is drawn by another.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use nadir::io::{atomic, png};
+use nadir::pipeline::manifest::{self, Row};
+use nadir::pipeline::{Event, LoadOptions, Request, Run, SlotId, TextToImage};
+use nadir::tensor::DType;
+use nadir::{Error, Result};
+
+use super::args::{self, Seed};
+use super::destination::Destination;
+use super::model::Model;
+use super::progress::Progress;
+use super::recipe::{Lora, Recipe};
+use super::{draw, interrupt, limits};
+
+/// Where claims are, within the folder of the pictures.
+const CLAIMS: &str = ".nadir-claims";
+
+/// How often it is looked whether another process is done.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// A part of a manifest: the rows `index`, `index + count`, ...
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shard {
+    /// From 0.
+    index: usize,
+    count: usize,
+}
+
+impl FromStr for Shard {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let parts = text.split_once('/').map(|(i, n)| (i.parse::<usize>(), n.parse::<usize>()));
+        match parts {
+            Some((Ok(i), Ok(count))) if (1..=count).contains(&i) => {
+                Ok(Self { index: i - 1, count })
+            }
+            _ => Err(Error::argument("shard", text, "I/N, the I-th of N parts: 1/8 to 8/8")),
+        }
+    }
+}
+
+/// A picture that is to be there in the end.
+struct Wanted {
+    recipe: Recipe,
+    /// Its name in the folder.
+    name: String,
+    size: (usize, usize),
+    /// The rows that ask for it.
+    rows: Vec<usize>,
+}
+
+/// The right to draw a picture, for as long as this is there.
+struct Claim {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Claim {
+    /// None when it is there by now, or another process is about it.
+    fn take(folder: &Path, name: &str) -> Result<Option<Self>> {
+        if folder.join(name).exists() {
+            return Ok(None);
+        }
+        let path = folder.join(CLAIMS).join(name);
+        let lock = File::create(&path).map_err(|e| Error::io(&path, e))?;
+        match lock.try_lock() {
+            // Another may have finished it between the look and the lock.
+            Ok(()) if folder.join(name).exists() => {
+                let _ = fs::remove_file(&path);
+                Ok(None)
+            }
+            Ok(()) => Ok(Some(Self { path, _lock: lock })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(Error::io(path, error)),
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // Still locked: who opened it before finds the picture.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+pub fn run(args: args::Generate, manifest: &Path) -> anyhow::Result<()> {
+    // 1. what needs no model
+    let unfit = [
+        ("num_images", args.num_images != 1),
+        ("init_image", args.init_image.is_some()),
+        ("grid", args.grid),
+        ("deadline_ms", args.time.deadline_ms.is_some()),
+        ("images_per_second", args.time.images_per_second.is_some()),
+    ];
+    if let Some((name, _)) = unfit.into_iter().find(|(_, given)| *given) {
+        return Err(Error::argument(
+            name,
+            "a value",
+            "with a manifest it is not possible: pictures are its rows, one by one",
+        )
+        .into());
+    }
+    let folder = args.output.clone().unwrap_or_else(|| PathBuf::from("."));
+    fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+    let Destination::Folder(_) = Destination::resolve(Some(&folder))? else {
+        let expected = "a folder, for the pictures of a manifest";
+        return Err(Error::argument("output", folder.display(), expected).into());
+    };
+    let seed = match args.seed {
+        Some(Seed::Number(seed)) => seed,
+        Some(Seed::Random) | None => 0,
+    };
+    let shard = args.shard.unwrap_or(Shard { index: 0, count: 1 });
+    let rows = manifest::read(manifest, &args.settings, seed)?;
+    let batch = limits::check_batch(args.execution.batch, rows.len())?;
+    limits::set_threads(args.execution.threads)?;
+    let progress = Progress::new(args.execution.quiet);
+    // 2. the model, and what each row asks it for
+    let model = Model::find(args.model.as_deref())?;
+    let device = draw::choose_device(&args.execution.device, |line| progress.say(line))?;
+    let dtype = args.execution.dtype.unwrap_or(DType::F32);
+    let options = LoadOptions {
+        dtype,
+        device,
+        variant: args.variant.clone(),
+        adapters: args.lora.clone(),
+        ..LoadOptions::default()
+    };
+    let mut lora: Vec<Lora> = args.lora.iter().cloned().map(Lora::from).collect();
+    for (lora, adapter) in lora.iter_mut().zip(&args.lora) {
+        lora.hash = adapter.checksum()?;
+    }
+    let pipeline = TextToImage::load(&model.folder, &options)?;
+    let base = Recipe {
+        model_hash: pipeline.fingerprint().to_owned(),
+        variant: args.variant,
+        lora,
+        dtype,
+        device: device.to_string(),
+        ..Recipe::new(model.name.clone(), args.settings, 0)
+    };
+    let own = |number: &usize| number % shard.count == shard.index;
+    let wanted = wanted(manifest, &pipeline, &base, &rows, own)?;
+    // 3. the pictures
+    let claims = folder.join(CLAIMS);
+    fs::create_dir_all(&claims).map_err(|e| Error::io(&claims, e))?;
+    let mut work =
+        Work { folder: &folder, model: &model, pipeline: &pipeline, batch, progress, written: 0 };
+    let drawn = work.all(&wanted);
+    work.progress.finish();
+    // Others may be about theirs: then it stays.
+    let _ = fs::remove_dir(&claims);
+    let written = work.written;
+    let told = format!("{written} of {} pictures drawn, the others were there", wanted.len());
+    match drawn {
+        Err(Error::Interrupted) => {
+            Err(anyhow::Error::from(Error::Interrupted).context(format!("drew {written} pictures")))
+        }
+        other => {
+            other?;
+            write_index(&folder, shard, &rows, &wanted)?;
+            work.progress.say(&told);
+            Ok(())
+        }
+    }
+}
+
+/// Each picture once, in the order of the rows.
+fn wanted(
+    manifest: &Path,
+    pipeline: &TextToImage,
+    base: &Recipe,
+    rows: &[Row],
+    own: impl Fn(&usize) -> bool,
+) -> Result<Vec<Wanted>> {
+    let mut wanted: Vec<Wanted> = Vec::new();
+    let mut known = BTreeMap::new();
+    for number in (0..rows.len()).filter(own) {
+        let Row { settings, seed, .. } = &rows[number];
+        let prepare = || {
+            let settings = pipeline.resolve(settings)?;
+            pipeline.sampler(&Request { settings: settings.clone(), ..Request::default() })?;
+            let size = pipeline.size(&settings)?;
+            let recipe = Recipe { settings, seed: *seed, ..base.clone() };
+            Ok((name(&recipe)?, recipe, size))
+        };
+        let (name, recipe, size) = prepare().map_err(|error: Error| {
+            let expected = "a picture that the model can draw";
+            let advice = "Correct the row.";
+            Error::file(
+                manifest,
+                format!("row {}", number + 1),
+                expected,
+                error.to_string(),
+                advice,
+            )
+        })?;
+        match known.get(&name) {
+            Some(&i) => wanted[i as usize].rows.push(number),
+            None => {
+                known.insert(name.clone(), wanted.len() as u64);
+                wanted.push(Wanted { recipe, name, size, rows: vec![number] });
+            }
+        }
+    }
+    Ok(wanted)
+}
+
+/// A picture's name: of all that it depends on, and of nothing else, as where the model lies.
+fn name(recipe: &Recipe) -> Result<String> {
+    let lora = |lora: &Lora| Lora { path: PathBuf::new(), ..lora.clone() };
+    let essence = Recipe {
+        nadir: String::new(),
+        model: String::new(),
+        variant: None,
+        device: String::new(),
+        lora: recipe.lora.iter().map(lora).collect(),
+        ..recipe.clone()
+    };
+    let json = serde_json::to_vec(&essence).map_err(|e| Error::io("recipe", e.into()))?;
+    let digest = Sha256::digest(json);
+    let hex: String = digest[..12].iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(format!("{hex}.png"))
+}
+
+struct Work<'a> {
+    folder: &'a Path,
+    model: &'a Model,
+    pipeline: &'a TextToImage,
+    batch: usize,
+    progress: Progress,
+    written: usize,
+}
+
+impl Work<'_> {
+    /// Sees to it that all are there.
+    fn all(&mut self, wanted: &[Wanted]) -> Result<()> {
+        let mut left: Vec<&Wanted> = wanted.iter().collect();
+        self.progress.start(left.len());
+        loop {
+            let before = left.len();
+            for same in by_size(&left) {
+                self.draw(same)?;
+            }
+            left.retain(|wanted| !self.folder.join(&wanted.name).exists());
+            (left.len()..before).for_each(|_| self.progress.step());
+            if left.is_empty() {
+                return Ok(());
+            }
+            // Other processes are about these, or were.
+            interrupt::switch().check()?;
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Draws those of one size that nobody else does.
+    fn draw(&mut self, mut queue: VecDeque<&Wanted>) -> Result<()> {
+        let Some(first) = queue.front() else { return Ok(()) };
+        let mut run = Run::new(self.pipeline, first.size, self.batch)?;
+        let mut begun: BTreeMap<SlotId, (&Wanted, Claim)> = BTreeMap::new();
+        loop {
+            while run.len() < self.batch
+                && let Some(wanted) = queue.pop_front()
+            {
+                let Some(claim) = Claim::take(self.folder, &wanted.name)? else { continue };
+                let slot = run.join(Request {
+                    settings: wanted.recipe.settings.clone(),
+                    seed: wanted.recipe.seed,
+                    cancel: interrupt::switch(),
+                    ..Request::default()
+                })?;
+                begun.insert(slot, (wanted, claim));
+            }
+            if run.is_empty() {
+                return Ok(());
+            }
+            for event in run.step()? {
+                let Event::Finished { slot, result } = event else { continue };
+                let Some((wanted, claim)) = begun.remove(&slot) else { continue };
+                let sampler =
+                    self.model.sampler_name(wanted.recipe.settings.scheduler.as_deref())?;
+                let texts = wanted.recipe.texts(&sampler)?;
+                let texts = texts.each_ref().map(|(keyword, text)| (*keyword, text.as_str()));
+                let path = self.folder.join(&wanted.name);
+                png::write(&path, &result?, &texts)?;
+                drop(claim);
+                self.written += 1;
+                self.progress.print(path.display());
+            }
+        }
+    }
+}
+
+fn by_size<'w>(wanted: &[&'w Wanted]) -> Vec<VecDeque<&'w Wanted>> {
+    let mut sizes: BTreeMap<(usize, usize), VecDeque<&Wanted>> = BTreeMap::new();
+    wanted.iter().for_each(|wanted| sizes.entry(wanted.size).or_default().push_back(wanted));
+    sizes.into_values().collect()
+}
+
+/// Which picture is which row's, as data sets have it: with all shards' lines in one metadata.jsonl the folder is one.
+fn write_index(folder: &Path, shard: Shard, rows: &[Row], wanted: &[Wanted]) -> Result<()> {
+    let mut lines: Vec<(usize, Value)> = Vec::new();
+    for wanted in wanted {
+        for &number in &wanted.rows {
+            let row = &rows[number];
+            let mut line = json!({
+                "file_name": wanted.name, "text": row.settings.prompt, "seed": row.seed,
+                "row": number + 1,
+            });
+            for (name, value) in &row.rest {
+                line[name] = value.clone();
+            }
+            lines.push((number, line));
+        }
+    }
+    lines.sort_by_key(|(number, _)| *number);
+    let path = folder.join(match shard.count {
+        1 => "metadata.jsonl".to_owned(),
+        count => format!("metadata-{}-of-{count}.jsonl", shard.index + 1),
+    });
+    atomic::write(&path, |out| lines.iter().try_for_each(|(_, line)| writeln!(out, "{line}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_are_counted_from_one() {
+        assert_eq!("2/8".parse::<Shard>().unwrap(), Shard { index: 1, count: 8 });
+        for wrong in ["0/8", "9/8", "1", "1/0", "a/b", "-1/2", "1/2/3", ""] {
+            assert!(wrong.parse::<Shard>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_claim_is_one_processs_and_a_picture_ends_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        fs::create_dir(path.join(CLAIMS)).unwrap();
+        let claim = Claim::take(path, "a.png").unwrap().unwrap();
+        // Locks belong to open files: a second one of this process is refused as another's.
+        assert!(Claim::take(path, "a.png").unwrap().is_none());
+        assert!(Claim::take(path, "b.png").unwrap().is_some());
+        drop(claim);
+        assert_eq!(fs::read_dir(path.join(CLAIMS)).unwrap().count(), 0);
+        assert!(Claim::take(path, "a.png").unwrap().is_some());
+        fs::write(path.join("a.png"), "").unwrap();
+        assert!(Claim::take(path, "a.png").unwrap().is_none());
+    }
+
+    #[test]
+    fn a_name_follows_from_what_a_picture_depends_on() {
+        let recipe = Recipe::new("a/model".into(), Default::default(), 1);
+        let of = |change: &dyn Fn(&mut Recipe)| {
+            let mut recipe = recipe.clone();
+            change(&mut recipe);
+            name(&recipe).unwrap()
+        };
+        let same = of(&|_| ());
+        assert_eq!(same.len(), 28);
+        assert_eq!(of(&|r| r.model = "elsewhere/model".into()), same);
+        assert_eq!(of(&|r| r.nadir = "9.9".into()), same);
+        let changes: [&dyn Fn(&mut Recipe); 6] = [
+            &|r| r.seed = 2,
+            &|r| r.model_hash = "x".into(),
+            &|r| r.dtype = DType::BF16,
+            &|r| r.settings.prompt = "x".into(),
+            &|r| r.settings.steps = Some(3),
+            &|r| r.settings.scheduler = Some("ddim".into()),
+        ];
+        for (i, change) in changes.into_iter().enumerate() {
+            assert_ne!(of(change), same, "{i}");
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! What a server meets on a bad day.
+
+use std::io::Write;
+use std::net::TcpStream;
+
+use serde_json::json;
+
+use super::*;
+
+/// What comes back for bytes as they are; empty when the connection is closed without a word.
+fn raw(server: &Server, bytes: &[u8]) -> String {
+    let mut stream = TcpStream::connect(server.url.strip_prefix("http://").unwrap()).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    // It may be closed before all is written.
+    let _ = stream.write_all(bytes);
+    let mut reply = Vec::new();
+    let _ = stream.read_to_end(&mut reply);
+    String::from_utf8_lossy(&reply).into_owned()
+}
+
+fn status(reply: &str) -> u16 {
+    reply.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
+}
+
+#[test]
+fn requests_that_nobody_should_send_get_the_right_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    let server = Server::start(&[&format!("--state={}", state.display()), "--max-body-mib=1"]);
+    let before: Vec<_> =
+        std::fs::read_dir(folder.path()).unwrap().flatten().map(|e| e.path()).collect();
+    let close = "Host: localhost\r\nConnection: close\r\n";
+
+    // 1. paths
+    for path in [
+        "/../../etc/passwd",
+        "/assets/../../Cargo.toml",
+        "/assets/..%2f..%2fCargo.toml",
+        "/assets/%2e%2e/index.html",
+        "/api/jobs/..%2f..%2fetc%2fpasswd",
+        "/api/jobs/%00",
+        "/api/jobs/a/images/0/../../../x",
+        "//etc/passwd",
+        "/api/jobs/x/images/0",
+        "/nothing",
+        "/api/jobs/..",
+        "/assets/.",
+        "/assets/%2fetc%2fpasswd",
+    ] {
+        let reply = raw(&server, format!("GET {path} HTTP/1.1\r\n{close}\r\n").as_bytes());
+        assert_eq!(status(&reply), 404, "{path}: {reply}");
+    }
+    for (index, expected) in
+        [("-1", 400), ("99999999999999999999999", 400), ("1e3", 400), ("5", 404)]
+    {
+        assert_eq!(server.get(&format!("/api/jobs/x/images/{index}")).status, expected, "{index}");
+    }
+    // 2. methods, versions, heads
+    for (request, expected) in [
+        (format!("DELETE /api/jobs HTTP/1.1\r\n{close}\r\n"), 405),
+        (format!("BREW /api/jobs HTTP/1.1\r\n{close}\r\n"), 405),
+        ("GET / HTTP/1.1\r\nConnection: close\r\n\r\n".into(), 421),
+        ("GET / HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n".into(), 421),
+        (format!("GET /api/server HTTP/1.1\r\n{close}Origin: https://evil.example\r\n\r\n"), 403),
+        (format!("GET / HTTP/1.1\r\n{close}{}\r\n", "A: b\r\n".repeat(200)), 431),
+        (format!("GET /{} HTTP/1.1\r\n{close}\r\n", "a".repeat(1 << 20)), 431),
+        ("rubbish\r\n\r\n".into(), 400),
+        ("GET / HTTP/9.9\r\n\r\n".into(), 400),
+        (format!("POST /api/jobs HTTP/1.1\r\n{close}Content-Length: -5\r\n\r\n"), 400),
+        (
+            format!(
+                "POST /api/jobs HTTP/1.1\r\n{close}Content-Length: 99999999999999999999\r\n\r\n"
+            ),
+            400,
+        ),
+        (
+            format!(
+                "POST /api/jobs HTTP/1.1\r\n{close}Content-Type: application/json\r\nContent-Length: 9999999\r\n\r\n"
+            ),
+            413,
+        ),
+        (
+            format!(
+                "POST /api/jobs HTTP/1.1\r\n{close}Transfer-Encoding: chunked\r\nContent-Type: application/json\r\n\r\nzz\r\n"
+            ),
+            400,
+        ),
+    ] {
+        let reply = raw(&server, request.as_bytes());
+        let shown: String = request.chars().take(200).collect();
+        assert_eq!(status(&reply), expected, "{shown}: {reply}");
+    }
+    // 3. bodies
+    let send = |kind: &str, body: &[u8]| server.send("/api/jobs", kind, body).status;
+    assert_eq!(send("text/plain", b"{}"), 415);
+    assert_eq!(send("application/json", &vec![b' '; (1 << 20) + 1]), 413);
+    for body in
+        ["", "{", "[]", "null", "{\"kind\":\"image\"} x", "\u{feff}{}", &"[".repeat(100_000)]
+    {
+        assert_eq!(send("application/json", body.as_bytes()), 400, "{body:.40}");
+    }
+    assert_eq!(send("application/json", b"{\"kind\":\"image\",\"prompt\":\"\xff\"}"), 400);
+    // 4. fields
+    for (field, value) in [
+        ("kind", json!("video")),
+        ("kind", Value::Null),
+        ("prompt", json!(5)),
+        ("prompt", json!("a\0b")),
+        ("prompt", json!("a".repeat(500_000))),
+        ("negative_prompt", json!(["x"])),
+        ("width", json!(0)),
+        ("width", json!(63)),
+        ("width", json!(-8)),
+        ("width", json!(1e30)),
+        ("width", json!(8200)),
+        ("height", json!(8200)),
+        ("height", json!("64")),
+        ("height", json!(64.5)),
+        ("num_inference_steps", json!(0)),
+        ("num_inference_steps", json!(1001)),
+        ("guidance_scale", json!(-1)),
+        ("guidance_scale", json!("NaN")),
+        ("guidance_scale", json!(1e39)),
+        ("guidance_rescale", json!(2)),
+        ("eta", json!(-0.1)),
+        ("clip_skip", json!(99)),
+        ("scheduler", json!("../x")),
+        ("scheduler", json!({})),
+        ("noise", json!("dice")),
+        ("seed", json!(-1)),
+        ("seed", json!(1e25)),
+        ("seed", json!("7")),
+        ("num_images", json!(0)),
+        ("num_images", json!(17)),
+        ("num_images", json!(u64::MAX)),
+        ("strength", json!(0.5)),
+        ("strength", json!(7)),
+        ("init_image", json!("not base64!")),
+        ("init_image", json!("aGVsbG8=")),
+        ("init_image", json!("file:///etc/passwd")),
+        ("init_image", json!("http://127.0.0.1/x.png")),
+        ("init_image", json!("data:image/png,xx")),
+        ("mask_image", json!("aGVsbG8=")),
+        ("priority", json!("first")),
+        ("deadline_ms", json!(-1)),
+        ("preview", json!("yes")),
+        ("surprise", json!(1)),
+        ("__proto__", json!({})),
+    ] {
+        let mut body = json!({ "kind": "image", "steps": 1 });
+        if field == "num_inference_steps" {
+            body.as_object_mut().unwrap().remove("steps");
+        }
+        body[field] = value.clone();
+        let reply = server.post("/api/jobs", &body);
+        let shown: String = value.to_string().chars().take(60).collect();
+        assert_eq!(reply.status, 400, "{field}: {shown}: {}", reply.text());
+        let named = reply.field();
+        // A mask, or a strength, says that the picture is missing; a size may be told by either side.
+        let expected = match field {
+            "mask_image" | "strength" if named == "init_image" => "init_image",
+            "height" if named == "width" => "width",
+            field => field,
+        };
+        assert_eq!(named, expected, "{shown}: {}", reply.text());
+    }
+    let large = json!({ "kind": "image", "steps": 1, "width": 8192, "height": 8192 });
+    assert_eq!(server.post("/api/jobs", &large).field(), "width");
+    for (field, value) in [
+        ("max_new_tokens", json!(0)),
+        ("max_new_tokens", json!(-1)),
+        ("temperature", json!(-1)),
+        ("top_p", json!(0)),
+        ("num_answers", json!(0)),
+        ("num_answers", json!(1000)),
+        ("stop", json!([""])),
+        ("stop", json!("x")),
+        ("prompt", json!("word ".repeat(5_000))),
+        ("steps", json!(1)),
+    ] {
+        let mut body = json!({ "kind": "text" });
+        body[field] = value;
+        let reply = server.post("/api/jobs", &body);
+        assert_eq!((reply.status, reply.field()), (400, field.to_owned()), "{}", reply.text());
+    }
+    for (path, field, value) in [
+        ("/v1/images/generations", "n", json!(0)),
+        ("/v1/images/generations", "size", json!("64")),
+        ("/v1/images/generations", "size", json!("0x0")),
+        ("/v1/images/generations", "response_format", json!("url")),
+        ("/v1/completions", "logprobs", json!(5)),
+        ("/v1/completions", "max_tokens", json!(0)),
+        ("/sdapi/v1/txt2img", "enable_hr", json!(true)),
+        ("/sdapi/v1/txt2img", "seed", json!(-7)),
+        ("/sdapi/v1/txt2img", "alwayson_scripts", json!({ "ControlNet": {} })),
+        ("/sdapi/v1/txt2img", "batch_size", json!(1u64 << 40)),
+        ("/sdapi/v1/txt2img", "sampler_name", json!("Nobody")),
+        ("/sdapi/v1/img2img", "init_images", json!(["a", "b"])),
+        ("/sdapi/v1/img2img", "init_images", json!([])),
+    ] {
+        let mut body = json!({ "prompt": "x", "steps": 1 });
+        if path.ends_with("completions") {
+            body.as_object_mut().unwrap().remove("steps");
+        }
+        body[field] = value;
+        let reply = server.post(path, &body);
+        assert_eq!(
+            (reply.status, reply.field()),
+            (400, field.to_owned()),
+            "{path}: {}",
+            reply.text()
+        );
+    }
+    let unknown =
+        server.post("/v1/images/generations", &json!({ "prompt": "x", "model": "dall-e-3" }));
+    assert_eq!((unknown.status, unknown.field()), (404, "model".to_owned()));
+    // 5. pictures: one that says it is larger than memory, one that is cut, one that is none
+    let mut bomb = std::io::Cursor::new(Vec::new());
+    RgbImage::new(8, 8).write_to(&mut bomb, image::ImageFormat::Png).unwrap();
+    let mut bomb = bomb.into_inner();
+    let cut = bomb[..bomb.len() / 2].to_vec();
+    bomb[16..24].copy_from_slice(&[0, 0, 0x70, 0, 0, 0, 0x70, 0]);
+    let checksum = crc32fast::hash(&bomb[12..29]).to_be_bytes();
+    bomb[29..33].copy_from_slice(&checksum);
+    for picture in [bomb, cut, b"GIF89a".to_vec(), Vec::new()] {
+        let reply = server.send("/api/classify", "image/png", &picture);
+        assert_eq!((reply.status, reply.field()), (400, "picture".to_owned()), "{}", reply.text());
+        assert_eq!(server.send("/api/recipe", "image/png", &picture).status, 422);
+    }
+    // 6. nothing was written where nothing should be, and the server goes on
+    let after: Vec<_> =
+        std::fs::read_dir(folder.path()).unwrap().flatten().map(|e| e.path()).collect();
+    assert_eq!(before, after);
+    let job = server.post("/api/jobs", &json!({ "kind": "image", "steps": 1 })).ok();
+    assert_eq!(server.wait(job["id"].as_str().unwrap())["state"], "done");
+}
+
+/// Heads that never end, and connections that are cut, keep nobody else waiting.
+#[test]
+fn slow_and_broken_clients_are_left_behind() {
+    let server = Server::start(&[]);
+    let address = server.url.strip_prefix("http://").unwrap();
+    let slow: Vec<TcpStream> = (0..200)
+        .map(|_| {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: loc").unwrap();
+            stream
+        })
+        .collect();
+    for _ in 0..50 {
+        let mut stream = TcpStream::connect(address).unwrap();
+        let head = "POST /api/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{";
+        stream.write_all(head.as_bytes()).unwrap();
+    }
+    assert_eq!(server.get("/health/live").status, 200);
+    assert_eq!(server.post("/sdapi/v1/txt2img", &json!({ "steps": 1 })).status, 200);
+    // After ten seconds they are told so, or cut.
+    for mut stream in slow {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut told = Vec::new();
+        let _ = stream.read_to_end(&mut told);
+        let told = String::from_utf8_lossy(&told).into_owned();
+        assert!(told.is_empty() || status(&told) == 408, "{told}");
+    }
+    assert_eq!(server.get("/health/ready").status, 200);
+}
