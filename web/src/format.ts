@@ -17,7 +17,7 @@ export function milliseconds(ms: number): string {
 
 /** A number as it was meant: 0.7 in 32 bits is 0.699999988 in JSON. */
 export function neat<T>(value: T): T | number {
-  if (typeof value !== "number" || Math.fround(value) !== value) return value;
+  if (typeof value !== "number" || Number.isInteger(value) || Math.fround(value) !== value) return value;
   const short = Number(value.toPrecision(7));
   return Math.fround(short) === value ? short : value;
 }

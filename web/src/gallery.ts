@@ -67,7 +67,7 @@ export async function open(): Promise<void> {
     const store = (name: Store) => (database as IDBDatabase).transaction(name).objectStore(name);
     const found = (await answered(store("pictures").getAll())) as Picture[];
     const tables = (await answered(store("grids").getAll())) as Grid[];
-    all.value = [...all.value, ...found].sort((a, b) => b.created - a.created);
+    all.value = ordered([...all.value, ...found]);
     grids.value = [...grids.value, ...tables].sort((a, b) => b.created - a.created);
   } catch {
     kept.value = false;
@@ -89,9 +89,18 @@ async function write(name: Store, change: (store: IDBObjectStore) => void): Prom
   }
 }
 
-export async function add(picture: Picture): Promise<void> {
-  if (all.value.some((other) => other.id === picture.id)) return;
-  all.value = [picture, ...all.value];
+/** Newest first; pictures of one job stand together, the last of them first. */
+function ordered(found: Picture[]): Picture[] {
+  return found.sort((a, b) => b.created - a.created || b.id.localeCompare(a.id, "en", { numeric: true }));
+}
+
+/** Adds what is not there yet. An id is its job's, a slash, and its number in the job. */
+export async function add(arrived: Omit<Picture, "created">): Promise<void> {
+  if (has(arrived.id)) return;
+  const job = arrived.id.slice(0, arrived.id.lastIndexOf("/") + 1);
+  const created = all.value.find(({ id }) => id.startsWith(job))?.created ?? Date.now();
+  const picture = { ...arrived, created };
+  all.value = ordered([picture, ...all.value]);
   await write("pictures", (store) => store.put(picture));
 }
 

@@ -199,7 +199,7 @@ async function fetchPicture(id: string, url: string, seed: Seed, asked: ImageReq
   const { width, height } = await createImageBitmap(blob);
   const { priority: _, preview: __, ...settings } = asked;
   const request: ImageRequest = { ...settings, kind: "image", width, height, seed, num_images: 1 };
-  await gallery.add({ id, blob, seed, width, height, request, created: Date.now(), grid });
+  await gallery.add({ id, blob, seed, width, height, request, grid });
 }
 
 function heard(key: number, { event, data }: JobEvent): void {

@@ -193,6 +193,9 @@ await test("two pictures are drawn, and their steps are seen", async () => {
   await page.locator(".job").waitFor({ state: "detached" });
   const { width, data } = await pixels(shots().first().locator("img"));
   assert.equal(width, server.image.width);
+  const seeds = await shots().locator(".caption.figure span:first-child").allTextContents();
+  const [second, first] = seeds.map((text) => Number(text.replace("seed ", "")));
+  assert.equal(second, first + 1, "the last picture of a job is not the first in the gallery");
   assert(new Set(data).size > 20, "the picture is blank");
 });
 
@@ -320,15 +323,19 @@ await test("a mask is painted by pointer, keys and numbers, and drawn into", asy
   await button("Remove").click();
 });
 
-await test("a seed of 64 bits stays what it is", async () => {
-  const seed = "18446744073709551557";
+await test("seeds stay what they are, those of 64 bits too", async () => {
   await field("Steps").fill("4");
-  await field("Seed's number").fill(seed);
-  await generate(1);
-  await shots().first().locator(".open").click();
-  assert.equal(await dialog(/^Seed/).getByRole("heading").textContent(), `Seed ${seed}`);
-  await button("Use these settings").click();
-  assert.equal(await field("Seed's number").inputValue(), seed);
+  // The first is a whole number of 32-bit floating point, with a shorter one of the same bits.
+  for (const seed of ["90546208", "18446744073709551557"]) {
+    await field("Seed's number").fill(seed);
+    await generate(1);
+    await field("Seed's number").fill("1");
+    await shots().first().locator(".open").click();
+    await dialog(`Seed ${seed}`).waitFor();
+
+    await button("Use these settings").click();
+    assert.equal(await field("Seed's number").inputValue(), seed);
+  }
 });
 
 await test("two pictures are compared", async () => {
@@ -457,9 +464,14 @@ await test("a picture is classified and segmented", async () => {
 });
 
 await test("the data sets and the last run's profile are shown", async () => {
-  await open("Data sets");
   const { sets } = await ask("/api/sets");
-  if (sets.length === 0) await page.getByText("No data set is watched").waitFor();
+  // The browser says by itself that there is none.
+  provoked = sets === undefined;
+  await open("Data sets");
+  if (sets === undefined) {
+    console.log("    skipped: this server has no /api/sets");
+    await page.getByText("This server cannot watch data sets").waitFor();
+  } else if (sets.length === 0) await page.getByText("No data set is watched").waitFor();
   else await page.getByRole("heading", { name: sets[0].name }).waitFor();
   await open("Profile");
   await until("the parts", async () => (await page.locator(".bars li").count()) > 0);

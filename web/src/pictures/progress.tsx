@@ -28,7 +28,7 @@ export function Where({ task }: { task: Task }) {
         {task.error} Again in {duration(Math.max(0, task.retryAt - now))}.
       </>
     );
-  if (job === null) return <>Being sent</>;
+  if (job === null) return <>{phase === "ended" ? capital(task.error ?? "Failed") : "Being sent"}</>;
   const eta = job.eta_ms === null ? null : `about ${duration(job.eta_ms)}`;
   const parts: (string | null)[] = [];
   if (job.state === "queued") parts.push(job.position ? `${job.position} before it` : "Next", eta);

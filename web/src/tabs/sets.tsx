@@ -22,9 +22,9 @@ export function Sets() {
         setError(null);
         growing = found.some((set) => !set.finished);
       } catch (failed) {
-        setError(message(failed));
-        // A server that has no data sets to tell of will have none later.
-        growing = !(failed instanceof ApiError && failed.status >= 400 && failed.status < 500);
+        const unable = failed instanceof ApiError && failed.status === 404;
+        setError(unable ? "This server cannot watch data sets." : message(failed));
+        growing = !unable;
       }
       if (!gone && growing) timer = setTimeout(() => void ask(), REST);
     };
