@@ -184,6 +184,8 @@ async function ask(path: string, init: RequestInit = {}): Promise<Response> {
     reachable.value = true;
     if (response.ok) return response;
     if (response.status !== 401) throw await refusal(response);
+    // A body that nobody reads would hold its connection.
+    await response.body?.cancel();
     // Another request may have got the key from the user meanwhile.
     if (sessionStorage.getItem(KEY) === key) {
       keyWanted.value = key === null ? "missing" : "wrong";
@@ -261,8 +263,7 @@ export async function* events(id: string, stop: AbortSignal): AsyncGenerator<Job
   let data: string[] = [];
   for (;;) {
     const silence = setTimeout(() => void reader.cancel(), SILENCE);
-    const { done, value } = await reader.read();
-    clearTimeout(silence);
+    const { done, value } = await reader.read().finally(() => clearTimeout(silence));
     if (done) return;
     text += value;
     const lines = text.split(/\r?\n/);
