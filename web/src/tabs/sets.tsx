@@ -92,7 +92,7 @@ function Yield({ set }: { set: DataSet }) {
           const rejected = rejectedOf(one.rejected);
           const reasons = Object.entries(one.rejected)
             .filter(([, n]) => n > 0)
-            .map(([reason, n]) => `${n} by ${reason}`);
+            .map(([reason, n]) => `${n} ${reason.replaceAll("_", " ")}`);
           return {
             name: className(one.class),
             share: one.wanted === 0 ? 0 : one.accepted / one.wanted,
@@ -102,7 +102,7 @@ function Yield({ set }: { set: DataSet }) {
                 ? one.accepted === 0
                   ? "none drawn yet"
                   : "none rejected"
-                : `yield ${percent(one.accepted / (one.accepted + rejected))}, rejected ${reasons.join(", ")}`,
+                : `yield ${percent(one.accepted / (one.accepted + rejected))}; rejected: ${reasons.join(", ")}`,
           };
         })}
       />
