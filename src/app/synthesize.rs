@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use nadir::data::masks::MaskSettings;
 use nadir::data::{DataSettings, Dataset};
+use nadir::io::geotiff::Georeference;
 use nadir::pipeline::classifier::Classifier;
 use nadir::pipeline::language::classes::{self, PromptClass};
 use nadir::pipeline::language::prompts::{self, ClassPrompt, PromptSettings};
@@ -45,6 +46,8 @@ those that are not, until each class has its pictures.
 With --source every picture is drawn from a real one, of which its class has the most pixels, and keeps that one's mask: the
 folder gets masks/ too, and is a data set for `nadir train segment`. A mask says what was there before; how much of it is there
 still, --strength and --redraw decide.
+
+Where the real picture is a GeoTIFF, or --bbox says where pictures lie, geotiff/ has each once more, at its place.
 
 The folder gets images/, metadata.jsonl (a data set for `nadir train` and for Hugging Face's imagefolder), draws.jsonl (every
 draw, with prompt, seed and verdict), prompts.jsonl and report.html. Begun again with the same settings, the command goes on
@@ -147,6 +150,15 @@ pub struct Synthesize {
     /// What is drawn anew: all of a picture, or the pixels inside or outside of the class that it is drawn for
     #[arg(long, value_enum, default_value_t, help_heading = "Masks")]
     redraw: Redraw,
+
+    /// Also write pictures as GeoTIFFs that lie here: west,south,east,north, in units of --epsg
+    #[arg(long, value_name = "BOX", value_delimiter = ',', num_args = 1, requires = "epsg")]
+    #[arg(allow_hyphen_values = true, help_heading = "Place")]
+    bbox: Option<Vec<f64>>,
+
+    /// EPSG code of the reference system of --bbox
+    #[arg(long, value_name = "CODE", requires = "bbox", help_heading = "Place")]
+    epsg: Option<u32>,
 }
 
 pub fn run(args: Synthesize) -> anyhow::Result<()> {
@@ -202,6 +214,7 @@ pub fn run(args: Synthesize) -> anyhow::Result<()> {
         ));
     }
     let sources = open_sources(&args, &mut settings.picture, &progress, &mut notes)?;
+    let place = place(&args, &settings.picture)?;
 
     // 2. The folder, and the prompts.
     let record = json!({
@@ -218,6 +231,8 @@ pub fn run(args: Synthesize) -> anyhow::Result<()> {
         "training_data": args.training_data,
         "max_similarity": args.max_similarity,
         "prompts": prompts_of(&args),
+        "bbox": args.bbox,
+        "epsg": args.epsg,
         "source": sources.as_ref().map(|sources| json!({
             "path": args.source,
             "fingerprint": sources.fingerprint(),
@@ -253,6 +268,7 @@ pub fn run(args: Synthesize) -> anyhow::Result<()> {
         judge: judge.as_ref().map(|(_, judge)| judge),
         clip: clip.as_ref(),
         sources: sources.as_ref(),
+        place: place.as_ref(),
         training: training.as_ref(),
         describe: &describe,
         cancel: interrupt::switch(),
@@ -306,6 +322,16 @@ fn open_judge(
     }
     let fingerprint = classifier.fingerprint().to_owned();
     Ok(Some((fingerprint, Judge::new(classifier, classes, min_probability)?)))
+}
+
+/// Where all pictures are said to lie, if they are.
+fn place(args: &Synthesize, picture: &Settings) -> Result<Option<Georeference>> {
+    let (Some(bbox), Some(epsg)) = (&args.bbox, args.epsg) else { return Ok(None) };
+    let shown = || bbox.iter().map(f64::to_string).collect::<Vec<_>>().join(",");
+    let bbox = <[f64; 4]>::try_from(bbox.as_slice())
+        .map_err(|_| Error::argument("bbox", shown(), "four numbers: west,south,east,north"))?;
+    let [width, height] = [picture.width, picture.height].map(Option::unwrap_or_default);
+    Georeference::from_bbox(bbox, epsg, width, height).map(Some)
 }
 
 /// The real pictures that are drawn from; `notes` get what the reader of the set should know.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use image::{GrayImage, Luma, Rgb, RgbImage};
 use nadir::data::Examples;
 use nadir::data::masks::{MaskSettings, MaskedPictures};
+use nadir::io::geotiff::{Cog, CogWriter, GeoTiff, Georeference, SampleKind, Window};
 use serde_json::{Value, json};
 
 use crate::{Desk, clip, text};
@@ -154,6 +155,69 @@ fn what_is_drawn_from_real_pictures_keeps_their_masks() {
     }
     let [inside, outside] = [inside, outside].map(|(sum, n)| sum / f64::from(n));
     assert!(inside < 0.7 * outside, "{inside} {outside}");
+}
+
+#[test]
+fn what_is_drawn_lies_where_its_source_does() {
+    let desk = Desk::new();
+    write_classes(&desk);
+    write_sources(&desk, "real");
+    // Two of the four are GeoTIFFs of 128 pixels a side, and lie side by side.
+    for (i, west) in [(0, 500_000.0), (2, 500_640.0)] {
+        let png = desk.path(&format!("real/images/{i}.png"));
+        let picture = crate::read(&png);
+        let large =
+            image::imageops::resize(&picture, 128, 128, image::imageops::FilterType::Nearest);
+        fs::remove_file(png).unwrap();
+        let bbox = [west, 5_000_000.0, west + 640.0, 5_000_640.0];
+        let place = Georeference::from_bbox(bbox, 32632, 128, 128).unwrap();
+        let cog =
+            Cog { georeference: Some(place), tile: 128, ..Cog::new(128, 128, 3, SampleKind::U8) };
+        let path = desk.path(&format!("real/images/{i}.tif"));
+        let mut writer = CogWriter::create(&path, cog, false).unwrap();
+        writer.write_rows(large.as_raw()).unwrap();
+        writer.finish().unwrap();
+        let mask = desk.path(&format!("real/masks/{i}.png"));
+        let small = image::open(&mask).unwrap().into_luma8();
+        let large = image::imageops::resize(&small, 128, 128, image::imageops::FilterType::Nearest);
+        large.save(mask).unwrap();
+    }
+    let from = ["--source=real", "--mask-classes=land,water", "--per-class=2", "--strength=0.6"];
+    done(&mut synthesize(&desk, "set", &from));
+    let mut places = 0;
+    for draw in draws(&desk, "set").iter().filter(|draw| draw["file"].is_string()) {
+        let file = draw["file"].as_str().unwrap();
+        let scene = desk.path("set").join(file.replace("images", "geotiff")).with_extension("tif");
+        let source = draw["source"].as_str().unwrap();
+        assert_eq!(scene.exists(), source.ends_with(".tif"), "{draw}");
+        if !scene.exists() {
+            continue;
+        }
+        let west = if source.ends_with("0.tif") { 500_000.0 } else { 500_640.0 };
+        let mut found = GeoTiff::open(&scene).unwrap();
+        let place = found.about().georeference.clone().unwrap();
+        assert_eq!(place.epsg(), Some(32632));
+        let bbox = [west, 5_000_000.0, west + 640.0, 5_000_640.0];
+        assert_eq!(place.bbox(64, 64), Some(bbox));
+        let levels = found.read(Window { x: 0, y: 0, width: 64, height: 64 }).unwrap();
+        assert!(levels == crate::read(&desk.path("set").join(file)).into_raw());
+        places += 1;
+    }
+    assert_eq!(places, 2);
+
+    // Where they are said to lie.
+    let box_ = ["--per-class=1", "--bbox=-1.5,47,-1.4,47.1", "--epsg=4326"];
+    done(&mut synthesize(&desk, "said", &box_));
+    let scenes: Vec<_> = fs::read_dir(desk.path("said/geotiff")).unwrap().collect();
+    assert_eq!(scenes.len(), 2);
+    let found = GeoTiff::open(scenes[0].as_ref().unwrap().path()).unwrap();
+    let place = found.about().georeference.clone().unwrap();
+    assert_eq!((place.epsg(), place.transform.unwrap()[0]), (Some(4326), -1.5));
+    let run = |rest: &[&str], parts: &[&str]| refused(&mut synthesize(&desk, "new", rest), parts);
+    run(&["--bbox=1,2,3,4"], &["--epsg"]);
+    run(&["--bbox=3,2,1,4", "--epsg=4326"], &["--bbox", "west < east"]);
+    run(&["--bbox=1,2,3", "--epsg=4326"], &["--bbox", "four numbers"]);
+    run(&["--bbox=NaN,2,3,4", "--epsg=4326"], &["--bbox"]);
 }
 
 #[test]

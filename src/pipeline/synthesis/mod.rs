@@ -10,10 +10,12 @@ mod report;
 mod source;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use image::RgbImage;
 
 use crate::error::{Error, Result};
+use crate::io::geotiff::{Cog, CogWriter, Georeference, SampleKind};
 use crate::io::{atomic, image as pictures, png, raster};
 use crate::pipeline::clip_score::ClipScore;
 use crate::pipeline::language::classes::PromptClass;
@@ -90,6 +92,8 @@ pub struct Studio<'a> {
     pub clip: Option<&'a ClipScore>,
     /// Real pictures with masks, each drawn picture's beginning; without them it begins with noise alone.
     pub sources: Option<&'a Sources>,
+    /// Where pictures are said to lie that are drawn from none that says it.
+    pub place: Option<&'a Georeference>,
     /// What the model was trained on.
     pub training: Option<&'a Gallery>,
     /// The texts of a picture's file, by its prompt, its seed and the real picture that it was drawn from.
@@ -182,6 +186,11 @@ pub fn synthesize(
                             atomic::write(&path, |out| out.write_all(&mask))?;
                             one.mask = Some(name);
                         }
+                        let place = plan.chip.and_then(|chip| chip.place.as_ref());
+                        if let Some(place) = place.or(studio.place) {
+                            let path = records.scene_place(&class.name, one.draw)?;
+                            write_scene(&path, &picture, place)?;
+                        }
                         let texts = (studio.describe)(&one.prompt, one.seed, plan.chip)?;
                         let texts: Vec<_> =
                             texts.iter().map(|(key, text)| (*key, text.as_str())).collect();
@@ -199,6 +208,17 @@ pub fn synthesize(
         records.write_index()?;
     }
     Ok(())
+}
+
+/// Writes a picture as a GeoTIFF.
+fn write_scene(path: &Path, picture: &RgbImage, place: &Georeference) -> Result<()> {
+    let (width, height) = (picture.width() as usize, picture.height() as usize);
+    let plain = Cog::new(width, height, 3, SampleKind::U8);
+    let tile = width.max(height).next_multiple_of(16).min(plain.tile);
+    let cog = Cog { georeference: Some(place.clone()), tile, ..plain };
+    let mut writer = CogWriter::create(path, cog, true)?;
+    writer.write_rows(picture.as_raw())?;
+    writer.finish()
 }
 
 /// What a draw is made of.

@@ -23,6 +23,8 @@ const DRAWS: &str = "draws.jsonl";
 /// The pictures, and the index by which data sets read the folder.
 const PICTURES: &str = "images";
 const MASKS: &str = "masks";
+/// The pictures once more, with their places.
+const SCENES: &str = "geotiff";
 const INDEX: &str = "metadata.jsonl";
 
 const MAX_LINE: u64 = 1 << 20;
@@ -95,6 +97,7 @@ impl Records {
             }
         }
         atomic::remove_abandoned(folder);
+        atomic::remove_abandoned(&folder.join(SCENES));
         let has_masks = settings.get("source").is_some_and(|source| !source.is_null());
         for (name, wanted) in [(PICTURES, true), (MASKS, has_masks)] {
             let below = folder.join(name);
@@ -171,6 +174,18 @@ impl Records {
         let name = self.place(class, draw).0.replacen(PICTURES, MASKS, 1);
         let path = self.folder.join(&name);
         (name, path)
+    }
+
+    /// Where it lies once more as a GeoTIFF; the folder is made.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn scene_place(&self, class: &str, draw: usize) -> Result<PathBuf> {
+        let name = self.place(class, draw).0.replacen(PICTURES, SCENES, 1);
+        let path = self.folder.join(name).with_extension("tif");
+        let folder = self.folder.join(SCENES);
+        fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+        Ok(path)
     }
 
     /// The encoded picture of an accepted draw.

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use crate::data::masks::{Labelled, MaskSettings, open_whole};
 use crate::error::{Error, Result};
+use crate::io::geotiff::{GeoTiff, Georeference};
 use crate::io::image::resize;
 use crate::io::raster::{Levels, Mask};
 use crate::pipeline::InitImage;
@@ -35,6 +36,8 @@ pub struct Chip {
     pub mask: Mask,
     /// What is drawn begins with it.
     pub init: Arc<InitImage>,
+    /// Where it lies, if its file is a GeoTIFF, by the pixels of drawn pictures.
+    pub place: Option<Georeference>,
     /// The class that most pixels have; none where none has any.
     dominant: Option<usize>,
 }
@@ -151,7 +154,20 @@ fn chip(one: Labelled, ignored: u16, redraw: Redraw, [width, height]: [usize; 2]
         }
     };
     let init = Arc::new(InitImage { image, mask: paint });
-    Ok(Chip { name: name.display().to_string(), mask, init, dominant })
+    let place = place(&name)?.map(|place| place.part(0.0, 0.0, w as f64 / width as f64));
+    Ok(Chip { name: name.display().to_string(), mask, init, place, dominant })
+}
+
+/// Where a picture's file says that it lies.
+fn place(file: &Path) -> Result<Option<Georeference>> {
+    let is_tiff = file
+        .extension()
+        .is_some_and(|e| e.eq_ignore_ascii_case("tif") || e.eq_ignore_ascii_case("tiff"));
+    if !is_tiff || !file.is_file() {
+        return Ok(None);
+    }
+    let place = GeoTiff::open(file)?.about().georeference.clone();
+    Ok(place.filter(|place| place.transform.is_some()))
 }
 
 /// Each pixel as the one that its centre lies in.
