@@ -224,6 +224,12 @@ fn what_gdal_writes_is_read_in_every_form() {
     assert!(most <= 16 && mean <= 1.0, "off by {most} at most, {mean} in the mean");
     fs::remove_file(&form).unwrap();
 
+    // What is compressed in a way that is not read says so when it is opened.
+    translate(&source, &form, &["-co", "COMPRESS=ZSTD"]);
+    let error = GeoTiff::open(&form).err().unwrap().to_string();
+    assert!(error.contains("compression ZSTD") && error.contains("COMPRESS=DEFLATE"), "{error}");
+    fs::remove_file(&form).unwrap();
+
     // What nobody has written, and four bands that are no colours.
     let sparse =
         ["-of", "GTiff", "-ot", "Byte", "-outsize", "300", "200", "-bands", "4", "-a_nodata", "7"];

@@ -371,7 +371,8 @@ impl<'a> Work<'a> {
             atomic::write(&job.legend, |out| out.write_all(drawn.as_bytes()))?;
         }
         Ok(json!({
-            "name": job.input, "mask": job.mask, "width": size[0], "height": size[1],
+            "name": job.input.display().to_string(), "mask": job.mask.display().to_string(),
+            "width": size[0], "height": size[1],
             "epsg": place.as_ref().and_then(Georeference::epsg),
             "bbox": place.as_ref().and_then(|place| place.bbox(size[0], size[1])),
             "classes": seen,

@@ -27,6 +27,19 @@ const BLACK_IS_ZERO: u16 = 1;
 const PALETTE: u16 = 3;
 const YCBCR: u16 = 6;
 
+/// Compression that is read: none, LZW, JPEG, deflate by either number, PackBits.
+const READ: [u16; 6] = [1, 5, 7, 8, 32946, 32773];
+
+/// Some that is not.
+const UNREAD: [(u16, &str); 6] = [
+    (6, "old JPEG"),
+    (34712, "JPEG 2000"),
+    (34887, "LERC"),
+    (34925, "LZMA"),
+    (50000, "ZSTD"),
+    (50001, "WebP"),
+];
+
 /// What is known of a TIFF without reading its pixels.
 #[derive(Clone, Debug, PartialEq)]
 pub struct About {
@@ -156,6 +169,11 @@ impl<R: Read + Seek> GeoTiff<R> {
         let Some(samples) = SampleKind::new(format, bits) else {
             return Err(format!("{bits} bits a number, of sample format {format}"));
         };
+        if !READ.contains(&compression) {
+            let name = UNREAD.iter().find(|(code, _)| *code == compression).map(|(_, name)| *name);
+            let name = name.unwrap_or("of another kind");
+            return Err(format!("compression {name} ({compression}), which is not read"));
+        }
         if photometric == YCBCR && (compression != 7 || planar || bands != 3 || bits != 8) {
             return Err("luma and chroma (YCbCr) that are not JPEG".to_owned());
         }
