@@ -1,6 +1,6 @@
 //! GeoTIFF as GDAL's programs see it (Debian's `gdal-bin`): what nadir writes they read, what they write nadir reads.
 //!
-//! Without them these tests do nothing, but under `NADIR_REQUIRE_GDAL`, which `.ci/run` sets, they fail.
+//! Without them these tests do nothing, but under `NADIR_REQUIRE_TOOLS`, which `.ci/run` sets, they fail.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ fn gdal(test: &str) -> bool {
     let there = Command::new("gdalinfo").arg("--version").output();
     let there = there.is_ok_and(|output| output.status.success());
     if !there {
-        assert!(std::env::var_os("NADIR_REQUIRE_GDAL").is_none(), "no gdalinfo on the path");
+        assert!(std::env::var_os("NADIR_REQUIRE_TOOLS").is_none(), "no gdalinfo on the path");
         println!("skipped: {test}: no gdalinfo on the path (Debian: gdal-bin)");
     }
     there

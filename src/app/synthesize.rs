@@ -242,6 +242,7 @@ pub fn run(args: Synthesize) -> anyhow::Result<()> {
         })),
     });
     let mut records = Records::open(&args.output, &record)?;
+    records.keep_quota(args.per_class)?;
     if records.prompts().is_none() {
         let written = match &args.prompts {
             Some(path) => read_prompts(path)?,

@@ -86,7 +86,7 @@ fn gdal(test: &str) -> bool {
     let there = Command::new("gdalinfo").arg("--version").output();
     let there = there.is_ok_and(|output| output.status.success());
     if !there {
-        assert!(std::env::var_os("NADIR_REQUIRE_GDAL").is_none(), "no gdalinfo on the path");
+        assert!(std::env::var_os("NADIR_REQUIRE_TOOLS").is_none(), "no gdalinfo on the path");
         println!("skipped: {test}: what GDAL sees; no gdalinfo on the path (Debian: gdal-bin)");
     }
     there

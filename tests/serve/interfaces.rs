@@ -188,3 +188,78 @@ fn what_is_here_is_told() {
     assert!((probabilities.iter().sum::<f64>() - 1.0).abs() < 1e-5, "{seen}");
     assert!(probabilities.is_sorted_by(|a, b| a >= b));
 }
+
+#[test]
+fn a_data_set_is_watched_while_it_grows() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = folder.path().join("drawn");
+    let watch = format!("--watch-set={}", set.display());
+    let server = Server::start(&[&watch]);
+    let sets = || server.get("/api/sets").ok()["sets"][0].clone();
+    assert_eq!(sets()["classes"], json!([]));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nadir"));
+    let classes = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/eurosat-classes.toml");
+    command
+        .args(["synthesize", "--quiet", "--per-class=1", "--steps=8", "--classes"])
+        .arg(&classes);
+    let output = command.arg("-o").arg(&set).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let grown = sets();
+    assert_eq!((&grown["name"], &grown["finished"]), (&json!("drawn"), &json!(true)));
+    for class in grown["classes"].as_array().unwrap() {
+        assert_eq!((&class["wanted"], &class["accepted"]), (&json!(1), &json!(1)), "{class}");
+    }
+    let picture = server.get(grown["recent"][0].as_str().unwrap());
+    assert!(image::load_from_memory(&picture.body).is_ok());
+    for path in [
+        "/api/sets/1/pictures/a.png",
+        "/api/sets/0/pictures/..%2fmetadata.png",
+        "/api/sets/0/pictures/.png",
+    ] {
+        assert_eq!(server.get(path).status, 404, "{path}");
+    }
+}
+
+#[test]
+fn a_segmenter_tells_the_class_of_each_pixel() {
+    let server = Server::start(&[]);
+    let chip = RgbImage::from_fn(50, 40, |x, y| image::Rgb([x as u8 * 4, y as u8 * 5, 60]));
+    let mut png = std::io::Cursor::new(Vec::new());
+    chip.write_to(&mut png, image::ImageFormat::Png).unwrap();
+    assert_eq!(server.send("/api/segment", "image/png", png.get_ref()).status, 404);
+    drop(server);
+
+    // A network of drawn weights, as one step of training leaves it.
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    for name in ["data/images", "data/masks"] {
+        std::fs::create_dir_all(path(name)).unwrap();
+    }
+    chip.save(path("data/images/0.png")).unwrap();
+    image::GrayImage::from_fn(50, 40, |x, _| image::Luma([u8::from(x > 20)]))
+        .save(path("data/masks/0.png"))
+        .unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nadir"));
+    command.args([
+        "train",
+        "segment",
+        "--quiet",
+        "--classes=land,water",
+        "--resolution=32",
+        "--max-train-steps=1",
+    ]);
+    command.args(["--base-width=8", "--train-batch-size=2", "--train-data"]).arg(path("data"));
+    let output = command.arg("-o").arg(path("run")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let segmenter = path("run/segmenter");
+    let server = Server::start(&["--segmenter", segmenter.to_str().unwrap()]);
+    let found = server.send("/api/segment", "image/png", png.get_ref()).ok();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nadir"));
+    command.args(["segment", "--quiet", "-m"]).arg(&segmenter).arg(path("data/images/0.png"));
+    assert!(command.arg("-o").arg(path("mask.png")).output().unwrap().status.success());
+    assert_eq!(decoded(&found["mask"]), image::open(path("mask.png")).unwrap().into_rgb8());
+    let shares = found["classes"].as_array().unwrap().iter().map(|c| c["share"].as_f64().unwrap());
+    assert!((shares.sum::<f64>() - 1.0).abs() < 1e-9, "{found}");
+    assert_eq!(decoded(&found["overlay"]).dimensions(), (50, 40));
+    assert_eq!(server.get("/api/server").ok()["segmenter"]["classes"], json!(["land", "water"]));
+}

@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tower::ServiceExt as _;
 
-use super::api::{health, jobs, look, openai, reference, webui};
+use super::api::{health, jobs, look, openai, reference, sets, webui};
 use super::fault::Fault;
 use super::guard::{self, Peer};
 use super::{App, page};
@@ -55,6 +55,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/sdapi/v1/options", get(webui::options))
         .route("/sdapi/v1/progress", get(webui::progress))
         .route("/sdapi/v1/interrupt", post(webui::interrupt))
+        .route("/api/sets", get(sets::list))
+        .route("/api/sets/{set}/pictures/{name}", get(sets::picture))
         .route("/api/profile", get(health::profile))
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))

@@ -116,6 +116,10 @@ pub struct Serve {
     #[arg(long, value_name = "DIR", help_heading = "Models")]
     segmenter: Option<PathBuf>,
 
+    /// Show how the data set grows that `nadir synthesize` makes in this folder; may be repeated
+    #[arg(long, value_name = "DIR", help_heading = "Jobs")]
+    watch_set: Vec<PathBuf>,
+
     /// auto, cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Models")]
     device: String,
@@ -198,6 +202,8 @@ pub struct App {
     pub about: About,
     pub limits: Limits,
     pub guard: Guard,
+    /// Data sets that are watched.
+    pub sets: Vec<PathBuf>,
     pub waiting: api::webui::Waiting,
     models: OnceLock<Arc<Models>>,
     /// Uploads that are decoded at a time.
@@ -312,6 +318,7 @@ pub fn run(args: &Serve) -> anyhow::Result<()> {
             queue: args.queue,
         },
         guard: Guard { key, hosts: args.allowed_host.clone(), proxies: args.trusted_proxy.clone() },
+        sets: args.watch_set.clone(),
         waiting: api::webui::Waiting::default(),
         models: OnceLock::new(),
         decoders: Semaphore::new(2),

@@ -8,6 +8,7 @@ mod judge;
 mod records;
 mod report;
 mod source;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -26,6 +27,7 @@ pub use judge::{Gallery, Judge, Opinion, Verdict};
 pub use records::{Draw, Records, read_prompts};
 pub use report::write as write_report;
 pub use source::{Chip, Redraw, Sources};
+pub use watch::{ClassGrowth, Growth};
 
 /// Draws of a class have seeds that are this far from those of the next class.
 const SEEDS: u64 = 1 << 20;

@@ -17,15 +17,17 @@ use crate::io::{atomic, config, read_bounded};
 use crate::pipeline::language::prompts::ClassPrompt;
 
 /// What the set is made by; must stay the same.
-const SETTINGS: &str = "synthesis.json";
+pub(super) const SETTINGS: &str = "synthesis.json";
 const PROMPTS: &str = "prompts.jsonl";
-const DRAWS: &str = "draws.jsonl";
+/// How many pictures each class is to have: of the process under way alone.
+pub(super) const QUOTA: &str = "quota.json";
+pub(super) const DRAWS: &str = "draws.jsonl";
 /// The pictures, and the index by which data sets read the folder.
 const PICTURES: &str = "images";
 const MASKS: &str = "masks";
 /// The pictures once more, with their places.
 const SCENES: &str = "geotiff";
-const INDEX: &str = "metadata.jsonl";
+pub(super) const INDEX: &str = "metadata.jsonl";
 
 const MAX_LINE: u64 = 1 << 20;
 const MAX_PICTURE: u64 = 64 << 20;
@@ -215,6 +217,15 @@ impl Records {
 
     fn accepted(&self) -> impl Iterator<Item = (&Draw, &String)> {
         self.draws.iter().filter_map(|draw| Some((draw, draw.file.as_ref()?)))
+    }
+
+    /// Notes how many pictures each class is to have, for who looks at the set while it grows.
+    ///
+    /// # Errors
+    /// The disk is full.
+    pub fn keep_quota(&self, per_class: usize) -> Result<()> {
+        let quota = json!({ "per_class": per_class }).to_string();
+        atomic::write(&self.folder.join(QUOTA), |out| out.write_all(quota.as_bytes()))
     }
 
     /// Writes the index of the accepted pictures: with it the folder is a data set.

@@ -5,6 +5,7 @@ pub mod jobs;
 pub mod look;
 pub mod openai;
 pub mod reference;
+pub mod sets;
 pub mod webui;
 
 use base64::Engine as _;

@@ -7,7 +7,7 @@ use axum::response::Html;
 use serde_json::Value;
 use utoipa::OpenApi;
 
-use super::{health, jobs, look, openai, webui};
+use super::{health, jobs, look, openai, sets, webui};
 use nadir::io::html::escaped;
 
 #[derive(OpenApi)]
@@ -38,6 +38,9 @@ use nadir::io::html::escaped;
         health::live,
         health::ready,
         health::metrics,
+        health::profile,
+        sets::list,
+        sets::picture,
         document,
     )
 )]
