@@ -147,6 +147,9 @@ impl From<Failure> for Fault {
 impl IntoResponse for Fault {
     fn into_response(self) -> Response {
         let Self { status, told, retry } = self;
+        if status == StatusCode::INTERNAL_SERVER_ERROR {
+            tracing::error!(message = told.message, "failed");
+        }
         let detail = told.message.clone();
         let mut response = (status, Json(ErrorBody { error: told, detail })).into_response();
         if let Some(retry) = retry {

@@ -204,6 +204,12 @@ impl NewTexts {
     }
 }
 
+/// A value as it is written: a number of 32 bits is not told in the digits of 64.
+fn plain(value: impl Serialize) -> Value {
+    let text = serde_json::to_string(&value).unwrap_or_default();
+    serde_json::from_str(&text).unwrap_or_default()
+}
+
 /// Ask for pictures or texts
 #[utoipa::path(post, path = "/api/jobs", tag = "jobs", request_body = NewJob, responses(
     (status = 201, description = "It waits, or has begun", body = Job),
@@ -226,7 +232,7 @@ pub async fn create(
             let (asked, priority, deadline) = parsed::<NewPictures>(&body)?.asked()?;
             let ready = app.pictures(asked).await.map_err(|fault| fault.renamed(&NAMES))?;
             let picture::Ready { works, seeds, cancel, signature } = ready;
-            let mut request = serde_json::to_value(signature.settings()).unwrap_or_default();
+            let mut request = plain(signature.settings());
             request["kind"] = json!("image");
             request["seed"] = json!(seeds[0]);
             request["num_images"] = json!(seeds.len());
@@ -236,7 +242,7 @@ pub async fn create(
         }
         Kind::Text => {
             let (asked, priority, deadline) = parsed::<NewTexts>(&body)?.asked();
-            let mut request = serde_json::to_value(asked.sampling).unwrap_or_default();
+            let mut request = plain(asked.sampling);
             request["kind"] = json!("text");
             request["prompt"] = json!(asked.prompts[0]);
             request["max_new_tokens"] = json!(asked.max_new_tokens);
@@ -306,7 +312,8 @@ pub async fn delete(
     Path(id): Path<String>,
 ) -> Result<Reply<Job>, Fault> {
     let job = app.jobs.get(&id).await.ok_or_else(|| unknown(&id))?;
-    if !app.jobs.cancel(&id) {
+    // What has ended meanwhile stays: only what was seen to be over is removed.
+    if !app.jobs.cancel(&id) && job.state.is_over() {
         let (store, id) = (app.jobs.store.clone(), id);
         blocking(move || store.remove(&id)).await?;
     }
