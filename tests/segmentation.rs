@@ -213,7 +213,7 @@ fn all_narrow() -> [SegmentationConfig; 3] {
 }
 
 #[test]
-fn a_device_finds_what_the_cpu_finds() -> Result<()> {
+fn a_gpu_finds_what_the_cpu_finds() -> Result<()> {
     let Some(device) = gpu::gpu() else { return Ok(()) };
     let images = images([1, 4, 32, 32])?;
     for config in all_narrow() {
@@ -231,7 +231,7 @@ fn a_device_finds_what_the_cpu_finds() -> Result<()> {
 /// moves PyTorch's own gradients of such networks, in f64, by up to 0.5 % when images change by a millionth (ResNet-50, with
 /// eight positions under its last batch norms, by 3 %; so that is not among these).
 #[test]
-fn a_device_learns_what_the_cpu_learns() -> Result<()> {
+fn a_gpu_learns_what_the_cpu_learns() -> Result<()> {
     let Some(device) = gpu::gpu() else { return Ok(()) };
     let shape = [2, 4, 64, 64];
     for mut config in all_narrow() {

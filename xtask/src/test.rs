@@ -82,7 +82,7 @@ const SETTINGS: [Setting; 3] = [
         chosen: [("NADIR_POOL", "on"), ("NADIR_GRAPH", "on"), ("NADIR_SENTINELS", "on")],
     },
     Setting {
-        what: "steps of training, language models, CLIP",
+        what: "steps of training, language models, segmentation, CLIP",
         // Of their tests those whose names say so.
         targets: &[
             "--test",
@@ -91,6 +91,8 @@ const SETTINGS: [Setting; 3] = [
             "clip",
             "--test",
             "decoder",
+            "--test",
+            "segmentation",
             "--test",
             "train",
             "a_gpu_",
