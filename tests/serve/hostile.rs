@@ -93,7 +93,6 @@ fn requests_that_nobody_should_send_get_the_right_answer() {
     // 3. bodies
     let send = |kind: &str, body: &[u8]| server.send("/api/jobs", kind, body).status;
     assert_eq!(send("text/plain", b"{}"), 415);
-    assert_eq!(send("application/json", &vec![b' '; (1 << 20) + 1]), 413);
     for body in
         ["", "{", "[]", "null", "{\"kind\":\"image\"} x", "\u{feff}{}", &"[".repeat(100_000)]
     {
