@@ -1,7 +1,5 @@
 //! `nadir generate`: from arguments to a recipe.
 
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
 use std::path::PathBuf;
 
 use nadir::Error;
@@ -14,6 +12,7 @@ use super::draw::{self, Drawing};
 use super::manifest;
 use super::model::Model;
 use super::recipe::{Lora, Recipe, Source};
+use super::serve;
 
 pub fn run(args: args::Generate) -> anyhow::Result<()> {
     if let Some(manifest) = args.prompt.manifest.clone() {
@@ -46,6 +45,5 @@ pub fn run(args: args::Generate) -> anyhow::Result<()> {
 
 /// 32 bits: short enough to be typed again, and what other programs draw from.
 fn random_seed() -> u64 {
-    // The standard library keys its hash maps from the system's random numbers: enough for a picture.
-    RandomState::new().build_hasher().finish() & u64::from(u32::MAX)
+    serve::random() & u64::from(u32::MAX)
 }

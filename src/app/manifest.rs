@@ -66,24 +66,26 @@ struct Wanted {
 /// The right to draw a picture, for as long as this is there.
 struct Claim {
     path: PathBuf,
+    picture: PathBuf,
     _lock: File,
 }
 
 impl Claim {
     /// None when it is there by now, or another process is about it.
     fn take(folder: &Path, name: &str) -> Result<Option<Self>> {
-        if folder.join(name).exists() {
+        let picture = folder.join(name);
+        if picture.exists() {
             return Ok(None);
         }
         let path = folder.join(CLAIMS).join(name);
         let lock = File::create(&path).map_err(|e| Error::io(&path, e))?;
         match lock.try_lock() {
             // Another may have finished it between the look and the lock.
-            Ok(()) if folder.join(name).exists() => {
+            Ok(()) if picture.exists() => {
                 let _ = fs::remove_file(&path);
                 Ok(None)
             }
-            Ok(()) => Ok(Some(Self { path, _lock: lock })),
+            Ok(()) => Ok(Some(Self { path, picture, _lock: lock })),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(Error::io(path, error)),
         }
@@ -92,8 +94,11 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        // Still locked: who opened it before finds the picture.
-        let _ = fs::remove_file(&self.path);
+        // Still locked: who opened it before finds the picture. Without one it stays, since who holds a file that has lost its
+        // name would draw beside who makes a new one.
+        if self.picture.exists() {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -356,10 +361,13 @@ mod tests {
         // Locks belong to open files: a second one of this process is refused as another's.
         assert!(Claim::take(path, "a.png").unwrap().is_none());
         assert!(Claim::take(path, "b.png").unwrap().is_some());
+        // Without a picture it is free again, under the same name.
         drop(claim);
-        assert_eq!(fs::read_dir(path.join(CLAIMS)).unwrap().count(), 0);
-        assert!(Claim::take(path, "a.png").unwrap().is_some());
+        assert!(path.join(CLAIMS).join("a.png").exists());
+        let claim = Claim::take(path, "a.png").unwrap().unwrap();
         fs::write(path.join("a.png"), "").unwrap();
+        drop(claim);
+        assert!(!path.join(CLAIMS).join("a.png").exists());
         assert!(Claim::take(path, "a.png").unwrap().is_none());
     }
 
