@@ -79,6 +79,8 @@ Examples:
   nadir generate \"a harbour\" -m models/my-sd -W 768 --scheduler dpm++2m_karras --steps 25
   nadir generate \"a harbour\" -m models/my-sd --lora harbours.safetensors:0.8 --lora winter.safetensors
   nadir generate --manifest prompts.jsonl --shard 3/8 --batch 8 -o pictures/
+  nadir generate \"16_GOOGLE_LEVEL_a harbour\" -m lcybuaa/Text2Earth -W 256 -H 256
+  nadir generate \"a harbour\" -m models/diffusionsat --gsd 1.2m --place 48.85,2.35 --date 2021-07-04
   nadir generate \"a river\" -b 64 --batch 8 --deadline-ms 500 --min-steps 10 -o pictures/
 
 Paths of the pictures go to standard output, one a line; all else goes to standard error.
@@ -466,6 +468,12 @@ mod tests {
         let settings = serde_json::to_value(Settings {
             scheduler: Some(String::new()),
             strength: Some(0.0),
+            level: Some(16),
+            gsd: "1.2m".parse().ok(),
+            place: "48.85,2.35".parse().ok(),
+            date: "2021-07-04".parse().ok(),
+            cloud: Some(0.1),
+            class_labels: Some(vec![1.0]),
             ..Settings::default()
         });
         for field in settings.unwrap().as_object().unwrap().keys() {

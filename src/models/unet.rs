@@ -1,11 +1,17 @@
-//! UNet2DConditionModel of diffusers: the denoiser of Stable Diffusion 1.x and 2.x.
+//! UNet2DConditionModel of diffusers: the denoiser of Stable Diffusion 1.x and 2.x; and DiffusionSat's SatUNet, which is
+//! one that is told more of a picture.
 //!
 //! Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models". Reference
 //! implementation: diffusers, `models/unets/unet_2d_condition.py` and `unet_2d_blocks.py`.
 
+mod vector;
+
 use std::sync::Arc;
 
 use serde_json::json;
+
+pub use self::vector::{ClassEmbedding, Sinusoids, Vector, VectorConfig};
+use self::vector::{TimestepEmbedding, VectorEmbedding};
 
 use crate::error::{Error, Result};
 use crate::io::config::Config;
@@ -14,10 +20,9 @@ use crate::nn::{
     checkpoint, module,
 };
 use crate::ops::conv::Conv2dConfig;
-use crate::ops::elementwise::silu;
-use crate::ops::embedding::timestep_embedding;
+use crate::ops::elementwise::{add, silu};
 use crate::ops::layout::concat;
-use crate::ops::matmul::{Activation, Epilogue};
+use crate::ops::matmul::Epilogue;
 use crate::ops::resample::resize_nearest;
 use crate::tensor::{DType, Device, Tensor};
 
@@ -54,6 +59,8 @@ pub struct UnetConfig {
     pub flip_sin_to_cos: bool,
     /// Timestep embedding: shift of the frequencies.
     pub freq_shift: f32,
+    /// What it is told of a picture beside the prompt.
+    pub vector: VectorConfig,
 }
 
 impl UnetConfig {
@@ -62,7 +69,7 @@ impl UnetConfig {
     /// # Errors
     /// A field has another type, or asks for what is not implemented.
     pub fn read(c: &Config) -> Result<Self> {
-        c.neutral("_class_name", &[json!("UNet2DConditionModel")])?;
+        c.neutral("_class_name", &[json!("UNet2DConditionModel"), json!("SatUNet")])?;
         let widths = c.usizes("block_out_channels", &[320, 640, 1280, 1280])?;
         let levels = widths.len();
         let counts = |name, default| {
@@ -147,10 +154,17 @@ impl UnetConfig {
             norm_eps: c.f32("norm_eps", 1e-5)?,
             flip_sin_to_cos: c.bool("flip_sin_to_cos", true)?,
             freq_shift: c.f32("freq_shift", 0.0)?,
+            vector: VectorConfig::read(c, 4 * widths.first().copied().unwrap_or_default())?,
             block_out_channels: widths,
         };
         c.finish()?;
         Ok(config)
+    }
+
+    /// What timesteps are embedded by.
+    fn sinusoids(&self) -> Sinusoids {
+        let &Self { flip_sin_to_cos, freq_shift, .. } = self;
+        Sinusoids { width: self.block_out_channels[0], flip_sin_to_cos, freq_shift }
     }
 }
 
@@ -179,8 +193,8 @@ fn attention(
 /// The denoiser.
 pub struct Unet {
     config: UnetConfig,
-    time1: Linear,
-    time2: Linear,
+    time: TimestepEmbedding,
+    vector: VectorEmbedding,
     conv_in: Conv2d,
     down: Vec<DownBlock>,
     mid: MidBlock,
@@ -198,8 +212,8 @@ pub struct Unet {
 pub struct Context(Vec<KeyValue>);
 
 module!(Unet {
-    "time_embedding.linear_1": time1,
-    "time_embedding.linear_2": time2,
+    "time_embedding": time,
+    "": vector,
     "conv_in": conv_in,
     "down_blocks": down,
     "mid_block": mid,
@@ -237,7 +251,7 @@ impl Unet {
         // Guidance multiplies the error of the prediction several times, so its first and last layer, which
         // take next to no time, are in f32, as is what the timesteps are embedded by.
         let precise = p.with_dtype(if p.dtype() == DType::F64 { DType::F64 } else { DType::F32 });
-        let (time, temb) = (precise.pp("time_embedding"), 4 * first);
+        let (sinusoids, temb) = (config.sinusoids(), 4 * first);
 
         // Widths of the skip connections, in the order in which the way down leaves them.
         let mut skips = vec![first];
@@ -258,8 +272,8 @@ impl Unet {
             input = widths[level];
         }
         Ok(Self {
-            time1: Linear::load(&time.pp("linear_1"), first, temb, true)?,
-            time2: Linear::load(&time.pp("linear_2"), temb, temb, true)?,
+            time: TimestepEmbedding::load(&precise.pp("time_embedding"), first, temb)?,
+            vector: VectorEmbedding::load(config.vector, &precise, sinusoids, temb)?,
             conv_in: Conv2d::load_3x3(&precise.pp("conv_in"), config.in_channels, first)?,
             down,
             mid,
@@ -283,15 +297,28 @@ impl Unet {
         &self.config
     }
 
-    /// What every residual block makes of `timesteps` `[N]`, side by side in order of execution: [N, sum of their widths],
-    /// f32 (f64 for an f64 model).
-    ///
-    /// It depends on the schedule alone: computed once, not in every step.
+    /// What the blocks of a model that [is told nothing](VectorConfig::is_empty) beside the prompt make of `timesteps`
+    /// `[N]`: see [`Self::embed`].
     ///
     /// # Errors
-    /// None for a model that loaded, but those of the device.
+    /// `Value` for a model that is told more.
     pub fn embed_timesteps(&self, timesteps: &[f32]) -> Result<Tensor> {
-        let temb = silu(&self.time_embedding(timesteps)?)?.to_dtype(self.dtype)?; // [N, 4 * width]
+        self.embed(timesteps, &Vector::default())
+    }
+
+    /// What every residual block makes of `timesteps` `[N]` and of what is told of a picture, side by side in order of
+    /// execution: [N, sum of their widths], f32 (f64 for an f64 model).
+    ///
+    /// It depends on the schedule and the picture alone: computed once, not in every step.
+    ///
+    /// # Errors
+    /// `Value` for other numbers than [`UnetConfig::vector`] says.
+    pub fn embed(&self, timesteps: &[f32], vector: &Vector) -> Result<Tensor> {
+        let mut temb = self.time_embedding(timesteps)?; // [N, 4 * width]
+        if let Some(vector) = self.vector.of(vector)? {
+            temb = add(&temb, &vector)?;
+        }
+        let temb = silu(&temb)?.to_dtype(self.dtype)?;
         let down = self.down.iter().flat_map(|block| &block.resnets);
         let up = self.up.iter().flat_map(|block| &block.resnets);
         let resnets = down.chain([&self.mid.resnet1, &self.mid.resnet2]).chain(up);
@@ -303,16 +330,10 @@ impl Unet {
     /// The embedding of `timesteps` `[N]` that all blocks share: [N, 4 * width], f32 (f64 for an f64 model).
     ///
     /// # Errors
-    /// As [`Self::embed_timesteps`].
+    /// None for a model that loaded, but those of the device.
     pub fn time_embedding(&self, timesteps: &[f32]) -> Result<Tensor> {
-        let c = &self.config;
-        let (width, period) = (c.block_out_channels[0], 10_000.0);
-        let t = timestep_embedding(timesteps, width, c.flip_sin_to_cos, c.freq_shift, period)?; // [N, width]
-        let t = t.to_dtype(self.precise)?.to_device(self.device)?;
-        let t = self
-            .time1
-            .forward_with(&t, Epilogue { act: Activation::Silu, ..Epilogue::default() })?;
-        self.time2.forward(&t) // [N, 4 * width]
+        let t = self.config.sinusoids().of(timesteps)?; // [N, width]
+        self.time.forward(&t.to_dtype(self.precise)?.to_device(self.device)?) // [N, 4 * width]
     }
 
     /// Keys and values of `text` [B, T, D] in every cross attention.

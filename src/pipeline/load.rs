@@ -171,7 +171,7 @@ pub(super) fn vae_dtype(dtype: DType, config: &VaeConfig) -> DType {
     if dtype == DType::F16 && config.force_upcast { DType::F32 } else { dtype }
 }
 
-/// Pipelines that are nothing but these components, and the one class that nadir has of each.
+/// Pipelines that are nothing but these components, and the classes that nadir has of each.
 fn check_classes(folder: &PipelineFolder) -> Result<()> {
     let advice = "nadir runs Stable Diffusion 1.x and 2.x.";
     let wrong = |what: &str, expected: &str, found: &str| {
@@ -182,6 +182,10 @@ fn check_classes(folder: &PipelineFolder) -> Result<()> {
         "StableDiffusionPipeline",
         "StableDiffusionImg2ImgPipeline",
         "StableDiffusionInpaintPipeline",
+        // What Text2Earth and DiffusionSat call theirs.
+        "Text2EarthDiffusionPipeline",
+        "Text2EarthDiffusionInpaintPipeline",
+        "DiffusionSatPipeline",
     ];
     if !known.contains(&class.as_str()) {
         return wrong("_class_name", &known.join(" or "), &class);
@@ -191,13 +195,13 @@ fn check_classes(folder: &PipelineFolder) -> Result<()> {
     let beside = ["safety_checker", "feature_extractor", "image_encoder"];
     folder.check_components(&[components.as_slice(), &beside].concat())?;
     for (name, known) in [
-        ("text_encoder", "CLIPTextModel"),
-        ("unet", "UNet2DConditionModel"),
-        ("vae", "AutoencoderKL"),
+        ("text_encoder", &["CLIPTextModel"][..]),
+        ("unet", &["UNet2DConditionModel", "SatUNet"]),
+        ("vae", &["AutoencoderKL"]),
     ] {
         let class = folder.component(name)?.unwrap_or_default();
-        if class != known {
-            return wrong(name, known, &class);
+        if !known.contains(&class.as_str()) {
+            return wrong(name, &known.join(" or "), &class);
         }
     }
     Ok(())

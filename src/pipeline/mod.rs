@@ -25,6 +25,7 @@ mod start;
 mod stepping;
 pub mod synthesis;
 mod text_to_image;
+mod told;
 
 pub use load::{LoadOptions, Suggestions};
 pub use memory::MemoryEstimate;
@@ -33,3 +34,4 @@ pub use request::{Cancel, InitImage, Request};
 pub use run::{Event, Run, SlotId};
 pub use settings::{SIZE_STEP, Settings};
 pub use text_to_image::TextToImage;
+pub use told::{Date, LEVELS, Metres, Place};

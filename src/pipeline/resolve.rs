@@ -1,10 +1,12 @@
 //! What a request means for a model: its defaults filled in, its sampler, and what the model cannot do.
 
 use crate::error::{Error, Result};
+use crate::models::unet::VectorConfig;
 use crate::pipeline::request::Request;
 use crate::pipeline::sampler::Sampler;
 use crate::pipeline::settings::Settings;
 use crate::pipeline::text_to_image::TextToImage;
+use crate::pipeline::told::Told;
 
 impl TextToImage {
     /// What the user should know about the files that were loaded.
@@ -38,6 +40,16 @@ impl TextToImage {
             guidance_scale: Some(self.guidance_scale(settings)),
             ..settings.clone()
         })
+    }
+
+    /// Settings that say what the model has to be told beside a prompt, and nothing else: to measure it.
+    pub fn least_settings(&self) -> Settings {
+        let VectorConfig { class, metadata } = self.unet.config().vector;
+        Settings {
+            class_labels: class.map(|class| vec![0.0; class.inputs()]),
+            cloud: (metadata > 0).then_some(0.0),
+            ..Settings::default()
+        }
     }
 
     /// Width and height in pixels.
@@ -78,6 +90,7 @@ impl TextToImage {
             let expected = "this model paints into a picture: it needs one, and a mask";
             return Err(Error::argument("mask_image", "none", expected));
         }
+        Told::new(&self.unet.config().vector, &request.settings)?;
         let (settings, layers) = (&request.settings, self.text_encoder.config().num_hidden_layers);
         if settings.clip_skip > layers {
             let expected = format!("the text encoder has {layers} layers");

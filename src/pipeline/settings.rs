@@ -4,11 +4,14 @@
 //! A field's documentation is also its help on the command line. Errors name fields as they are called here; a
 //! front end that calls them otherwise translates.
 
+use std::str::FromStr;
+
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::noise::NoiseSource;
+use crate::pipeline::told::{self, Date, Metres, Place};
 use crate::text::tokenizer::check_prompt;
 use crate::text::weighting::{LongPrompt, Syntax};
 
@@ -70,7 +73,7 @@ pub struct Settings {
     /// Whose random numbers: `torch` (its CPU generator), `philox` or `philox:SMSxBLOCKS` (its CUDA generator)
     #[serde(with = "crate::io::as_text")]
     #[arg(long, value_name = "SOURCE", default_value = "torch", help_heading = "Sampling")]
-    #[arg(value_parser = parse_noise)]
+    #[arg(value_parser = typed::<NoiseSource>)]
     pub noise: NoiseSource,
 
     /// What to do with a prompt longer than the text encoder reads (77 tokens)
@@ -89,6 +92,42 @@ pub struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[arg(long, value_name = "X", help_heading = "Image to image", allow_negative_numbers = true)]
     pub strength: Option<f64>,
+
+    /// Zoom level of Google's maps, 10 to 18, of a model that is told one: 17 is a metre a pixel, each more halves it
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[arg(long, value_name = "N", help_heading = "What is known of the picture")]
+    #[arg(allow_negative_numbers = true)]
+    pub level: Option<u32>,
+
+    /// Metres a pixel, such as 1.2m or 30cm, of a model that is told them or a level
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[arg(long, value_name = "METRES", help_heading = "What is known of the picture")]
+    #[arg(allow_hyphen_values = true, value_parser = typed::<Metres>)]
+    pub gsd: Option<Metres>,
+
+    /// Where it is, in degrees north and east, of a model that is told a place
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[arg(long, value_name = "LAT,LON", help_heading = "What is known of the picture")]
+    #[arg(allow_hyphen_values = true, value_parser = typed::<Place>)]
+    pub place: Option<Place>,
+
+    /// When it was taken, as YEAR-MONTH-DAY, of a model that is told a date
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[arg(long, value_name = "DATE", help_heading = "What is known of the picture")]
+    #[arg(allow_hyphen_values = true, value_parser = typed::<Date>)]
+    pub date: Option<Date>,
+
+    /// Share of it that clouds cover, 0 to 1, of a model that is told one
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[arg(long, value_name = "X", help_heading = "What is known of the picture")]
+    #[arg(allow_negative_numbers = true)]
+    pub cloud: Option<f64>,
+
+    /// Numbers for the class embedding of any other model that has one: diffusers' class_labels
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[arg(long, value_name = "X,..", help_heading = "What is known of the picture")]
+    #[arg(value_delimiter = ',', allow_hyphen_values = true)]
+    pub class_labels: Option<Vec<f32>>,
 }
 
 impl Default for Settings {
@@ -110,6 +149,12 @@ impl Default for Settings {
             prompt_syntax: Syntax::default(),
             vae_tiling: false,
             strength: None,
+            level: None,
+            gsd: None,
+            place: None,
+            date: None,
+            cloud: None,
+            class_labels: None,
         }
     }
 }
@@ -138,7 +183,8 @@ impl Settings {
         in_range("guidance_scale", self.guidance_scale.unwrap_or_default().into(), 1000.0)?;
         in_range("guidance_rescale", self.guidance_rescale.into(), 1.0)?;
         in_range("eta", self.eta.into(), 1.0)?;
-        in_range("strength", self.strength.unwrap_or_default(), 1.0)
+        in_range("strength", self.strength.unwrap_or_default(), 1.0)?;
+        told::check(self)
     }
 
     /// Width and height in pixels, for a model whose own size is `default` and whose latents are `factor`
@@ -161,7 +207,7 @@ fn check_size(name: &'static str, size: usize, step: usize) -> Result<usize> {
 }
 
 /// The library's error names the field once more than a command line needs.
-fn parse_noise(text: &str) -> Result<NoiseSource, String> {
+fn typed<T: FromStr<Err = Error>>(text: &str) -> Result<T, String> {
     text.parse().map_err(|error| match error {
         Error::Argument { expected, .. } => expected,
         other => other.to_string(),
@@ -190,6 +236,8 @@ mod tests {
         fails(|s| s.guidance_scale = Some(f32::NAN), "guidance_scale");
         fails(|s| s.eta = 1.5, "eta");
         fails(|s| s.strength = Some(-0.1), "strength");
+        fails(|s| s.level = Some(19), "level");
+        fails(|s| s.cloud = Some(f64::NAN), "cloud");
     }
 
     #[test]
@@ -213,6 +261,10 @@ mod tests {
             guidance_scale: Some(7.1),
             noise: "philox:80x16".parse().unwrap(),
             long_prompts: LongPrompt::Chunk,
+            gsd: "30cm".parse().ok(),
+            place: "48.85,2.35".parse().ok(),
+            date: "2021-07-04".parse().ok(),
+            class_labels: Some(vec![3.0]),
             ..Settings::default()
         };
         let json = serde_json::to_value(&settings).unwrap();
@@ -221,6 +273,17 @@ mod tests {
             (json["noise"].as_str(), json["long_prompts"].as_str()),
             (Some("philox:80x16"), Some("chunk"))
         );
+        assert_eq!(
+            (json["gsd"].as_f64(), json["place"].as_str(), json["date"].as_str()),
+            (Some(0.3), Some("48.85,2.35"), Some("2021-07-04"))
+        );
+        // Names of pictures in a folder are of the whole request: what is not said is not in it.
+        assert_eq!(json.get("level"), None);
+        let metres = |json: &str| serde_json::from_str::<Settings>(json).unwrap().gsd;
+        assert_eq!(metres(r#"{"gsd": "30cm"}"#), metres(r#"{"gsd": 0.3}"#));
+        for wrong in [r#"{"gsd": 0}"#, r#"{"place": "91,0"}"#, r#"{"date": "2021-02-30"}"#] {
+            assert!(serde_json::from_str::<Settings>(wrong).is_err(), "{wrong}");
+        }
         assert_eq!(serde_json::from_value::<Settings>(json).unwrap(), settings);
         assert_eq!(serde_json::from_str::<Settings>("{}").unwrap(), Settings::default());
     }

@@ -20,9 +20,11 @@ use crate::pipeline::prompt::{Warning, tokenize};
 use crate::pipeline::recent::Recent;
 use crate::pipeline::request::{Cancel, Request};
 use crate::pipeline::sampler::SamplerConfig;
+use crate::pipeline::settings::Settings;
 use crate::pipeline::slot::Denoising;
 use crate::pipeline::start::{Noise, Start};
 use crate::pipeline::stepping::Stepping;
+use crate::pipeline::told::Told;
 use crate::tensor::{Device, Tensor};
 use crate::text::tokenizer::ClipTokenizer;
 
@@ -47,8 +49,11 @@ impl TextToImage {
         size: (usize, usize),
         recent: &mut Recent,
     ) -> Result<(Denoising, Vec<Warning>)> {
-        let (settings, cancel) = (&request.settings, &request.cancel);
         let mut sampler = self.sampler(request)?;
+        let told = Told::new(&self.unet.config().vector, &request.settings)?;
+        let prompt = told.prompt.into_owned();
+        let (settings, cancel) =
+            (&Settings { prompt, ..request.settings.clone() }, &request.cancel);
         // 1. prompt -> tokens -> hidden states -> keys and values
         let guidance = Guidance::new(self.guidance_scale(settings), settings.guidance_rescale);
         let (prompts, warnings) = tokenize(&self.tokenizer, settings, guidance.is_some())?;
@@ -69,10 +74,13 @@ impl TextToImage {
                 Start::from_image(&image, strength, factor, &*sampler, &mut noise)?
             }
         };
-        // 3. schedule -> time embeddings
-        let times = self.unet.embed_timesteps(sampler.timesteps())?; // [evaluations, E]
-        let times = times.reshape([times.dim(0), 1, times.dim(1)])?;
-        let timesteps = concat(&vec![&times; text.len()], 1)?; // [evaluations, rows, E]
+        // 3. schedule, and what is known of the picture -> time embeddings
+        let rows = told.vectors.iter().skip(told.vectors.len() - text.len()).map(|vector| {
+            let times = self.unet.embed(sampler.timesteps(), vector)?; // [evaluations, E]
+            times.reshape([times.dim(0), 1, times.dim(1)])
+        });
+        let rows = rows.collect::<Result<Vec<_>>>()?;
+        let timesteps = concat(&rows.iter().collect::<Vec<_>>(), 1)?; // [evaluations, rows, E]
         // 4. the sampler, or a table of its steps
         sampler.begin(start.first);
         let stepping = match start.is_free() {

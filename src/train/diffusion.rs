@@ -539,7 +539,13 @@ impl DiffusionTask {
 }
 
 fn load_unet(config: &Config, params: &Params) -> Result<Unet> {
-    Unet::load(UnetConfig::read(config)?, params)
+    let shape = UnetConfig::read(config)?;
+    if !shape.vector.is_empty() {
+        let (found, advice) = ("a UNet that is told more", "It can be drawn with, not trained.");
+        let expected = "a UNet that is told no more of a picture than its text";
+        return Err(Error::file(config.path(), "class embedding", expected, found, advice));
+    }
+    Unet::load(shape, params)
 }
 
 fn load_text_encoder(config: &Config, params: &Params) -> Result<ClipText> {

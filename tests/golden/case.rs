@@ -10,7 +10,9 @@ use image::{DynamicImage, GrayImage, RgbImage};
 use nadir::Result;
 use nadir::io::TensorSource;
 use nadir::io::safetensors::SafeTensors;
-use nadir::pipeline::{Event, InitImage, LoadOptions, Request, Settings, TextToImage, Warning};
+use nadir::pipeline::{
+    Event, InitImage, LoadOptions, Metres, Request, Settings, TextToImage, Warning,
+};
 use nadir::tensor::{DType, Device, Tensor};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -25,7 +27,7 @@ pub struct Case {
     _temporary: Option<TempDir>,
 }
 
-fn copy(from: &Path, to: &Path) {
+pub fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
@@ -37,10 +39,17 @@ fn copy(from: &Path, to: &Path) {
 
 impl Case {
     pub fn open(name: &str) -> Result<Self> {
-        let from = golden::path("pipelines").join(name);
+        Self::assemble("pipelines", name, |source, to| {
+            copy(&golden::path("models").join(source), to);
+        })
+    }
+
+    /// The case `name` of a folder of goldens, whose networks `write` puts where they belong.
+    pub fn assemble(kind: &str, name: &str, write: impl Fn(&str, &Path)) -> Result<Self> {
+        let from = golden::path(kind).join(name);
         let json: Value =
             serde_json::from_slice(&fs::read(from.join("case.json")).unwrap()).unwrap();
-        let golden = golden::open(&format!("pipelines/{name}"))?;
+        let golden = golden::open(&format!("{kind}/{name}"))?;
         if let Some(folder) = json["components"].as_str() {
             let folder = golden::root().join(folder);
             return Ok(Self { golden, json, folder, _temporary: None });
@@ -50,10 +59,18 @@ impl Case {
         copy(&from, &folder);
         copy(&from.join("scheduler"), &folder.join("scheduler"));
         for (component, source) in json["components"].as_object().unwrap() {
-            let kind = if component == "tokenizer" { "pipelines" } else { "models" };
-            copy(&golden::path(kind).join(source.as_str().unwrap()), &folder.join(component));
+            let (source, to) = (source.as_str().unwrap(), folder.join(component));
+            match component == "tokenizer" {
+                true => copy(&golden::path("pipelines").join(source), &to),
+                false => write(source, &to),
+            }
         }
         Ok(Self { golden, json, folder, _temporary: Some(temporary) })
+    }
+
+    #[allow(dead_code, reason = "not all tests that share this file ask")]
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     pub fn load(&self, dtype: DType, device: Device) -> Result<TextToImage> {
@@ -77,6 +94,10 @@ impl Case {
             eta: number("eta").unwrap_or_default(),
             clip_skip: count("clip_skip").unwrap_or_default(),
             strength: arguments["strength"].as_f64(),
+            place: arguments["place"].as_str().map(|place| place.parse().unwrap()),
+            date: arguments["date"].as_str().map(|date| date.parse().unwrap()),
+            gsd: arguments["gsd"].as_f64().map(|metres| Metres::new(metres).unwrap()),
+            cloud: arguments["cloud"].as_f64(),
             ..Settings::default()
         };
         let seed = self.json["seed"].as_u64().unwrap();
@@ -142,7 +163,11 @@ pub fn psnr(ours: &[u8], theirs: &[f32]) -> f64 {
 
 /// Asserts that a case is drawn in f32 as diffusers drew it: its latents behind every step, and its pictures.
 pub fn check_f32(name: &str, device: Device) -> Result<()> {
-    let case = Case::open(name)?;
+    check_case(&Case::open(name)?, name, device)
+}
+
+/// As [`check_f32`], of a case that is called `name`.
+pub fn check_case(case: &Case, name: &str, device: Device) -> Result<()> {
     let n = case.images();
     let drawn = generate(&case.load(DType::F32, device)?, seeds(&case.request(), n), n)?;
     for Drawn { warnings, .. } in &drawn {

@@ -1,4 +1,4 @@
-//! Weights that are drawn from their names, here and in `decoder.py`.
+//! Weights that are drawn from their names, here and in `decoder.py` and `conditioning.py`.
 
 use std::collections::BTreeMap;
 
@@ -10,34 +10,50 @@ use nadir::tensor::{DType, Tensor};
 use crate::golden;
 
 /// The weights that `draw` of `golden/decoder.py` makes.
-pub struct Drawn(BTreeMap<String, Vec<usize>>);
+pub struct Drawn {
+    shapes: BTreeMap<String, Vec<usize>>,
+    /// The largest element of a matrix or a convolution of a shape.
+    largest: fn(&[usize]) -> f64,
+}
 
 impl Drawn {
-    /// Of the family `name`.
+    /// Of the family `name` of language models.
+    #[allow(dead_code, reason = "not all tests that share this file ask")]
     pub fn of(name: &str) -> Self {
-        let path = golden::path(&format!("decoder/{name}/weights.json"));
-        Self(serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap())
+        Self::at(&format!("decoder/{name}"), |_| 0.3)
+    }
+
+    /// As `golden/conditioning.py` draws them: outputs are about as large as inputs.
+    #[allow(dead_code, reason = "not all tests that share this file ask")]
+    pub fn by_inputs(folder: &str) -> Self {
+        Self::at(folder, |shape| (3.0 / shape[1..].iter().product::<usize>() as f64).sqrt())
+    }
+
+    fn at(folder: &str, largest: fn(&[usize]) -> f64) -> Self {
+        let path = golden::path(&format!("{folder}/weights.json"));
+        let shapes = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        Self { shapes, largest }
     }
 }
 
 impl TensorSource for Drawn {
     fn names(&self) -> Vec<String> {
-        self.0.keys().cloned().collect()
+        self.shapes.keys().cloned().collect()
     }
 
     fn info(&self, name: &str) -> Option<TensorInfo> {
-        Some(TensorInfo { shape: self.0.get(name)?.clone(), dtype: DType::F32 })
+        Some(TensorInfo { shape: self.shapes.get(name)?.clone(), dtype: DType::F32 })
     }
 
     fn read(&self, name: &str) -> Result<Tensor> {
-        let shape = &self.0[name];
+        let shape = &self.shapes[name];
         let mut generator = Mt19937::new(u64::from(crc32fast::hash(name.as_bytes())));
         let values = (0..shape.iter().product()).map(|_| {
             let uniform = f64::from(generator.next_u32() % (1 << 24)) / f64::from(1 << 23) - 1.0;
             let value = match (shape.len(), name.ends_with("weight")) {
                 (1, true) => 1.0 + 0.3 * uniform,
                 (1, false) => 0.2 * uniform,
-                _ => 0.3 * uniform,
+                _ => (self.largest)(shape) * uniform,
             };
             value as f32
         });

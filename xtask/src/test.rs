@@ -82,13 +82,15 @@ const SETTINGS: [Setting; 3] = [
         chosen: [("NADIR_POOL", "on"), ("NADIR_GRAPH", "on"), ("NADIR_SENTINELS", "on")],
     },
     Setting {
-        what: "steps of training, language models, segmentation, CLIP",
+        what: "steps of training, language models, segmentation, CLIP, models that are told more than a prompt",
         // Of their tests those whose names say so.
         targets: &[
             "--test",
             "classifier",
             "--test",
             "clip",
+            "--test",
+            "conditioning",
             "--test",
             "decoder",
             "--test",

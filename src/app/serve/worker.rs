@@ -66,7 +66,7 @@ struct Desk<'m> {
 pub fn calibrate(engine: &Engine, models: &Models) -> Result<()> {
     let size = models.image.default_size();
     let mut run = Run::new(&models.image, size, engine.batch)?;
-    let settings = Settings { steps: Some(2), ..Settings::default() };
+    let settings = Settings { steps: Some(2), ..models.image.least_settings() };
     let mut spent = Duration::ZERO;
     let mut company = 1;
     while company <= engine.batch && spent < Duration::from_secs(2) {

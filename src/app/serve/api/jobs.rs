@@ -16,8 +16,8 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use utoipa::ToSchema;
 
-use nadir::pipeline::Settings;
 use nadir::pipeline::language::Sampling;
+use nadir::pipeline::{Metres, Settings};
 
 use super::decoded;
 use crate::app::serve::App;
@@ -75,6 +75,18 @@ pub struct NewPictures {
     num_images: usize,
     /// How much of the picture to start from is drawn anew, 0 to 1
     strength: Option<f64>,
+    /// Zoom level, 10 to 18, of a model that is told one
+    level: Option<u32>,
+    /// Metres a pixel, of a model that is told them
+    gsd: Option<f64>,
+    /// Where it is, `LATITUDE,LONGITUDE`, of a model that is told a place
+    place: Option<String>,
+    /// When it was taken, `YEAR-MONTH-DAY`, of a model that is told a date
+    date: Option<String>,
+    /// Share of it that clouds cover, 0 to 1, of a model that is told one
+    cloud: Option<f64>,
+    /// Numbers for the class embedding of any other model that has one
+    class_labels: Option<Vec<f32>>,
     /// A picture to start from, in base64
     init_image: Option<String>,
     /// Where to paint it anew: white
@@ -134,7 +146,7 @@ fn many() -> usize {
 /// Either of them.
 #[derive(ToSchema)]
 #[serde(untagged)]
-#[allow(dead_code, reason = "for the reference")]
+#[allow(dead_code, clippy::large_enum_variant, reason = "for the reference")]
 pub enum NewJob {
     Pictures(NewPictures),
     Texts(NewTexts),
@@ -166,6 +178,12 @@ impl NewPictures {
             noise: noise.unwrap_or_default(),
             vae_tiling: self.vae_tiling,
             strength: self.strength,
+            level: self.level,
+            gsd: self.gsd.map(Metres::new).transpose()?,
+            place: self.place.as_deref().map(str::parse).transpose()?,
+            date: self.date.as_deref().map(str::parse).transpose()?,
+            cloud: self.cloud,
+            class_labels: self.class_labels,
             ..Settings::default()
         };
         let init = self.init_image.map(|text| decoded("init_image", &text)).transpose()?;
