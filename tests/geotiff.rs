@@ -251,3 +251,46 @@ fn what_gdal_writes_is_read_in_every_form() {
     assert!(file.about().georeference.is_none());
     assert!(file.read(whole).unwrap().iter().all(|level| *level == 7));
 }
+
+/// The picture is not compressed: it takes as many bytes as it has pixels, its overviews a third of that.
+#[test]
+fn a_scene_beyond_4_gib_is_read_where_its_offsets_need_64_bits() {
+    const TEST: &str = "a_scene_beyond_4_gib_is_read_where_its_offsets_need_64_bits";
+    if std::env::var_os("NADIR_TEST_ALL").is_none() {
+        println!("skipped: {TEST}: writes 9 GB (cargo xtask test --all)");
+        return;
+    }
+    if !gdal(TEST) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.tif");
+    let (width, height) = (65_000, 50_100);
+    let [west, north, metres] = [300_000.0, 5_300_000.0, 2.0];
+    let bbox = [west, north - metres * height as f64, west + metres * width as f64, north];
+    let georeference = Some(Georeference::from_bbox(bbox, 26914, width, height).unwrap());
+    let cog = Cog { georeference, compressed: false, ..Cog::new(width, height, 1, SampleKind::U8) };
+    // A row is the one above it, a pixel further on.
+    let line: Vec<u8> = (0..(width + height) as u64).map(|i| (i * i / 977 % 251) as u8).collect();
+    let mut writer = CogWriter::create(&path, cog, false).unwrap();
+    (0..height).try_for_each(|y| writer.write_rows(&line[y..y + width])).unwrap();
+    writer.finish().unwrap();
+
+    let size = fs::metadata(&path).unwrap().len();
+    assert!(size > 1 << 32, "{size}");
+    let mut head = [0; 4];
+    std::io::Read::read_exact(&mut fs::File::open(&path).unwrap(), &mut head).unwrap();
+    assert_eq!(head, *b"II\x2b\0");
+    let info = info(&path);
+    assert_eq!(info["size"], serde_json::json!([width, height]));
+    assert_eq!(info["metadata"]["IMAGE_STRUCTURE"]["LAYOUT"], "COG", "{info}");
+    assert_eq!(info["geoTransform"], serde_json::json!([west, metres, 0.0, north, 0.0, -metres]));
+    assert_eq!(info["bands"][0]["overviews"].as_array().unwrap().len(), 7);
+    let mut file = GeoTiff::open(&path).unwrap();
+    for (x, y) in [(0, 0), (64_999, 0), (31_007, 25_013), (0, 50_099), (64_999, 50_099)] {
+        let expected = line[x + y];
+        assert_eq!(file.read(Window { x, y, width: 1, height: 1 }).unwrap(), [expected]);
+        let seen = at(&path, west + metres * (x as f64 + 0.5), north - metres * (y as f64 + 0.5));
+        assert_eq!(seen, [f64::from(expected)], "{x}, {y}");
+    }
+}

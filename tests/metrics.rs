@@ -3,6 +3,8 @@
 //! `golden/perceptual.py`.
 
 mod golden;
+#[path = "golden/gpu.rs"]
+mod gpu;
 
 use std::collections::BTreeMap;
 
@@ -227,6 +229,46 @@ fn similarity_is_the_lpips_packages() -> Result<()> {
                 assert_eq!(measure.distance(&first, &first)?, [0.0; 2]);
             }
         }
+    }
+    Ok(())
+}
+
+/// The whole network, at a size at which its last blocks see a pixel; wider ones are seen by the blocks' own test.
+#[test]
+fn a_gpu_sees_what_the_cpu_sees() -> Result<()> {
+    let Some(device) = gpu::gpu() else { return Ok(()) };
+    let shape = [1, 75, 79, 3];
+    let images = Tensor::from_vec(Mt19937::new(75).randn(shape.iter().product()), shape)?;
+    let run = |device| -> Result<[Tensor; 2]> {
+        let params = Params::new(Drawn::of("inception"), DType::F32, device);
+        let model = InceptionV3::load(&params)?;
+        let features = model.features(&images)?;
+        Ok([model.logits(&features)?.to_device(Device::Cpu)?, features.to_device(Device::Cpu)?])
+    };
+    for (what, (ours, cpus)) in
+        ["logits", "features"].iter().zip(run(device)?.iter().zip(run(Device::Cpu)?))
+    {
+        assert_close(what, ours, &cpus, TOLERANCE);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_gpu_finds_pictures_as_alike_as_the_cpu() -> Result<()> {
+    let Some(device) = gpu::gpu() else { return Ok(()) };
+    for (name, trunk, shape) in
+        [("alex", Trunk::Alex, [2, 31, 35, 3]), ("vgg", Trunk::Vgg, [1, 16, 19, 3])]
+    {
+        let picture = |seed| {
+            let values = Mt19937::new(seed).randn(shape.iter().product());
+            Tensor::from_vec(values.iter().map(|x| x.clamp(-1.0, 1.0)).collect(), shape)
+        };
+        let run = |device| -> Result<Tensor> {
+            let params = Params::new(Drawn::of(name), DType::F32, device);
+            let found = Lpips::load(&params, trunk)?.distance(&picture(1)?, &picture(2)?)?;
+            Tensor::from_vec(found.iter().map(|&x| x as f32).collect(), [shape[0]])
+        };
+        assert_close(name, &run(device)?, &run(Device::Cpu)?, TOLERANCE);
     }
     Ok(())
 }

@@ -129,11 +129,17 @@ fn load(name: &str, dtype: DType, keep: Keep, prefix: &'static str) -> Result<Se
         Decoder::Fpn(decoder) => decoder.dropout = 0.0,
     }
     let model = Segmenter::load(config, &params)?;
-    // Of an encoder that is shallower the library saves the last stage all the same.
+    // Of an encoder that is shallower the library saves the last stages all the same.
     let unused = params.finish()?;
-    let shallow = name == "unet_resnet50";
-    assert_eq!(!unused.is_empty(), shallow, "{unused:?}");
-    assert!(unused.iter().all(|name| name.starts_with("encoder.layer4.")), "{unused:?}");
+    let beyond: &[&str] = match name {
+        "unet_resnet50" => &["encoder.layer4."],
+        "unet_resnet34" => &["encoder.layer3.", "encoder.layer4."],
+        _ => &[],
+    };
+    let saved = |stage: &&&str| unused.iter().any(|name| name.starts_with(**stage));
+    assert_eq!(beyond.iter().filter(saved).count(), beyond.len(), "{unused:?}");
+    let known = |name: &String| beyond.iter().any(|stage| name.starts_with(stage));
+    assert!(unused.iter().all(known), "{unused:?}");
     Ok(model)
 }
 
@@ -176,6 +182,8 @@ fn check(name: &str) -> Result<()> {
 #[test]
 fn unet_is_the_librarys() -> Result<()> {
     check("unet_resnet18")?;
+    // Encoders of depth 3 and 4.
+    check("unet_resnet34")?;
     check("unet_resnet50")
 }
 
@@ -283,7 +291,7 @@ fn what_is_written_is_read_again() -> Result<()> {
         let again = Config::from_value("config.json", config.to_json())?;
         assert_eq!(SegmentationConfig::read(&again)?, config);
     }
-    for name in ["unet_resnet50", "deeplab_resnet50", "fpn_resnet34"] {
+    for name in ["unet_resnet34", "unet_resnet50", "deeplab_resnet50", "fpn_resnet34"] {
         let path = golden::path(&format!("segmentation/{name}/config.json"));
         let theirs = nadir::io::config::read_json(&path)?;
         // Lists and numbers alike, but for the order of fields.
@@ -314,7 +322,15 @@ fn what_is_not_implemented_or_does_not_fit_is_an_error() -> Result<()> {
         let error = SegmentationConfig::read(&config).unwrap_err().to_string();
         assert!(error.contains(field) && error.contains(expected), "{field}: {error}");
     }
-    let [_, deeplab, _] = all_narrow();
+    // Of these the library has shallower encoders too.
+    let [_, deeplab, fpn] = all_narrow();
+    for (config, depth) in [(&deeplab, 4), (&deeplab, 3), (&fpn, 4), (&fpn, 3)] {
+        let mut config = config.to_json();
+        config["encoder_depth"] = depth.into();
+        let config = Config::from_value("config.json", config)?;
+        let error = SegmentationConfig::read(&config).unwrap_err().to_string();
+        assert!(error.contains("config.json: field \"encoder_depth\": expected 5"), "{error}");
+    }
     let model = Segmenter::load(deeplab, &Params::initial(draw, DType::F32, Device::Cpu))?;
     let error = |shape| model.forward(&images(shape).unwrap()).unwrap_err().to_string();
     let bands = error([1, 3, 32, 32]);

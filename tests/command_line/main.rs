@@ -7,6 +7,8 @@ mod corpus;
 mod data;
 mod deadline;
 mod evaluate;
+#[path = "../golden/gpu.rs"]
+mod gpu;
 mod interrupted_training;
 mod language;
 mod lora;

@@ -130,6 +130,17 @@ fn what_is_drawn_from_real_pictures_keeps_their_masks() {
         let data = MaskedPictures::open(desk.path(set), settings).unwrap();
         assert_eq!(data.len(), 6, "{set}");
     }
+    // It teaches what the real masks say.
+    let train = ["train", "segment", "--train-data=whole", "-o=run", "--classes=land,water", "-q"];
+    let network = ["--resolution=64", "--base-width=4", "--train-batch-size=6", "--device=cpu"];
+    let updates = ["--max-train-steps=40", "--learning-rate=1e-2"];
+    done(&mut desk.command(&[&train[..], &network, &updates].concat()));
+    let see = ["segment", "real/images/1.png", "-m=run/segmenter", "-o=seen.png", "--device=cpu"];
+    done(&mut desk.command(&see));
+    let [seen, real] = ["seen.png", "real/masks/1.png"]
+        .map(|name| nadir::io::raster::open_mask(desk.path(name)).unwrap().classes);
+    let right = seen.iter().zip(&real).filter(|(a, b)| a == b).count();
+    assert!(right >= 64 * 64 * 8 / 10, "{right} of {}", 64 * 64);
     refused(
         &mut synthesize(&desk, "whole", &[&FROM[..], &["--strength=0.5"]].concat()),
         &["picture", "synthesis.json"],

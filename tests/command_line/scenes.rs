@@ -10,7 +10,7 @@ use nadir::io::geotiff::{Cog, CogWriter, GeoTiff, Georeference, SampleKind, Wind
 use nadir::io::raster::open_mask;
 use serde_json::{Value, json};
 
-use crate::{Desk, text};
+use crate::{Desk, gpu, text};
 
 /// What the segmenter's two classes look like: dark and bright, each with some grain.
 fn level(y: usize, x: usize, bright: bool) -> u8 {
@@ -42,6 +42,7 @@ fn desk() -> Desk {
         "--max-train-steps=40",
         "--learning-rate=1e-2",
         "--random-flip",
+        "--device=cpu",
         "--quiet",
     ]);
     assert!(output.status.success(), "{}", text(&output.stderr));
@@ -162,6 +163,25 @@ fn a_scene_becomes_a_mask_at_its_place() {
         );
         assert_eq!(seen.trim(), at(x, y).to_string(), "at {x}, {y}");
     }
+}
+
+#[test]
+fn a_gpu_finds_the_mask_that_the_cpu_finds() {
+    if gpu::gpu().is_none() {
+        return;
+    }
+    let desk = desk();
+    scene(&desk.path("scene.tif"), [83, 57], None);
+    let mask = |device: &str| {
+        let output = ["--window=64", "--overlap=16", "--batch-size=2", "-o=mask.tif", device];
+        printed(&desk, &[&["segment", "scene.tif", "--json"], &MODEL[..], &output].concat());
+        let mut file = GeoTiff::open(desk.path("mask.tif")).unwrap();
+        file.read(Window { x: 0, y: 0, width: 83, height: 57 }).unwrap()
+    };
+    let (cpus, ours) = (mask("--device=cpu"), mask("--device=cuda"));
+    assert!([0, 1, 255].iter().all(|class| cpus.contains(class)));
+    let other = cpus.iter().zip(&ours).filter(|(a, b)| a != b).count();
+    assert!(other == 0, "{other} pixels have another class");
 }
 
 #[test]

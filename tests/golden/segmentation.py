@@ -104,6 +104,11 @@ def losses():
 none = {"encoder_weights": None}
 write("unet_resnet18", smp.Unet("resnet18", **none, in_channels=4, classes=3), (33, 47), 3, 4, training=True)
 write(
+    "unet_resnet34",
+    smp.Unet("resnet34", **none, encoder_depth=3, decoder_channels=(32, 16, 8), classes=2),
+    (20, 36), 2, 3,
+)
+write(
     "unet_resnet50",
     smp.Unet("resnet50", **none, encoder_depth=4, decoder_channels=(32, 24, 16, 8), classes=2),
     (40, 24), 2, 3,

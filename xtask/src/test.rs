@@ -82,7 +82,8 @@ const SETTINGS: [Setting; 3] = [
         chosen: [("NADIR_POOL", "on"), ("NADIR_GRAPH", "on"), ("NADIR_SENTINELS", "on")],
     },
     Setting {
-        what: "steps of training, language models, segmentation, CLIP, models that are told more than a prompt",
+        what: "steps of training, language models, segmentation, CLIP, models that are told more than a prompt, what metrics \
+               see through, a scene's mask",
         // Of their tests those whose names say so.
         targets: &[
             "--test",
@@ -90,9 +91,13 @@ const SETTINGS: [Setting; 3] = [
             "--test",
             "clip",
             "--test",
+            "command_line",
+            "--test",
             "conditioning",
             "--test",
             "decoder",
+            "--test",
+            "metrics",
             "--test",
             "segmentation",
             "--test",
