@@ -6,10 +6,12 @@ use clap::{Args, Subcommand};
 
 use nadir::data::masks::{MaskSettings, has_masks};
 use nadir::data::{DataSettings, Dataset};
-use nadir::evaluation::downstream::{self, Downstream, DownstreamSettings, Found, Leak};
+use nadir::evaluation::downstream::{self, Downstream, DownstreamSettings, Found};
+use nadir::evaluation::leak::Leak;
 use nadir::evaluation::published::{FLAWS, RESOLUTION, as_published};
 use nadir::evaluation::scores::{Confusion, interval};
 use nadir::evaluation::segmentation::{MaskedSet, SegmentDownstream};
+use nadir::tensor::Device;
 use nadir::{Error, Result};
 
 use super::progress::Progress;
@@ -171,80 +173,117 @@ fn published(args: &DownstreamArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Data sets of one kind.
+struct Sets<S> {
+    real: S,
+    synthetic: S,
+    test: S,
+    seen: Option<S>,
+}
+
+impl<S> Sets<S> {
+    fn open(args: &DownstreamArgs, open: impl Fn(&Path) -> Result<S>) -> Result<Self> {
+        // Without --as-published the command line asks for both.
+        let required = |path: &Option<PathBuf>| open(path.as_ref().unwrap_or(&args.synthetic));
+        Ok(Self {
+            real: required(&args.real)?,
+            test: required(&args.test)?,
+            synthetic: open(&args.synthetic)?,
+            seen: args.seen.as_deref().map(open).transpose()?,
+        })
+    }
+}
+
 fn classify(args: &DownstreamArgs) -> anyhow::Result<()> {
-    limits::set_threads(args.threads)?;
-    let mut progress = Progress::new(args.quiet);
-    let device = draw::choose_device(&args.device, |line| progress.say(line))?;
-    std::fs::create_dir_all(&args.output).map_err(|e| Error::io(&args.output, e))?;
-    let open = |path: &PathBuf| -> Result<Dataset> {
+    let (progress, device) = begin(args)?;
+    let open = |path: &Path| -> Result<Dataset> {
         let data = Dataset::open(path, DataSettings::default())?;
         for fault in data.faults().iter().take(5) {
             terminal::say(&format!("warning: left out: {}", fault.error));
         }
         Ok(data)
     };
-    progress.busy("opening data sets");
-    let required = |path: &Option<PathBuf>| open(path.as_ref().unwrap_or(&args.synthetic));
-    let (real, test) = (required(&args.real)?, required(&args.test)?);
-    let synthetic = open(&args.synthetic)?;
-    let seen = args.seen.as_ref().map(open).transpose()?;
-    let settings = settings(args, real.len());
+    let sets = Sets::open(args, open)?;
     let what = Downstream {
-        real: &real,
-        synthetic: &synthetic,
-        test: &test,
-        seen: seen.as_ref(),
+        real: &sets.real,
+        synthetic: &sets.synthetic,
+        test: &sets.test,
+        seen: sets.seen.as_ref(),
         folder: &args.output,
         device,
         cancel: interrupt::switch(),
     };
-    start(&mut progress, &settings);
-    let (found, leaks) = what.run(&settings, &mut |event| match event {
-        Some(what) => progress.say(what),
-        None => progress.step(),
-    })?;
-    progress.finish();
-    say(&progress, "accuracy", &Confusion::accuracy, &found, &leaks);
-    progress.print(downstream::page(&args.output).display());
-    Ok(())
+    let score = ("accuracy", Confusion::accuracy as _);
+    compare(args, progress, sets.real.len(), score, |settings, watch| what.run(settings, watch))
 }
 
 /// The same of pictures with masks.
 fn segment(args: &DownstreamArgs) -> anyhow::Result<()> {
-    limits::set_threads(args.threads)?;
-    let mut progress = Progress::new(args.quiet);
-    let device = draw::choose_device(&args.device, |line| progress.say(line))?;
-    std::fs::create_dir_all(&args.output).map_err(|e| Error::io(&args.output, e))?;
+    let (progress, device) = begin(args)?;
     let masks = MaskSettings {
         resolution: args.resolution.unwrap_or(64),
         classes: args.mask_classes.clone(),
         ignore_index: args.ignore_index,
         ..MaskSettings::default()
     };
-    progress.busy("opening data sets");
-    let open = |path: &Path| MaskedSet::open(path, &masks);
-    let required = |path: &Option<PathBuf>| open(path.as_ref().unwrap_or(&args.synthetic));
-    let (real, test) = (required(&args.real)?, required(&args.test)?);
-    let synthetic = open(&args.synthetic)?;
-    let seen = args.seen.as_deref().map(open).transpose()?;
-    let settings = settings(args, real.len());
+    let sets = Sets::open(args, |path| MaskedSet::open(path, &masks))?;
     let what = SegmentDownstream {
-        real: &real,
-        synthetic: &synthetic,
-        test: &test,
-        seen: seen.as_ref(),
+        real: &sets.real,
+        synthetic: &sets.synthetic,
+        test: &sets.test,
+        seen: sets.seen.as_ref(),
         masks: &masks,
         folder: &args.output,
         device,
         cancel: interrupt::switch(),
     };
-    start(&mut progress, &settings);
-    let (found, leaks) = what.run(&settings, &mut |event| match event {
+    let score = ("mean IoU", Confusion::mean_iou as _);
+    compare(args, progress, sets.real.len(), score, |settings, watch| what.run(settings, watch))
+}
+
+/// What comes before data sets are opened.
+fn begin(args: &DownstreamArgs) -> anyhow::Result<(Progress, Device)> {
+    limits::set_threads(args.threads)?;
+    let progress = Progress::new(args.quiet);
+    let device = draw::choose_device(&args.device, |line| progress.say(line))?;
+    std::fs::create_dir_all(&args.output).map_err(|e| Error::io(&args.output, e))?;
+    progress.busy("opening data sets");
+    Ok((progress, device))
+}
+
+/// Runs a comparison that has so many real pictures, and says what came of it by this score.
+fn compare(
+    args: &DownstreamArgs,
+    mut progress: Progress,
+    real: usize,
+    (name, score): (&str, fn(&Confusion) -> f64),
+    run: impl FnOnce(
+        &DownstreamSettings,
+        &mut dyn FnMut(Option<&str>),
+    ) -> Result<(Vec<Found>, Vec<Leak>)>,
+) -> anyhow::Result<()> {
+    let settings = settings(args, real);
+    let networks = (1 + 2 * settings.real_counts.len() as u64).saturating_mul(settings.seeds);
+    progress.start(networks.saturating_mul(settings.steps) as usize);
+    let (found, leaks) = run(&settings, &mut |event| match event {
         Some(what) => progress.say(what),
         None => progress.step(),
     })?;
     progress.finish();
-    say(&progress, "mean IoU", &Confusion::mean_iou, &found, &leaks);
+    for one in found {
+        let scores: Vec<f64> = one.scores.iter().map(|scores| score(&scores.confusion)).collect();
+        let score = interval(&scores);
+        progress.say(&format!(
+            "{}: {name} {:.1} % (95 %: within {:.1})",
+            one.condition.name(),
+            100.0 * score.mean,
+            100.0 * score.half_width
+        ));
+    }
+    for leak in leaks {
+        let nearest = leak.nearest.first().map_or(0.0, |(similarity, _)| *similarity);
+        progress.say(&format!("nearest of {}: correlation {nearest:.2}", leak.of));
+    }
     progress.print(downstream::page(&args.output).display());
     Ok(())
 }
@@ -262,34 +301,5 @@ fn settings(args: &DownstreamArgs, real: usize) -> DownstreamSettings {
         steps: args.steps,
         batch: args.train_batch_size,
         learning_rate: args.learning_rate,
-    }
-}
-
-fn start(progress: &mut Progress, settings: &DownstreamSettings) {
-    let networks = (1 + 2 * settings.real_counts.len() as u64).saturating_mul(settings.seeds);
-    progress.start(networks.saturating_mul(settings.steps) as usize);
-}
-
-/// What was found, in a few lines.
-fn say(
-    progress: &Progress,
-    name: &str,
-    score: &dyn Fn(&Confusion) -> f64,
-    found: &[Found],
-    leaks: &[Leak],
-) {
-    for one in found {
-        let scores: Vec<f64> = one.scores.iter().map(|scores| score(&scores.confusion)).collect();
-        let score = interval(&scores);
-        progress.say(&format!(
-            "{}: {name} {:.1} % (95 %: within {:.1})",
-            one.condition.name(),
-            100.0 * score.mean,
-            100.0 * score.half_width
-        ));
-    }
-    for leak in leaks {
-        let nearest = leak.nearest.first().map_or(0.0, |(similarity, _)| *similarity);
-        progress.say(&format!("nearest of {}: correlation {nearest:.2}", leak.of));
     }
 }

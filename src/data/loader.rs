@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 
 use super::augment::prepare;
 use super::random::{Draws, Purpose, permutation};
-use super::{Augment, Dataset};
+use super::{Augment, Dataset, check_counts};
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
@@ -86,11 +86,7 @@ struct State {
 
 impl Loader {
     fn new(data: &Dataset, batch: usize, threads: usize, making: Making) -> Result<Self> {
-        for (name, n) in [("train_batch_size", batch), ("loader_threads", threads)] {
-            if n == 0 {
-                return Err(Error::argument(name, n, "at least 1"));
-            }
-        }
+        check_counts(batch, threads)?;
         let work = Arc::new(Work {
             data: data.clone(),
             batch,

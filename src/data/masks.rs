@@ -7,7 +7,7 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::random::{Draws, Purpose, permutation};
-use super::{Batches, Examples};
+use super::{Batches, Examples, check_counts};
 use crate::error::{Error, Result};
 use crate::io::parquet::Pictures;
 use crate::io::raster::{self, Mask, Raster};
@@ -131,18 +131,9 @@ impl MaskedPictures {
                 return Err(Error::argument(name, x, "0 to 1"));
             }
         }
-        let named = if path.is_dir() { folder(path)? } else { parquet(path)? };
-        let Some((_, first)) = named.first() else {
-            let advice = "A picture images/NAME.tif has its mask in masks/NAME.png.";
-            return Err(Error::file(path, "pictures", "at least one", "none", advice));
-        };
-        let bands = first.picture.bands;
-        for (name, pair) in &named {
-            check(name, pair, bands, settings.resolution)?;
-        }
-        let classes = classes(path, &named, &settings)?;
+        let (named, classes) = pairs(path, &settings, settings.resolution)?;
         let pairs: Vec<Pair> = named.into_iter().map(|(_, pair)| pair).collect();
-        let all = All { pairs, bands, classes, settings };
+        let all = All { bands: pairs[0].picture.bands, pairs, classes, settings };
         let tiles = (0..all.pairs.len()).flat_map(|pair| all.tiles(pair)).collect();
         Ok(Self { all: Arc::new(all), tiles })
     }
@@ -405,6 +396,16 @@ pub struct Labelled {
 /// # Errors
 /// As [`MaskedPictures::open`].
 pub fn open_whole(path: &Path, settings: &MaskSettings) -> Result<(Vec<Labelled>, Vec<String>)> {
+    let (named, classes) = pairs(path, settings, 1)?;
+    let whole = |(name, Pair { picture, mask })| Labelled { name, picture, mask };
+    Ok((named.into_iter().map(whole).collect(), classes))
+}
+
+/// Pictures by name.
+type Named = Vec<(PathBuf, Pair)>;
+
+/// Pictures of `side` pixels a side at least that fit their masks and each other, at least one, and the names of the classes.
+fn pairs(path: &Path, settings: &MaskSettings, side: usize) -> Result<(Named, Vec<String>)> {
     let named = if path.is_dir() { folder(path)? } else { parquet(path)? };
     let Some((_, first)) = named.first() else {
         let advice = "A picture images/NAME.tif has its mask in masks/NAME.png.";
@@ -412,24 +413,11 @@ pub fn open_whole(path: &Path, settings: &MaskSettings) -> Result<(Vec<Labelled>
     };
     let bands = first.picture.bands;
     for (name, pair) in &named {
-        check(name, pair, bands, 1)?;
+        check(name, pair, bands, side)?;
     }
     let classes = classes(path, &named, settings)?;
-    let whole = |(name, Pair { picture, mask })| Labelled { name, picture, mask };
-    Ok((named.into_iter().map(whole).collect(), classes))
+    Ok((named, classes))
 }
-
-fn check_counts(batch: usize, threads: usize) -> Result<()> {
-    for (name, n) in [("train_batch_size", batch), ("loader_threads", threads)] {
-        if n == 0 {
-            return Err(Error::argument(name, n, "at least 1"));
-        }
-    }
-    Ok(())
-}
-
-/// Pictures by name.
-type Named = Vec<(PathBuf, Pair)>;
 
 /// What files of a folder are called without their endings.
 fn stems(folder: &Path) -> Result<BTreeMap<String, PathBuf>> {

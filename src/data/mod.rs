@@ -79,6 +79,15 @@ pub trait Examples {
     fn pass(&self, batch: usize, threads: usize) -> Result<Batches<'_, Self::Batch>>;
 }
 
+fn check_counts(batch: usize, threads: usize) -> Result<()> {
+    for (name, n) in [("train_batch_size", batch), ("loader_threads", threads)] {
+        if n == 0 {
+            return Err(Error::argument(name, n, "at least 1"));
+        }
+    }
+    Ok(())
+}
+
 /// Batches one after the other.
 pub type Batches<'a, B> = Box<dyn Iterator<Item = Result<B>> + 'a>;
 

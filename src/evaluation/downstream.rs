@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
+use super::leak::{Leak, check_test, leaks};
 use super::page::{self, Page};
 use super::scores::{Confusion, calibration_error};
 use crate::data::{Augment, DataSettings, Dataset, Normalize};
@@ -18,11 +19,10 @@ use crate::io::{atomic, config};
 use crate::models::resnet::ResNetConfig;
 use crate::pipeline::Cancel;
 use crate::pipeline::classifier::{Classifier, best};
-use crate::pipeline::synthesis::Gallery;
 use crate::tensor::Device;
 use crate::train::checkpoint::Resume;
 use crate::train::classify::ClassifyTask;
-use crate::train::{Event, Outcome, Run, Schedule, Settings};
+use crate::train::{Run, Schedule, Settings};
 
 /// Test pictures that are looked at at once.
 const BATCH: usize = 64;
@@ -45,8 +45,8 @@ pub struct DownstreamSettings {
 }
 
 impl DownstreamSettings {
-    /// Checks the numbers.
-    pub(super) fn check(&self) -> Result<()> {
+    /// Checks the numbers, of `real` pictures of so many `classes`.
+    pub(super) fn check(&self, classes: usize, real: usize) -> Result<()> {
         let numbers = [
             ("seeds", self.seeds),
             ("steps", self.steps),
@@ -58,6 +58,11 @@ impl DownstreamSettings {
         }
         if !(self.learning_rate > 0.0 && self.learning_rate.is_finite()) {
             return Err(Error::argument("learning_rate", self.learning_rate, "above 0"));
+        }
+        if let Some(count) = self.real_counts.iter().find(|n| !(classes..=real).contains(*n)) {
+            let expected =
+                format!("{classes}, as many as there are classes, to the {real} that there are");
+            return Err(Error::argument("real_count", count, expected));
         }
         Ok(())
     }
@@ -77,11 +82,11 @@ impl DownstreamSettings {
         }
     }
 
-    /// Finds out what each network comes to that is not known yet, in a folder of `runs` each.
+    /// Finds out what each network comes to that is not known yet, each in a folder below `folder`.
     pub(super) fn each(
         &self,
         synthetic: usize,
-        runs: &Path,
+        folder: &Path,
         watch: &mut dyn FnMut(Option<&str>),
         mut find_out: impl FnMut(&Network, &mut dyn FnMut(Option<&str>)) -> Result<Scores>,
     ) -> Result<Vec<Found>> {
@@ -90,6 +95,8 @@ impl DownstreamSettings {
             conditions.push(Condition { real, synthetic: 0 });
             conditions.push(Condition { real, synthetic });
         }
+        let (sets, runs) = (folder.join("sets"), folder.join("runs"));
+        fs::create_dir_all(&sets).map_err(|e| Error::io(&sets, e))?;
         let mut found = Vec::new();
         for condition in conditions {
             let mut scores = Vec::new();
@@ -99,8 +106,10 @@ impl DownstreamSettings {
                 let run = runs.join(&slug);
                 let path = run.join("scores.json");
                 if !path.exists() {
+                    fs::create_dir_all(&run).map_err(|e| Error::io(&run, e))?;
+                    let set = sets.join(format!("{slug}.parquet"));
                     let found =
-                        find_out(&Network { condition: &condition, seed, slug, run }, watch)?;
+                        find_out(&Network { condition: &condition, seed, set, run }, watch)?;
                     let text =
                         serde_json::to_string(&found).map_err(|e| Error::io(&path, e.into()))?;
                     atomic::write(&path, |out| out.write_all(text.as_bytes()))?;
@@ -125,14 +134,15 @@ pub(super) struct Network<'a> {
     pub condition: &'a Condition,
     /// What it begins with.
     pub seed: u64,
-    /// Its name.
-    pub slug: String,
-    /// Its folder.
+    /// The file of it.
+    pub set: PathBuf,
+    /// The network's folder, which exists.
     pub run: PathBuf,
 }
 
-/// Keeps what a folder was begun with: what was found with other settings is no part of it.
+/// Keeps what a folder was begun with, which is made if need be: what was found with other settings is no part of it.
 pub(super) fn keep_settings(folder: &Path, now: &serde_json::Value) -> Result<()> {
+    fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
     let path = folder.join("settings.json");
     if !path.exists() {
         let text = format!("{now:#}\n");
@@ -193,17 +203,6 @@ pub struct Found {
     pub scores: Vec<Scores>,
 }
 
-/// How near drawn pictures are to real ones.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Leak {
-    /// The real ones: "test", ...
-    pub of: String,
-    /// How many there are.
-    pub count: usize,
-    /// Of each drawn picture the correlation with the nearest, see [`Gallery`]; the row; in descending order.
-    pub nearest: Vec<(f32, usize)>,
-}
-
 /// What to compare, and where.
 pub struct Downstream<'a> {
     /// Real pictures to learn from.
@@ -233,23 +232,15 @@ impl Downstream<'_> {
         watch: &mut dyn FnMut(Option<&str>),
     ) -> Result<(Vec<Found>, Vec<Leak>)> {
         self.check(settings)?;
-        let (sets, runs) = (self.folder.join("sets"), self.folder.join("runs"));
-        for folder in [&sets, &runs] {
-            fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-        }
         self.check_settings(settings)?;
-        let found = settings.each(self.synthetic.len(), &runs, watch, |one, watch| {
-            let set = sets.join(format!("{}.parquet", one.slug));
-            self.write_set(&set, one.condition, one.seed)?;
-            self.train(&set, &one.run, settings, one.seed, watch)?;
+        let found = settings.each(self.synthetic.len(), self.folder, watch, |one, watch| {
+            self.write_set(&one.set, one.condition, one.seed)?;
+            self.train(one, settings, watch)?;
             test(&Classifier::open(&one.run.join("classifier"), self.device)?, self.test)
         })?;
         watch(Some("looking for nearest neighbours"));
-        let mut leaks = vec![self.leak("the real pictures to learn from", self.real)?];
-        leaks.push(self.leak("the test pictures", self.test)?);
-        if let Some(seen) = self.seen.filter(|seen| seen.path() != self.real.path()) {
-            leaks.push(self.leak("what the generator and the judge have seen", seen)?);
-        }
+        let seen = ("the generator and the judge have", self.seen);
+        let leaks = leaks(self.synthetic, (self.real, self.test), seen, &self.cancel)?;
         let page = Page {
             network: format!("ResNet-18 of base width {}", settings.base_width),
             test: format!("{} test pictures", self.test.len()),
@@ -276,22 +267,8 @@ impl Downstream<'_> {
                 }
             }
         }
-        settings.check()?;
-        let classes = self.real.classes().len();
-        for &count in &settings.real_counts {
-            if count < classes || count > self.real.len() {
-                let expected = format!(
-                    "{classes}, one of each class, to the {} that there are",
-                    self.real.len()
-                );
-                return Err(Error::argument("real_count", count, expected));
-            }
-        }
-        if self.test.path() == self.real.path() {
-            let expected = "pictures that none of the networks learns from";
-            return Err(Error::argument("test", self.test.path().display(), expected));
-        }
-        Ok(())
+        settings.check(self.real.classes().len(), self.real.len())?;
+        check_test(self.real, self.test, &self.cancel)
     }
 
     /// What was found with other settings is no part of this.
@@ -347,10 +324,8 @@ impl Downstream<'_> {
 
     fn train(
         &self,
-        set: &Path,
-        run: &Path,
+        one: &Network,
         settings: &DownstreamSettings,
-        seed: u64,
         watch: &mut dyn FnMut(Option<&str>),
     ) -> Result<()> {
         let [height, width] = self.test.size();
@@ -367,43 +342,20 @@ impl Downstream<'_> {
             normalize: Normalize::IMAGENET,
             ..DataSettings::default()
         };
-        let data = Dataset::open(set, data)?;
+        let data = Dataset::open(&one.set, data)?;
         let shape = |classes| ResNetConfig::resnet18(settings.base_width, classes);
-        let task = ClassifyTask::new(&data, shape, seed, self.device)?;
-        let training = settings.training(seed);
-        fs::create_dir_all(run).map_err(|e| Error::io(run, e))?;
+        let task = ClassifyTask::new(&data, shape, one.seed, self.device)?;
         let run = Run {
             task: &task,
-            settings: &training,
+            settings: &settings.training(one.seed),
             data: &data,
             held_out: None,
-            folder: run,
+            folder: &one.run,
             about: &[],
             resume: Some(&Resume::Latest),
             cancel: &self.cancel,
         };
-        let outcome = run.run(&mut |event| {
-            if let Event::Step(_) = event {
-                watch(None);
-            }
-        })?;
-        if matches!(outcome, Outcome::Stopped(_)) { Err(Error::Interrupted) } else { Ok(()) }
-    }
-
-    /// How near the drawn pictures are to others.
-    fn leak(&self, of: &str, others: &Dataset) -> Result<Leak> {
-        let mut gallery = Gallery::default();
-        for row in 0..others.len() {
-            gallery.add(&others.picture(row)?)?;
-            self.cancel.check()?;
-        }
-        let mut nearest = Vec::new();
-        for row in 0..self.synthetic.len() {
-            nearest.push((gallery.similarity(&self.synthetic.picture(row)?)?, row));
-            self.cancel.check()?;
-        }
-        nearest.sort_by(|a, b| b.0.total_cmp(&a.0));
-        Ok(Leak { of: of.to_owned(), count: others.len(), nearest })
+        run.complete(&mut || watch(None))
     }
 }
 

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use image::RgbImage;
 
-use super::downstream::{self, DownstreamSettings, Found, Leak, Scores};
+use super::downstream::{self, DownstreamSettings, Found, Scores};
+use super::leak::Leak;
 use super::scores::{ClassScores, Confusion, Interval, interval};
 use crate::error::{Error, Result};
 use crate::io::html::{STYLE, escaped, figure};

@@ -14,7 +14,7 @@ use crate::pipeline::classifier::{Classifier, best};
 use crate::tensor::Device;
 use crate::train::checkpoint::Resume;
 use crate::train::classify::ClassifyTask;
-use crate::train::{Event, Outcome, Run, Settings};
+use crate::train::{Run, Settings};
 
 /// Its numbers.
 const SEED: u64 = 42;
@@ -79,14 +79,7 @@ pub fn as_published(
         resume: Some(&Resume::Latest),
         cancel,
     };
-    let outcome = run.run(&mut |event| {
-        if let Event::Step(_) = event {
-            watch(training.max_train_steps);
-        }
-    })?;
-    if matches!(outcome, Outcome::Stopped(_)) {
-        return Err(Error::Interrupted);
-    }
+    run.complete(&mut || watch(training.max_train_steps))?;
     let classifier = Classifier::open(&folder.join("classifier"), device)?;
     let mut confusion = Confusion::new(data.classes().len());
     // The stream that networks learn from, which mirrors and lights pictures: each held-out one comes once in an epoch.

@@ -1,13 +1,13 @@
 //! What drawn pictures with masks teach a segmenter, beside real ones and together with them: as [`downstream`](super::downstream)
 //! asks it of classifiers.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use image::RgbImage;
 use serde_json::json;
 
-use super::downstream::{Condition, DownstreamSettings, Found, Leak, Scores, keep_settings};
+use super::downstream::{Condition, DownstreamSettings, Found, Network, Scores, keep_settings};
+use super::leak::{Leak, Set, check_test, leaks};
 use super::page::{self, Page};
 use super::scores::{Calibration, Confusion};
 use crate::data::Examples;
@@ -20,11 +20,10 @@ use crate::models::segmentation::{Decoder, SegmentationConfig, UnetConfig};
 use crate::pipeline::Cancel;
 use crate::pipeline::classifier::best;
 use crate::pipeline::pixel_classifier::PixelClassifier;
-use crate::pipeline::synthesis::Gallery;
 use crate::tensor::Device;
+use crate::train::Run;
 use crate::train::checkpoint::Resume;
 use crate::train::segment::SegmentTask;
-use crate::train::{Event, Outcome, Run};
 
 /// Crops that are looked at at once in testing.
 const BATCH: usize = 16;
@@ -113,6 +112,20 @@ impl MaskedSet {
     }
 }
 
+impl Set for MaskedSet {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn count(&self) -> usize {
+        self.pictures.len()
+    }
+
+    fn picture(&self, row: usize) -> Result<RgbImage> {
+        Ok(self.pictures[row].clone())
+    }
+}
+
 /// What to compare, and where.
 pub struct SegmentDownstream<'a> {
     /// Real pictures to learn from.
@@ -144,10 +157,6 @@ impl SegmentDownstream<'_> {
         watch: &mut dyn FnMut(Option<&str>),
     ) -> Result<(Vec<Found>, Vec<Leak>)> {
         self.check(settings)?;
-        let (sets, runs) = (self.folder.join("sets"), self.folder.join("runs"));
-        for folder in [&sets, &runs] {
-            fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-        }
         let data = [self.real, self.synthetic, self.test]
             .map(|data| json!([data.path, data.len(), data.checksum()]));
         let now = json!({
@@ -162,18 +171,14 @@ impl SegmentDownstream<'_> {
             "data": data,
         });
         keep_settings(self.folder, &now)?;
-        let found = settings.each(self.synthetic.len(), &runs, watch, |one, watch| {
-            let set = sets.join(format!("{}.parquet", one.slug));
-            self.write_set(&set, one.condition, one.seed)?;
-            self.train(&set, &one.run, settings, one.seed, watch)?;
+        let found = settings.each(self.synthetic.len(), self.folder, watch, |one, watch| {
+            self.write_set(&one.set, one.condition, one.seed)?;
+            self.train(one, settings, watch)?;
             self.measure(&PixelClassifier::open(&one.run.join("segmenter"), self.device)?)
         })?;
         watch(Some("looking for nearest neighbours"));
-        let mut leaks = vec![self.leak("the real pictures to learn from", self.real)?];
-        leaks.push(self.leak("the test pictures", self.test)?);
-        if let Some(seen) = self.seen.filter(|seen| seen.path != self.real.path) {
-            leaks.push(self.leak("what the generator has seen", seen)?);
-        }
+        let seen = ("the generator has", self.seen);
+        let leaks = leaks(self.synthetic, (self.real, self.test), seen, &self.cancel)?;
         let page = Page {
             network: format!("U-Net on a ResNet-18 of base width {}", settings.base_width),
             test: format!(
@@ -191,7 +196,7 @@ impl SegmentDownstream<'_> {
     }
 
     fn check(&self, settings: &DownstreamSettings) -> Result<()> {
-        settings.check()?;
+        settings.check(self.real.classes.len(), self.real.len())?;
         let side = self.masks.resolution;
         if side == 0 || !side.is_multiple_of(MULTIPLE) {
             let expected = format!("a multiple of {MULTIPLE}, as the network needs");
@@ -222,20 +227,7 @@ impl SegmentDownstream<'_> {
                 return Err(Error::file(&data.path, "classes", expected, found, advice));
             }
         }
-        let classes = self.real.classes.len();
-        for &count in &settings.real_counts {
-            if count < classes || count > self.real.len() {
-                let most = self.real.len();
-                let expected =
-                    format!("{classes}, as there are classes, to the {most} that there are");
-                return Err(Error::argument("real_count", count, expected));
-            }
-        }
-        if self.test.path == self.real.path {
-            let expected = "pictures that none of the networks learns from";
-            return Err(Error::argument("test", self.test.path.display(), expected));
-        }
-        Ok(())
+        check_test(self.real, self.test, &self.cancel)
     }
 
     /// What networks of a kind learn from, as a file that others can train on too.
@@ -262,10 +254,8 @@ impl SegmentDownstream<'_> {
 
     fn train(
         &self,
-        set: &Path,
-        run: &Path,
+        one: &Network,
         settings: &DownstreamSettings,
-        seed: u64,
         watch: &mut dyn FnMut(Option<&str>),
     ) -> Result<()> {
         let masks = MaskSettings {
@@ -275,7 +265,7 @@ impl SegmentDownstream<'_> {
             random_rotate: true,
             ..self.masks.clone()
         };
-        let data = MaskedPictures::open(set, masks)?;
+        let data = MaskedPictures::open(&one.set, masks)?;
         let width = settings.base_width;
         let shape = |in_channels, classes| {
             let share = |channels: usize| (channels * width / 64).max(4);
@@ -288,24 +278,18 @@ impl SegmentDownstream<'_> {
                 decoder: Decoder::Unet(UnetConfig { channels }),
             }
         };
-        let task = SegmentTask::new(&data, shape, seed, self.device)?;
-        fs::create_dir_all(run).map_err(|e| Error::io(run, e))?;
+        let task = SegmentTask::new(&data, shape, one.seed, self.device)?;
         let run = Run {
             task: &task,
-            settings: &settings.training(seed),
+            settings: &settings.training(one.seed),
             data: &data,
             held_out: None,
-            folder: run,
+            folder: &one.run,
             about: &[],
             resume: Some(&Resume::Latest),
             cancel: &self.cancel,
         };
-        let outcome = run.run(&mut |event| {
-            if let Event::Step(_) = event {
-                watch(None);
-            }
-        })?;
-        if matches!(outcome, Outcome::Stopped(_)) { Err(Error::Interrupted) } else { Ok(()) }
+        run.complete(&mut || watch(None))
     }
 
     /// What a network sees in the test pictures.
@@ -335,21 +319,5 @@ impl SegmentDownstream<'_> {
             }
         }
         Ok(Scores { confusion, calibration_error: calibration.error() })
-    }
-
-    /// How near the drawn pictures are to others.
-    fn leak(&self, of: &str, others: &MaskedSet) -> Result<Leak> {
-        let mut gallery = Gallery::default();
-        for picture in &others.pictures {
-            gallery.add(picture)?;
-            self.cancel.check()?;
-        }
-        let mut nearest = Vec::new();
-        for (row, picture) in self.synthetic.pictures.iter().enumerate() {
-            nearest.push((gallery.similarity(picture)?, row));
-            self.cancel.check()?;
-        }
-        nearest.sort_by(|a, b| b.0.total_cmp(&a.0));
-        Ok(Leak { of: of.to_owned(), count: others.len(), nearest })
     }
 }

@@ -2,6 +2,7 @@
 //! texts, `image`, a struct of the encoded picture's `bytes` and its `path`), or with a class (`label`, a number, and
 //! `class`, its name). Texts: a column `text`, or the captions of pictures. Chunks of texts and pictures are written too.
 
+mod groups;
 mod pictures;
 mod write;
 

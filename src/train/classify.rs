@@ -4,18 +4,15 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::initial::initial;
+use super::network::{export, known_parameters, new_parameters, statistics, weights};
 use super::precision::{Compute, MixedPrecision};
 use super::random::Random;
 use super::run::{Loss, Measured, Task, number_of};
-use super::vae::NoFile;
 use crate::data::{Batch, Dataset, Normalize};
 use crate::error::{Error, Result};
-use crate::io::atomic;
 use crate::io::config::Config;
-use crate::io::folder::Weights;
 use crate::models::resnet::{ResNet, ResNetConfig};
-use crate::nn::{Keep, Parameter, Params, parameters, save};
+use crate::nn::Parameter;
 use crate::ops::cross_entropy::{CrossEntropy, cross_entropy};
 use crate::tensor::{DType, Device, Tensor};
 
@@ -45,13 +42,8 @@ impl ClassifyTask {
         compute: impl Into<Compute>,
     ) -> Result<Self> {
         data.require_classes()?;
-        let new = move |name: &str, shape: &[usize]| match name.ends_with("running_var") {
-            true => Tensor::full(shape, 1.0, DType::F32, Device::Cpu),
-            false => initial(seed, name, shape),
-        };
         let compute = compute.into();
-        let params = Params::initial(new, compute.precision.dtype(), compute.device);
-        let params = params.keeping(Keep::Trainable);
+        let params = new_parameters(seed, compute);
         Self::with(ResNet::load(shape(data.classes().len()), &params)?, data, compute)
     }
 
@@ -72,10 +64,8 @@ impl ClassifyTask {
             let advice = "Begin with a network of these classes, or with a new one.";
             return Err(Error::file(&path, "classes", expected, found, advice));
         }
-        let weights = Weights::open(folder, None)?;
         let compute = compute.into();
-        let params = Params::new(weights, compute.precision.dtype(), compute.device);
-        let params = params.keeping(Keep::Trainable);
+        let params = known_parameters(folder, compute)?;
         let net = ResNet::load(config, &params)?;
         params.finish()?;
         Self::with(net, data, compute)
@@ -134,7 +124,7 @@ impl Task for ClassifyTask {
     }
 
     fn parameters(&self) -> Vec<(String, &Parameter)> {
-        parameters(&self.net).into_iter().filter(|(_, p)| p.is_trainable()).collect()
+        weights(&self.net)
     }
 
     fn precision(&self) -> MixedPrecision {
@@ -143,7 +133,7 @@ impl Task for ClassifyTask {
 
     /// Running statistics.
     fn buffers(&self) -> Vec<(String, &Parameter)> {
-        parameters(&self.net).into_iter().filter(|(_, p)| !p.is_trainable()).collect()
+        statistics(&self.net)
     }
 
     fn loss(&self, batch: &Batch, _: &mut Random) -> Result<Loss> {
@@ -167,11 +157,6 @@ impl Task for ClassifyTask {
     }
 
     fn export(&self, folder: &Path, _: &Measured) -> Result<()> {
-        let folder = folder.join("classifier");
-        std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
-        let path = folder.join("config.json");
-        let text = format!("{:#}\n", self.config());
-        atomic::write(&path, |out| out.write_all(text.as_bytes()))?;
-        save(&self.net, &NoFile, &folder.join("model.safetensors"), Some(self.dtype))
+        export(&self.net, &self.config(), self.dtype, &folder.join("classifier"))
     }
 }

@@ -12,6 +12,7 @@ pub mod classify;
 pub mod diffusion;
 mod initial;
 pub mod lm;
+mod network;
 mod optimizer;
 mod precision;
 pub mod random;

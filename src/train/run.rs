@@ -179,6 +179,19 @@ pub struct Run<'a, D: Examples = Dataset> {
 }
 
 impl<D: Examples> Run<'_, D> {
+    /// As [`Self::run`], to the last step; `step` is called behind each.
+    ///
+    /// # Errors
+    /// As [`Self::run`], and `Interrupted` when it is cancelled, which leaves a checkpoint to go on from.
+    pub fn complete(&self, step: &mut dyn FnMut()) -> Result<()> {
+        let outcome = self.run(&mut |event| {
+            if let Event::Step(_) = event {
+                step();
+            }
+        })?;
+        if matches!(outcome, Outcome::Stopped(_)) { Err(Error::Interrupted) } else { Ok(()) }
+    }
+
     /// Takes all steps that are left, or those until it is cancelled, and exports the model.
     ///
     /// # Errors

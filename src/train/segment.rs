@@ -5,18 +5,15 @@ use std::sync::{Mutex, PoisonError};
 
 use serde_json::{Value, json};
 
-use super::initial::initial;
+use super::network::{export, known_parameters, new_parameters, statistics, weights};
 use super::precision::{Compute, MixedPrecision};
 use super::random::Random;
 use super::run::{Loss, Measured, Task, number_of};
-use super::vae::NoFile;
 use crate::data::masks::{IGNORED, MaskedBatch, MaskedPictures};
 use crate::error::{Error, Result};
-use crate::io::atomic;
 use crate::io::config::Config;
-use crate::io::folder::Weights;
 use crate::models::segmentation::{SegmentationConfig, Segmenter};
-use crate::nn::{Keep, Parameter, Params, parameters, save};
+use crate::nn::Parameter;
 use crate::ops::cross_entropy::{CrossEntropy, cross_entropy};
 use crate::ops::elementwise::{add, mul, sub};
 use crate::ops::pixel_loss::PixelLoss;
@@ -152,13 +149,8 @@ impl SegmentTask {
         seed: u64,
         compute: impl Into<Compute>,
     ) -> Result<Self> {
-        let new = move |name: &str, shape: &[usize]| match name.ends_with("running_var") {
-            true => Tensor::full(shape, 1.0, DType::F32, Device::Cpu),
-            false => initial(seed, name, shape),
-        };
         let compute = compute.into();
-        let params = Params::initial(new, compute.precision.dtype(), compute.device);
-        let params = params.keeping(Keep::Trainable);
+        let params = new_parameters(seed, compute);
         let net = Segmenter::load(shape(data.bands(), data.classes().len()), &params)?;
         let (mean, std) = data.statistics();
         Self::with(net, data, BandNormalize { mean, std }, compute)
@@ -201,9 +193,7 @@ impl SegmentTask {
             );
         }
         let compute = compute.into();
-        let weights = Weights::open(folder, None)?;
-        let params = Params::new(weights, compute.precision.dtype(), compute.device);
-        let params = params.keeping(Keep::Trainable);
+        let params = known_parameters(folder, compute)?;
         let net = Segmenter::load(config, &params)?;
         params.finish()?;
         Self::with(net, data, normalize, compute)
@@ -277,7 +267,7 @@ impl Task<MaskedPictures> for SegmentTask {
     }
 
     fn parameters(&self) -> Vec<(String, &Parameter)> {
-        parameters(&self.net).into_iter().filter(|(_, p)| p.is_trainable()).collect()
+        weights(&self.net)
     }
 
     fn precision(&self) -> MixedPrecision {
@@ -286,7 +276,7 @@ impl Task<MaskedPictures> for SegmentTask {
 
     /// Running statistics.
     fn buffers(&self) -> Vec<(String, &Parameter)> {
-        parameters(&self.net).into_iter().filter(|(_, p)| !p.is_trainable()).collect()
+        statistics(&self.net)
     }
 
     fn loss(&self, batch: &MaskedBatch, random: &mut Random) -> Result<Loss> {
@@ -318,12 +308,7 @@ impl Task<MaskedPictures> for SegmentTask {
     }
 
     fn export(&self, folder: &Path, _: &Measured) -> Result<()> {
-        let folder = folder.join("segmenter");
-        std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
-        let path = folder.join("config.json");
-        let text = format!("{:#}\n", self.config());
-        atomic::write(&path, |out| out.write_all(text.as_bytes()))?;
-        save(&self.net, &NoFile, &folder.join("model.safetensors"), Some(self.dtype))
+        export(&self.net, &self.config(), self.dtype, &folder.join("segmenter"))
     }
 }
 

@@ -120,12 +120,18 @@ fn networks_learn_from_real_drawn_and_both_and_are_tested_on_what_is_left() {
     refused(&["--real=real", "--test=real"], &["--test"]);
     refused(
         &["--real=real", "--test=test", "--real-count=2"],
-        &["--real-count", "one of each class"],
+        &["--real-count", "3, as many as there are classes"],
     );
     refused(&["--real=real", "--test=test", "--real-count=99"], &["--real-count", "24"]);
     refused(&["--real=real", "--test=test", "--steps=0"], &["--steps"]);
     refused(&["--real=real", "--test=test", "--learning-rate=NaN"], &["--learning-rate"]);
     refused(&["--real=real", "--test=nowhere"], &["nowhere"]);
+    // A test picture that networks learn from.
+    let river = desk.path("test/River-3.png");
+    let own = fs::read(&river).unwrap();
+    fs::copy(desk.path("real/River-5.png"), &river).unwrap();
+    refused(&COMPARE, &["test: picture 9", "picture 14 of real", "none of the networks"]);
+    fs::write(&river, own).unwrap();
     // A set of the same name and size that holds other pictures.
     fs::copy(desk.path("drawn/River-0.png"), desk.path("drawn/River-1.png")).unwrap();
     refused(&COMPARE, &["settings.json", "drawn"]);

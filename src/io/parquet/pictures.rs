@@ -1,22 +1,17 @@
 //! Pictures on their way into a parquet file, in the schema of RSICD on the hub with classes beside it.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 
 use ::parquet::basic::Compression;
 use ::parquet::data_type::{ByteArray, ByteArrayType, Int32Type};
 use ::parquet::errors::Result as ParquetResult;
 use ::parquet::file::properties::WriterProperties;
-use ::parquet::file::writer::SerializedFileWriter;
-use ::parquet::schema::parser::parse_message_type;
+use ::parquet::file::writer::SerializedRowGroupWriter;
 
 use super::Picture;
-use super::write::failed;
+use super::groups::{Columns, Groups};
 use crate::error::Result;
-
-/// Bytes of pictures that a row group holds: readers of one row unpack all of its group.
-const GROUP: usize = 16 << 20;
 
 const SCHEMA: &str = "message pictures {
     required binary filename (UTF8);
@@ -41,15 +36,63 @@ const MASK: &str = "
     }
 }";
 
+impl Columns for Picture {
+    /// Readers of one row unpack all of its group.
+    const GROUP: usize = 16 << 20;
+
+    fn bytes(&self) -> usize {
+        self.image.len() + self.mask.as_ref().map_or(0, Vec::len)
+    }
+
+    fn write<W: Write + Send>(
+        rows: &[Self],
+        group: &mut SerializedRowGroupWriter<'_, W>,
+    ) -> ParquetResult<()> {
+        let text = |text: Option<&String>| ByteArray::from(text.map_or("", String::as_str));
+        let mut column = 0;
+        while let Some(mut out) = group.next_column()? {
+            // Captions, the second, are a list: 0 stands before the first of a row, 1 before the next, and a row
+            // without any is one that is not there.
+            let (mut definitions, mut repetitions) = (Vec::new(), Vec::new());
+            for row in rows.iter().filter(|_| column == 1) {
+                definitions.extend(row.captions.iter().map(|_| 1));
+                repetitions.extend((0..row.captions.len()).map(|i| i16::from(i > 0)));
+                if row.captions.is_empty() {
+                    definitions.push(0);
+                    repetitions.push(0);
+                }
+            }
+            if column == 4 {
+                let values: Vec<_> =
+                    rows.iter().map(|row| row.label.unwrap_or_default() as i32).collect();
+                out.typed::<Int32Type>().write_batch(&values, None, None)?;
+            } else {
+                let values: Vec<ByteArray> = match column {
+                    1 => rows.iter().flat_map(|row| &row.captions).map(|c| text(Some(c))).collect(),
+                    2 => rows.iter().map(|row| ByteArray::from(row.image.as_slice())).collect(),
+                    5 => rows.iter().map(|row| text(row.class.as_ref())).collect(),
+                    6 => {
+                        let mask = |row: &Picture| row.mask.clone().unwrap_or_default();
+                        rows.iter().map(|row| ByteArray::from(mask(row))).collect()
+                    }
+                    _ => rows.iter().map(|row| text(row.filename.as_ref())).collect(),
+                };
+                let (definitions, repetitions) = match column {
+                    1 => (Some(definitions.as_slice()), Some(repetitions.as_slice())),
+                    _ => (None, None),
+                };
+                out.typed::<ByteArrayType>().write_batch(&values, definitions, repetitions)?;
+            }
+            out.close()?;
+            column += 1;
+        }
+        Ok(())
+    }
+}
+
 /// A parquet file of pictures: columns `filename`, `captions`, `image` (`bytes`, `path`), `label` and `class`, and
 /// of pictures with masks `mask` (`bytes`, `path`).
-pub struct PictureWriter<W: Write + Send> {
-    path: PathBuf,
-    writer: SerializedFileWriter<W>,
-    /// What the next group will hold.
-    group: Vec<Picture>,
-    bytes: usize,
-}
+pub struct PictureWriter<W: Write + Send>(Groups<Picture, W>);
 
 impl<W: Write + Send> PictureWriter<W> {
     /// Begins a file in `out`, which errors call `path`.
@@ -74,12 +117,7 @@ impl<W: Write + Send> PictureWriter<W> {
             .set_compression(Compression::UNCOMPRESSED)
             .set_dictionary_enabled(false)
             .build();
-        let open = || {
-            let schema = Arc::new(parse_message_type(schema)?);
-            SerializedFileWriter::new(out, schema, Arc::new(properties))
-        };
-        let writer = open().map_err(|e| failed(path, e))?;
-        Ok(Self { path: path.to_path_buf(), writer, group: Vec::new(), bytes: 0 })
+        Ok(Self(Groups::new(path, out, schema, properties)?))
     }
 
     /// Adds a row; what it lacks is empty there, or 0.
@@ -87,77 +125,15 @@ impl<W: Write + Send> PictureWriter<W> {
     /// # Errors
     /// It cannot be written.
     pub fn add(&mut self, picture: Picture) -> Result<()> {
-        self.bytes += picture.image.len() + picture.mask.as_ref().map_or(0, Vec::len);
-        self.group.push(picture);
-        if self.bytes >= GROUP {
-            self.write_group()?;
-        }
-        Ok(())
+        self.0.add(picture)
     }
 
     /// Ends the file; what it was written to.
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn finish(mut self) -> Result<W> {
-        self.write_group()?;
-        self.writer.into_inner().map_err(|e| failed(&self.path, e))
-    }
-
-    fn write_group(&mut self) -> Result<()> {
-        let rows = std::mem::take(&mut self.group);
-        self.bytes = 0;
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let mut write = || -> ParquetResult<()> {
-            let text = |text: Option<&String>| ByteArray::from(text.map_or("", String::as_str));
-            let mut group = self.writer.next_row_group()?;
-            let mut column = 0;
-            while let Some(mut out) = group.next_column()? {
-                // Captions, the second, are a list: 0 stands before the first of a row, 1 before the next, and a row
-                // without any is one that is not there.
-                let (mut definitions, mut repetitions) = (Vec::new(), Vec::new());
-                for row in rows.iter().filter(|_| column == 1) {
-                    definitions.extend(row.captions.iter().map(|_| 1));
-                    repetitions.extend((0..row.captions.len()).map(|i| i16::from(i > 0)));
-                    if row.captions.is_empty() {
-                        definitions.push(0);
-                        repetitions.push(0);
-                    }
-                }
-                if column == 4 {
-                    let values: Vec<_> =
-                        rows.iter().map(|row| row.label.unwrap_or_default() as i32).collect();
-                    out.typed::<Int32Type>().write_batch(&values, None, None)?;
-                } else {
-                    let values: Vec<ByteArray> = match column {
-                        1 => rows
-                            .iter()
-                            .flat_map(|row| &row.captions)
-                            .map(|c| text(Some(c)))
-                            .collect(),
-                        2 => rows.iter().map(|row| ByteArray::from(row.image.as_slice())).collect(),
-                        5 => rows.iter().map(|row| text(row.class.as_ref())).collect(),
-                        6 => {
-                            let mask = |row: &Picture| row.mask.clone().unwrap_or_default();
-                            rows.iter().map(|row| ByteArray::from(mask(row))).collect()
-                        }
-                        _ => rows.iter().map(|row| text(row.filename.as_ref())).collect(),
-                    };
-                    let (definitions, repetitions) = match column {
-                        1 => (Some(definitions.as_slice()), Some(repetitions.as_slice())),
-                        _ => (None, None),
-                    };
-                    out.typed::<ByteArrayType>().write_batch(&values, definitions, repetitions)?;
-                }
-                out.close()?;
-                column += 1;
-            }
-            group.close()?;
-            Ok(())
-        };
-        write().map_err(|e| failed(&self.path, e))
+    pub fn finish(self) -> Result<W> {
+        self.0.finish()
     }
 }
 
