@@ -11,7 +11,7 @@ use golden::{assert_close, assert_same, get};
 use image::{GrayImage, Luma, RgbImage, Rgba, RgbaImage};
 use nadir::Result;
 use nadir::data::Examples;
-use nadir::data::masks::{MaskSettings, MaskedBatch, MaskedPictures};
+use nadir::data::masks::{MaskSettings, MaskedBatch, MaskedPictures, Normal};
 use nadir::io::config::Config;
 use nadir::io::folder::Weights;
 use nadir::io::safetensors::SafeTensors;
@@ -577,6 +577,38 @@ fn a_pass_has_every_pixel_once_and_a_stream_moves_masks_with_pictures() {
         "{factors:?}"
     );
     assert!((factors[0] - factors[1]).abs() > 1e-3 && (factors[1] - factors[2]).abs() > 1e-3);
+}
+
+#[test]
+fn what_is_normalised_by_picture_has_no_light_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    write_discs(folder.path(), 2);
+    // The second picture is darker than the first.
+    let path = folder.path().join("images/1.tif");
+    let mut dark = image::open(&path).unwrap().into_rgba8();
+    dark.pixels_mut().for_each(|pixel| pixel.0.iter_mut().for_each(|level| *level /= 3));
+    dark.save(&path).unwrap();
+    let settings =
+        MaskSettings { resolution: 37, normalize: Normal::Picture, ..MaskSettings::default() };
+    let data = MaskedPictures::open(folder.path(), settings).unwrap();
+    // Two crops of each picture, which have its first 37 columns, and its last.
+    let batch = data.pass(4, 1).unwrap().next().unwrap().unwrap();
+    assert_eq!(batch.images.dims(), [4, 37, 37, 4]);
+    let values = batch.images.to_vec::<f32>().unwrap();
+    for picture in 0..2 {
+        for band in 0..4 {
+            let at = |crop: usize, y: usize, x: usize| {
+                f64::from(values[((crop * 37 + y) * 37 + x) * 4 + band])
+            };
+            let first = (0..37).flat_map(|y| (0..37).map(move |x| (2 * picture, y, x)));
+            let last = (0..37).flat_map(|y| (33..37).map(move |x| (2 * picture + 1, y, x)));
+            let all: Vec<f64> = first.chain(last).map(|(crop, y, x)| at(crop, y, x)).collect();
+            let n = all.len() as f64;
+            let mean = all.iter().sum::<f64>() / n;
+            let square = all.iter().map(|x| x * x).sum::<f64>() / n;
+            assert!(n == 37.0 * 41.0 && mean.abs() < 1e-5 && (square - 1.0).abs() < 1e-5);
+        }
+    }
 }
 
 #[test]

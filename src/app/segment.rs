@@ -29,7 +29,8 @@ A TIFF gives a Cloud-Optimized GeoTIFF at the same place, with the classes' colo
 data; it may be larger than memory. Other pictures give a PNG with a palette. A scene is looked at through windows that
 overlap; what they find is blended by weights that fall off as a raised cosine.
 The model is a folder that `nadir train segment` has written, or segmentation-models-pytorch's save_pretrained. Classes and
-normalisation are those of its config.json (_classes, _mean, _std), without which they are numbers and ImageNet's.
+normalisation are those of its config.json (_classes, _mean, _std), without which they are numbers and ImageNet's. One that
+was trained with --normalize picture normalises each band by its own mean and deviation over the pixels that have data.
 The masks' paths go to standard output, or with --json an object each: pixels and share of each class, and its area where
 the reference system is one of lengths.
 Exit codes: 0 done, 2 a picture, a model or an output that cannot be used, 130 interrupted: of the scene under way nothing

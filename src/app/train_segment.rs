@@ -24,7 +24,8 @@ Examples:
   nadir train segment --train-data chips/ -o run/fields --recipe downstream --init-from models/unet
 
 A folder has images/NAME.tif and masks/NAME.png; TIFFs are read with all of their bands, of 8 or 16 bits. A parquet file
-has columns image and mask. Levels of masks are classes. Bands are normalised by their mean and deviation over the data.
+has columns image and mask. Levels of masks are classes. Bands are normalised by their mean and deviation over the data, or with
+--normalize picture over each picture, where light differs between pictures more than between classes.
 The folder gets segmenter/ (config.json and model.safetensors, which segmentation-models-pytorch's from_pretrained reads
 where --base-width is 64), checkpoint-STEP/, metrics.csv, logs/ for TensorBoard and report.html.")]
 pub struct TrainSegment {

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
+use super::moments::Moments;
 use super::random::{Draws, Purpose, permutation};
 use super::{Batches, Examples, check_counts};
 use crate::error::{Error, Result};
@@ -22,6 +23,29 @@ const MAX_MEMORY: usize = 8 << 30;
 /// How often a place for a crop is drawn before one that has a class will do.
 const DRAWS: usize = 32;
 
+/// What the levels of a band are normalised by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Normal {
+    /// Mean and deviation over all pictures
+    #[default]
+    Data,
+    /// Those of each picture, which so count for nothing: pictures differ in light
+    Picture,
+}
+
+impl Normal {
+    /// Names in a network's `config.json`.
+    pub const NAMES: [(&str, Self); 2] = [("data", Self::Data), ("picture", Self::Picture)];
+
+    /// Its name there and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Data => "data",
+            Self::Picture => "picture",
+        }
+    }
+}
+
 /// How crops are made of pictures with masks.
 #[derive(Clone, Debug, PartialEq, Args)]
 #[command(next_help_heading = "Data")]
@@ -37,6 +61,10 @@ pub struct MaskSettings {
     /// Level of a mask that stands for no class
     #[arg(long, value_name = "LEVEL", default_value_t = 255)]
     pub ignore_index: u16,
+
+    /// What mean and deviation the levels of each band are normalised by; the network keeps to it
+    #[arg(long, value_enum, default_value_t)]
+    pub normalize: Normal,
 
     /// Mirror every other crop left to right
     #[arg(long, visible_alias = "horizontal-flip")]
@@ -66,6 +94,7 @@ impl Default for MaskSettings {
             resolution: 256,
             classes: Vec::new(),
             ignore_index: 255,
+            normalize: Normal::default(),
             random_flip: false,
             vertical_flip: false,
             random_rotate: false,
@@ -101,6 +130,8 @@ pub struct MaskedPictures {
 
 struct All {
     pairs: Vec<Pair>,
+    /// Mean and deviation of each picture's bands, by which its levels are normalised; none where it is not by picture.
+    normals: Vec<Vec<(f32, f32)>>,
     bands: usize,
     classes: Vec<String>,
     settings: MaskSettings,
@@ -108,7 +139,7 @@ struct All {
 
 /// Some crops with their classes.
 pub struct MaskedBatch {
-    /// [B, H, W, bands], levels from 0 to 1
+    /// [B, H, W, bands], levels from 0 to 1, or those of each picture [normalised](Normal::Picture)
     pub images: Tensor,
     /// [B, H, W], u32; [`IGNORED`] where there is none
     pub classes: Tensor,
@@ -133,7 +164,15 @@ impl MaskedPictures {
         }
         let (named, classes) = pairs(path, &settings, settings.resolution)?;
         let pairs: Vec<Pair> = named.into_iter().map(|(_, pair)| pair).collect();
-        let all = All { bands: pairs[0].picture.bands, pairs, classes, settings };
+        let bands = pairs[0].picture.bands;
+        let normals = |pair: &Pair| -> Vec<(f32, f32)> {
+            (0..bands).map(|band| moments(&pair.picture, band).normal()).collect()
+        };
+        let normals = match settings.normalize {
+            Normal::Data => Vec::new(),
+            Normal::Picture => pairs.iter().map(normals).collect(),
+        };
+        let all = All { pairs, normals, bands, classes, settings };
         let tiles = (0..all.pairs.len()).flat_map(|pair| all.tiles(pair)).collect();
         Ok(Self { all: Arc::new(all), tiles })
     }
@@ -153,25 +192,17 @@ impl MaskedPictures {
         self.all.settings.resolution
     }
 
+    /// What levels are normalised by.
+    pub fn normalize(&self) -> Normal {
+        self.all.settings.normalize
+    }
+
     /// Mean and deviation of each band's levels, 0 to 1, over all pictures.
     pub fn statistics(&self) -> (Vec<f32>, Vec<f32>) {
+        let pairs: BTreeSet<usize> = self.tiles.iter().map(|tile| tile.pair).collect();
         let of_band = |band| {
-            let (mut count, mut sum, mut squares) = (0usize, 0.0, 0.0);
-            let pairs: BTreeSet<usize> = self.tiles.iter().map(|tile| tile.pair).collect();
-            for pair in pairs {
-                let picture = &self.all.pairs[pair].picture;
-                for y in 0..picture.height {
-                    for x in 0..picture.width {
-                        let level = f64::from(picture.level(y, x, band));
-                        (sum, squares) = (sum + level, squares + level * level);
-                    }
-                }
-                count += picture.height * picture.width;
-            }
-            let mean = sum / count as f64;
-            // A band of one level only is left as it is.
-            let deviation = (squares / count as f64 - mean * mean).max(0.0).sqrt();
-            (mean as f32, if deviation > 1e-4 { deviation as f32 } else { 1.0 })
+            let of_picture = |pair: &usize| moments(&self.all.pairs[*pair].picture, band);
+            pairs.iter().map(of_picture).fold(Moments::default(), Moments::and).normal()
         };
         (0..self.bands()).map(of_band).unzip()
     }
@@ -255,6 +286,13 @@ impl MaskedPictures {
                 **x = (brightness * (mean + contrast * (**x - mean))).clamp(0.0, 1.0);
             }
         }
+        if let Some(normals) = all.normals.get(tile.pair) {
+            for pixel in images[start..].chunks_exact_mut(all.bands) {
+                for (x, (mean, deviation)) in pixel.iter_mut().zip(normals) {
+                    *x = (*x - mean) / deviation;
+                }
+            }
+        }
     }
 
     fn batch(&self, places: impl Iterator<Item = (Tile, Option<Draws>)>) -> Result<MaskedBatch> {
@@ -267,6 +305,15 @@ impl MaskedPictures {
             classes: Tensor::from_vec(classes, [batch, side, side])?,
         })
     }
+}
+
+/// Those of a band.
+fn moments(picture: &Raster, band: usize) -> Moments {
+    let mut moments = Moments::default();
+    for y in 0..picture.height {
+        (0..picture.width).for_each(|x| moments.add(picture.level(y, x, band)));
+    }
+    moments
 }
 
 /// Mirrored and turned.

@@ -16,6 +16,7 @@ pub mod corpus;
 mod fixture;
 mod loader;
 pub mod masks;
+pub mod moments;
 mod random;
 mod source;
 mod summary;

@@ -11,7 +11,9 @@ use super::leak::{Leak, Set, check_test, leaks};
 use super::page::{self, Page};
 use super::scores::{Calibration, Confusion};
 use crate::data::Examples;
-use crate::data::masks::{IGNORED, Labelled, MaskSettings, MaskedPictures, open_whole, order};
+use crate::data::masks::{
+    IGNORED, Labelled, MaskSettings, MaskedPictures, Normal, open_whole, order,
+};
 use crate::error::{Error, Result};
 use crate::io::parquet::{Picture, PictureWriter};
 use crate::io::raster::{Levels, encode_mask};
@@ -303,7 +305,8 @@ impl SegmentDownstream<'_> {
             let batch = batch?;
             let (b, h, w, bands) = batch.images.dims4()?;
             let mut images = batch.images.to_vec::<f32>()?;
-            for pixel in images.chunks_exact_mut(bands) {
+            let by_data = net.normalize() == Normal::Data;
+            for pixel in images.chunks_exact_mut(bands).filter(|_| by_data) {
                 for (x, (mean, std)) in pixel.iter_mut().zip(net.mean().iter().zip(net.std())) {
                     *x = (*x - mean) / std;
                 }

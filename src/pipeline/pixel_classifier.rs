@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::data::Normalize;
+use crate::data::masks::Normal;
 use crate::error::{Error, Result};
 use crate::io::config::Config;
 use crate::io::folder::Weights;
@@ -19,12 +20,13 @@ pub struct PixelClassifier {
     classes: Vec<String>,
     mean: Vec<f32>,
     std: Vec<f32>,
+    normal: Normal,
     stated: bool,
 }
 
 impl PixelClassifier {
     /// Loads a folder: `config.json` (the network; `_classes`, `_mean` and `_std`, without which classes are numbers and
-    /// normalisation is ImageNet's) and weights in safetensors under segmentation-models-pytorch's names.
+    /// normalisation is ImageNet's; `_normalize`, which may be by picture) and weights in safetensors under segmentation-models-pytorch's names.
     ///
     /// # Errors
     /// A file that is missing, damaged or of another network; more than 255 classes; no `_mean` and `_std` of other bands than
@@ -42,6 +44,7 @@ impl PixelClassifier {
             }
         };
         let (mean, std) = (numbers("_mean")?, numbers("_std")?);
+        let normal = config.choice("_normalize", Normal::Data.name(), &Normal::NAMES)?;
         let network = SegmentationConfig::read(&config)?;
         let bands = network.in_channels;
         let (mean, std, stated) = match (mean, std) {
@@ -71,7 +74,7 @@ impl PixelClassifier {
         let params = Params::new(Weights::open(folder, None)?, DType::F32, device);
         let net = Segmenter::load(network, &params)?;
         params.finish()?;
-        Ok(Self { net, device, folder: folder.to_path_buf(), classes, mean, std, stated })
+        Ok(Self { net, device, folder: folder.to_path_buf(), classes, mean, std, normal, stated })
     }
 
     /// The names of the classes, by their number in a mask.
@@ -99,7 +102,12 @@ impl PixelClassifier {
         self.stated
     }
 
-    /// Mean of each band's levels, 0 to 1.
+    /// What levels are normalised by: [these numbers](Self::mean), or each picture's own.
+    pub fn normalize(&self) -> Normal {
+        self.normal
+    }
+
+    /// Mean of each band's levels, 0 to 1, in what it was trained on.
     pub fn mean(&self) -> &[f32] {
         &self.mean
     }

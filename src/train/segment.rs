@@ -9,7 +9,7 @@ use super::network::{export, known_parameters, new_parameters, statistics, weigh
 use super::precision::{Compute, MixedPrecision};
 use super::random::Random;
 use super::run::{Loss, Measured, Task, number_of};
-use crate::data::masks::{IGNORED, MaskedBatch, MaskedPictures};
+use crate::data::masks::{IGNORED, MaskedBatch, MaskedPictures, Normal};
 use crate::error::{Error, Result};
 use crate::io::config::Config;
 use crate::models::segmentation::{SegmentationConfig, Segmenter};
@@ -129,6 +129,7 @@ pub struct SegmentTask {
     /// By label.
     classes: Vec<String>,
     resolution: usize,
+    normal: Normal,
     normalize: BandNormalize,
     losses: Vec<MaskLoss>,
     /// What the model is exported in.
@@ -169,6 +170,7 @@ impl SegmentTask {
             Ok(config.get(name, "a list of numbers")?.unwrap_or(default))
         };
         let normalize = BandNormalize { mean: numbers("_mean", mean)?, std: numbers("_std", std)? };
+        let normal = config.choice("_normalize", Normal::Data.name(), &Normal::NAMES)?;
         let config = SegmentationConfig::read(&config)?;
         let wrong = |field: &str, expected: String, found: String| {
             let advice = "Begin with a network of this data, or with a new one.";
@@ -182,6 +184,10 @@ impl SegmentTask {
         if normalize.mean.len() != bands || normalize.std.len() != bands {
             let found = format!("{} and {}", normalize.mean.len(), normalize.std.len());
             return wrong("_mean, _std", format!("{bands} numbers each"), found);
+        }
+        if normal != data.normalize() {
+            let expected = format!("{}, as the data set with --normalize", data.normalize().name());
+            return wrong("_normalize", expected, normal.name().to_owned());
         }
         let named = classes.is_empty() || classes == data.classes();
         if config.classes != data.classes().len() || !named {
@@ -215,6 +221,7 @@ impl SegmentTask {
             net,
             classes: data.classes().to_vec(),
             resolution,
+            normal: data.normalize(),
             normalize,
             losses: vec![MaskLoss::CrossEntropy],
             dtype: DType::F32,
@@ -242,6 +249,9 @@ impl SegmentTask {
     fn config(&self) -> Value {
         let mut config = self.net.config().to_json();
         config["_classes"] = json!(self.classes);
+        if self.normal != Normal::Data {
+            config["_normalize"] = json!(self.normal.name());
+        }
         config["_mean"] = json!(self.normalize.mean);
         config["_std"] = json!(self.normalize.std);
         config["_resolution"] = json!(self.resolution);
@@ -250,7 +260,10 @@ impl SegmentTask {
 
     /// Normalised images and classes, where the network is.
     fn inputs(&self, batch: &MaskedBatch) -> Result<(Tensor, Tensor)> {
-        let images = self.normalize.apply(&batch.images)?;
+        let images = match self.normal {
+            Normal::Data => self.normalize.apply(&batch.images)?,
+            Normal::Picture => batch.images.clone(),
+        };
         Ok((images, batch.classes.to_device(self.compute.device)?))
     }
 

@@ -19,6 +19,11 @@ fn level(y: usize, x: usize, bright: bool) -> u8 {
 
 /// A desk with `model/segmenter`, which has learnt to tell bright from dark.
 fn desk() -> Desk {
+    desk_with("--normalize=data")
+}
+
+/// The same, trained with one setting more.
+fn desk_with(setting: &str) -> Desk {
     let desk = Desk::new();
     fs::create_dir_all(desk.path("data/images")).unwrap();
     fs::create_dir_all(desk.path("data/masks")).unwrap();
@@ -44,6 +49,7 @@ fn desk() -> Desk {
         "--random-flip",
         "--device=cpu",
         "--quiet",
+        setting,
     ]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     desk
@@ -182,6 +188,43 @@ fn a_gpu_finds_the_mask_that_the_cpu_finds() {
     assert!([0, 1, 255].iter().all(|class| cpus.contains(class)));
     let other = cpus.iter().zip(&ours).filter(|(a, b)| a != b).count();
     assert!(other == 0, "{other} pixels have another class");
+}
+
+#[test]
+fn a_scene_in_other_light_has_the_same_mask_where_each_is_normalised_by_itself() {
+    let desk = desk_with("--normalize=picture");
+    let [width, height] = [150, 110];
+    let write = |name: &str, light: u8| {
+        let cog = Cog { nodata: Some(0.0), ..Cog::new(width, height, 3, SampleKind::U8) };
+        let mut writer = CogWriter::create(&desk.path(name), cog, true).unwrap();
+        for y in 0..height {
+            // Half of it has no data, which says nothing about the light.
+            let level = |x| if y < 55 { 0 } else { level(y, x, 3 * x >= 2 * width) / 4 * light };
+            let row: Vec<u8> = (0..width).flat_map(|x| [level(x); 3]).collect();
+            writer.write_rows(&row).unwrap();
+        }
+        writer.finish().unwrap();
+    };
+    let mask = |name: &str| {
+        printed(&desk, &[&["segment", name, "-o=mask.tif", "--json"], &MODEL[..]].concat());
+        let window = Window { x: 0, y: 0, width, height };
+        GeoTiff::open(desk.path("mask.tif")).unwrap().read(window).unwrap()
+    };
+    write("bright.tif", 4);
+    write("dark.tif", 1);
+    let (bright, dark) = (mask("bright.tif"), mask("dark.tif"));
+    let right = |y: usize, x: usize| bright[y * width + x] == u8::from(3 * x >= 2 * width);
+    let pixels = || (55..height).flat_map(|y| (0..width).map(move |x| (y, x)));
+    let count = pixels().filter(|&(y, x)| right(y, x)).count();
+    assert!(count >= 55 * width * 9 / 10, "{count} of {}", 55 * width);
+    assert!(bright == dark);
+    // Going on with it, light is not to be seen otherwise all of a sudden.
+    let more = ["train", "segment", "--train-data=data", "-o=more", "--classes=land,water", "-q"];
+    let from = ["--init-from=model/segmenter", "--resolution=64", "--device=cpu"];
+    let output = desk.run(&[&more[..], &from].concat());
+    assert_eq!(output.status.code(), Some(2));
+    let said = text(&output.stderr);
+    assert!(said.contains("_normalize: expected data") && said.contains("found picture"), "{said}");
 }
 
 #[test]

@@ -15,11 +15,16 @@ use image::RgbImage;
 
 use super::classifier::Classifier;
 use super::pixel_classifier::PixelClassifier;
+use crate::data::masks::Normal;
+use crate::data::moments::Moments;
 use crate::error::{Error, Result};
 use windows::Axis;
 
 /// What stands in a mask where there are no data.
 pub const NODATA: u8 = 255;
+
+/// Rows that are read at a time where nothing depends on windows.
+const ROWS: usize = 64;
 
 /// Bytes that sums take, at most.
 const MAX_MEMORY: usize = 8 << 30;
@@ -57,8 +62,8 @@ pub trait Watcher {
 }
 
 /// Tells the class of each pixel. Its probabilities are the mean of those of the windows over it, by weights that fall off
-/// where windows overlap as a raised cosine, 0 at a window's edge; its class is the likeliest, the first of equals. Neither
-/// the batch nor the number of threads changes a bit of it.
+/// where windows overlap as a raised cosine, 0 at a window's edge; its class is the likeliest, the first of equals. A model that
+/// normalises by picture has the scene read once before, for mean and deviation of its pixels with data. Neither the batch nor the number of threads changes a bit of it.
 ///
 /// # Errors
 /// Windows that the model cannot look through; a scene that cannot be read; what `watcher` answers.
@@ -69,11 +74,29 @@ pub fn segment(
     watcher: &mut dyn Watcher,
 ) -> Result<()> {
     windows.check(model.multiple())?;
+    let normals = match model.normalize() {
+        Normal::Data => model.mean().iter().copied().zip(model.std().iter().copied()).collect(),
+        Normal::Picture => normals(source, watcher)?,
+    };
     let scale: Vec<(f32, f32)> =
-        model.mean().iter().zip(model.std()).map(|(mean, std)| (*mean, 1.0 / std)).collect();
+        normals.into_iter().map(|(mean, deviation)| (mean, 1.0 / deviation)).collect();
     let cut = (windows, model.multiple(), model.classes().len());
     let see = &mut |images, shape| model.probabilities(images, shape);
     blend(source, &scale, cut, see, watcher)
+}
+
+/// Mean and deviation of each band that is looked at, over the pixels that have data.
+fn normals(source: &mut Source, watcher: &mut dyn Watcher) -> Result<Vec<(f32, f32)>> {
+    let (height, pixel) = (source.about().height, source.about().pixel());
+    let mut all = vec![Moments::default(); source.bands()];
+    for first in (0..height).step_by(ROWS) {
+        let rows = source.rows(first, ROWS.min(height - first))?;
+        for pixel in rows.chunks_exact(pixel).filter(|pixel| source.is_data(pixel)) {
+            all.iter_mut().zip(source.levels(pixel)).for_each(|(own, level)| own.add(level));
+        }
+        watcher.step(0)?;
+    }
+    Ok(all.into_iter().map(Moments::normal).collect())
 }
 
 /// As [`segment`], of anything that makes probabilities [B, H, W, classes] of images [B, H, W, bands], whose levels are

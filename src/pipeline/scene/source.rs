@@ -106,6 +106,11 @@ impl Source {
         &self.about
     }
 
+    /// Bands that are looked at.
+    pub(super) fn bands(&self) -> usize {
+        self.bands.len()
+    }
+
     /// Its name.
     pub fn path(&self) -> &Path {
         &self.path
