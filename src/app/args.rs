@@ -9,8 +9,10 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use nadir::Error;
 use nadir::nn::lora::Adapter;
-use nadir::pipeline::Settings;
+use nadir::pipeline::{Preprocessor, Settings};
 use nadir::tensor::DType;
+
+use super::recipe::ControlSource;
 
 const STYLES: Styles = Styles::styled()
     .header(Style::new().bold())
@@ -136,6 +138,9 @@ pub struct Generate {
     #[arg(requires = "init_image")]
     pub mask_image: Option<PathBuf>,
 
+    #[command(flatten)]
+    pub control: ControlArgs,
+
     /// A .png file, a folder that gets nadir-SEED.png for each picture, or - [default: this folder]
     ///
     /// A file that is named is replaced; with several pictures its name gets the seed (FILE-SEED.png).
@@ -154,6 +159,79 @@ pub struct Generate {
     /// Only the I-th of N parts of the manifest
     #[arg(long, value_name = "I/N", help_heading = "Output", value_parser = typed::<super::manifest::Shard>)]
     pub shard: Option<super::manifest::Shard>,
+}
+
+/// Pictures that are followed. What is given once holds for all ControlNets, else it is given for each.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "ControlNet")]
+pub struct ControlArgs {
+    /// Follow a picture by this ControlNet, a diffusers folder; may be repeated. One that the model has comes first
+    #[arg(long, value_name = "DIR")]
+    pub controlnet: Vec<PathBuf>,
+
+    /// The picture to follow, one for each ControlNet, in their order
+    #[arg(long, value_name = "FILE")]
+    pub control_image: Vec<PathBuf>,
+
+    /// What is made of it: as-is, canny, canny:LOW,HIGH, or palette:FILE.json, which colours the classes of a mask
+    #[arg(long, value_name = "HOW", value_parser = typed::<Preprocessor>)]
+    pub control_preprocessor: Vec<Preprocessor>,
+
+    /// How much it counts [default: 1]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub control_scale: Vec<f32>,
+
+    /// Share of the steps at which it begins to count [default: 0]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub control_start: Vec<f64>,
+
+    /// Share of the steps at which it no longer counts [default: 1]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub control_end: Vec<f64>,
+
+    /// Follow pictures whatever the prompt says: the unconditional half of guidance does not see them
+    #[arg(long)]
+    pub guess_mode: bool,
+}
+
+impl ControlArgs {
+    /// The pictures, each with what is said of it.
+    ///
+    /// # Errors
+    /// Something is said of more or fewer pictures than there are.
+    pub fn sources(&self) -> nadir::Result<Vec<ControlSource>> {
+        fn each<T: Clone>(
+            name: &'static str,
+            given: &[T],
+            default: T,
+            n: usize,
+        ) -> nadir::Result<Vec<T>> {
+            match given {
+                [] => Ok(vec![default; n]),
+                [one] if n > 0 => Ok(vec![one.clone(); n]),
+                all if all.len() == n => Ok(all.to_vec()),
+                all => {
+                    let expected = format!("one for all, or one for each of {n} --control-image");
+                    Err(Error::argument(name, format!("{} of them", all.len()), expected))
+                }
+            }
+        }
+        let n = self.control_image.len();
+        let how =
+            each("control_preprocessor", &self.control_preprocessor, Preprocessor::AsItIs, n)?;
+        let scales = each("control_scale", &self.control_scale, 1.0, n)?;
+        let starts = each("control_start", &self.control_start, 0.0, n)?;
+        let ends = each("control_end", &self.control_end, 1.0, n)?;
+        let sources = self.control_image.iter().enumerate().map(|(i, path)| ControlSource {
+            path: path.clone(),
+            preprocessor: how[i].clone(),
+            scale: scales[i],
+            start: starts[i],
+            end: ends[i],
+            hash: String::new(),
+        });
+        Ok(sources.collect())
+    }
 }
 
 #[derive(Debug, Args)]

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use image::RgbImage;
 
+use nadir::io::raster::Levels;
 use nadir::pipeline::plan::{self, Choice, Target, Timings};
 use nadir::pipeline::{
-    Event, InitImage, LoadOptions, Request, SIZE_STEP, SlotId, TextToImage, Warning,
+    Control, Event, InitImage, LoadOptions, Request, SIZE_STEP, SlotId, TextToImage, Warning,
 };
 use nadir::tensor::{Device, cuda};
 use nadir::{Error, Result, io};
@@ -18,7 +19,7 @@ use super::interrupt;
 use super::limits;
 use super::model::Model;
 use super::progress::Progress;
-use super::recipe::{Lora, Recipe, Source};
+use super::recipe::{ControlSource, Lora, Recipe, Source};
 
 /// One command's work.
 pub struct Drawing {
@@ -55,6 +56,7 @@ pub fn draw(drawing: Drawing) -> anyhow::Result<()> {
     let progress = Progress::new(execution.quiet);
     let sampler = model.sampler_name(recipe.settings.scheduler.as_deref())?;
     let init = read_init(&mut recipe, &progress)?;
+    let controls = read_controls(&mut recipe, &progress)?;
     let device = choose_device(&execution.device, |line| progress.say(line))?;
     recipe.device = device.to_string();
     let options = LoadOptions {
@@ -62,6 +64,7 @@ pub fn draw(drawing: Drawing) -> anyhow::Result<()> {
         device,
         variant: recipe.variant.clone(),
         adapters: recipe.lora.iter().map(Lora::adapter).collect(),
+        controlnets: recipe.controlnet.clone(),
         ..LoadOptions::default()
     };
     let mut same = true;
@@ -95,7 +98,7 @@ pub fn draw(drawing: Drawing) -> anyhow::Result<()> {
     if let Some(target) = target {
         batch = keep_to(target, &time, &pipeline, &mut recipe, wanted_steps, batch, &progress)?;
     }
-    let requests = recipe.requests(init, interrupt::switch());
+    let requests = recipe.requests(init, controls, interrupt::switch());
     let mut session = Session {
         recipe: &recipe,
         sampler,
@@ -342,6 +345,34 @@ fn read_init(recipe: &mut Recipe, progress: &Progress) -> Result<Option<InitImag
     // Its defaults for image to image and for inpainting.
     settings.strength.get_or_insert(if mask.is_some() { 1.0 } else { 0.8 });
     Ok(Some(InitImage { image, mask }))
+}
+
+/// Reads what ControlNets follow, and fills in the size: as in diffusers that of the first.
+fn read_controls(recipe: &mut Recipe, progress: &Progress) -> Result<Vec<Control>> {
+    let mut controls = Vec::new();
+    for source in &mut recipe.control {
+        let picture = source.preprocessor.open(&source.path)?;
+        let mut sum = crc32fast::Hasher::new();
+        for side in [picture.height, picture.width, picture.bands] {
+            sum.update(&(side as u32).to_le_bytes());
+        }
+        match &picture.levels {
+            Levels::U8(levels) => sum.update(levels),
+            Levels::U16(levels) => levels.iter().for_each(|x| sum.update(&x.to_le_bytes())),
+        }
+        let found = format!("{:08x}", sum.finalize());
+        replace_checksum(&mut source.hash, found, source.path.display(), progress);
+        let ControlSource { scale, start, end, .. } = *source;
+        let control = Control { scale, start, end, ..Control::new(picture) };
+        control.check()?;
+        controls.push(control);
+    }
+    if let Some(first) = controls.first() {
+        let whole = |side: usize| (side / SIZE_STEP).max(1) * SIZE_STEP;
+        recipe.settings.width.get_or_insert(whole(first.picture.width));
+        recipe.settings.height.get_or_insert(whole(first.picture.height));
+    }
+    Ok(controls)
 }
 
 /// Puts the checksum that was found in place of the known one, if any, and warns where they differ.

@@ -28,6 +28,7 @@ pub fn run(args: args::Generate) -> anyhow::Result<()> {
         Some(Seed::Number(seed)) => seed,
         Some(Seed::Random) | None => random_seed(),
     };
+    let control = args.control.sources()?;
     let source = |path: PathBuf| Source { path, hash: String::new() };
     let recipe = Recipe {
         variant: args.variant,
@@ -35,6 +36,9 @@ pub fn run(args: args::Generate) -> anyhow::Result<()> {
         num_images: args.num_images,
         init_image: args.init_image.map(source),
         mask_image: args.mask_image.map(source),
+        controlnet: args.control.controlnet,
+        control,
+        guess_mode: args.control.guess_mode,
         lora: args.lora.into_iter().map(Lora::from).collect(),
         ..Recipe::new(model.name.clone(), Settings { prompt, ..args.settings }, seed)
     };

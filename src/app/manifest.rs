@@ -108,6 +108,8 @@ pub fn run(args: args::Generate, manifest: &Path) -> anyhow::Result<()> {
         ("num_images", args.num_images != 1),
         ("init_image", args.init_image.is_some()),
         ("grid", args.grid),
+        ("controlnet", !args.control.controlnet.is_empty()),
+        ("control_image", !args.control.control_image.is_empty()),
         ("deadline_ms", args.time.deadline_ms.is_some()),
         ("images_per_second", args.time.images_per_second.is_some()),
     ];

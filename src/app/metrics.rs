@@ -339,8 +339,8 @@ impl Looking<'_> {
             Ok(Request {
                 settings: pipeline.resolve(&settings)?,
                 seed,
-                init: None,
                 cancel: cancel.clone(),
+                ..Request::default()
             })
         };
         let requests = (0..count).map(request).collect::<Result<Vec<_>>>()?;

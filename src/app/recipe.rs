@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use nadir::io::png::{self, Parameters};
 use nadir::nn::lora::Adapter;
-use nadir::pipeline::{Cancel, InitImage, Request, Settings};
+use nadir::pipeline::{Cancel, Control, InitImage, Preprocessor, Request, Settings};
 use nadir::tensor::DType;
 use nadir::{Error, Result};
 
@@ -44,6 +44,14 @@ pub struct Recipe {
     pub init_image: Option<Source>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mask_image: Option<Source>,
+    /// ControlNets beside that of the model.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub controlnet: Vec<PathBuf>,
+    /// A picture for each ControlNet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub control: Vec<ControlSource>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub guess_mode: bool,
     /// What this version does not know.
     #[serde(flatten, skip_serializing)]
     pub unknown: serde_json::Map<String, serde_json::Value>,
@@ -55,6 +63,22 @@ pub struct Recipe {
 pub struct Source {
     pub path: PathBuf,
     /// Of its pixels.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub hash: String,
+}
+
+/// A picture for a ControlNet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ControlSource {
+    pub path: PathBuf,
+    /// What is made of it.
+    #[serde(with = "nadir::io::as_text", default)]
+    pub preprocessor: Preprocessor,
+    pub scale: f32,
+    pub start: f64,
+    pub end: f64,
+    /// Of its levels, as the ControlNet sees them.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub hash: String,
 }
@@ -103,6 +127,9 @@ impl Recipe {
             num_images: 1,
             init_image: None,
             mask_image: None,
+            controlnet: Vec::new(),
+            control: Vec::new(),
+            guess_mode: false,
             unknown: serde_json::Map::new(),
         }
     }
@@ -126,6 +153,9 @@ impl Recipe {
         let sources = [("init_image", &self.init_image), ("mask_image", &self.mask_image)];
         let sources =
             sources.into_iter().filter_map(|(f, source)| Some((f, &source.as_ref()?.path)));
+        let controls = self.control.iter().map(|control| ("control_image", &control.path));
+        let nets = self.controlnet.iter().map(|path| ("controlnet", path));
+        let sources = sources.chain(controls).chain(nets);
         for (field, path) in sources.chain(self.lora.iter().map(|lora| ("lora", &lora.path))) {
             if path.to_str().is_none() {
                 let expected = "a path in UTF-8, which the picture can keep";
@@ -148,6 +178,7 @@ impl Recipe {
     pub fn requests(
         &self,
         init: Option<InitImage>,
+        controls: Vec<Control>,
         cancel: Cancel,
     ) -> impl Iterator<Item = Request> {
         let init = init.map(Arc::new);
@@ -155,6 +186,8 @@ impl Recipe {
             settings: self.settings.clone(),
             seed: self.seed + i,
             init: init.clone(),
+            controls: controls.clone(),
+            guess_mode: self.guess_mode,
             cancel: cancel.clone(),
         })
     }
@@ -252,6 +285,16 @@ mod tests {
             device: "cpu".into(),
             num_images: 2,
             init_image: Some(Source { path: "chip.png".into(), hash: "89ab".into() }),
+            controlnet: vec!["nets/canny".into()],
+            control: vec![ControlSource {
+                path: "chip.png".into(),
+                preprocessor: Preprocessor::Canny(20, 60),
+                scale: 0.8,
+                start: 0.1,
+                end: 0.9,
+                hash: "1234".into(),
+            }],
+            guess_mode: true,
             lora: vec![
                 Lora { path: "a/b.c.safetensors".into(), weight: 0.8, hash: "cdef".into() },
                 Lora { path: "x".into(), weight: -1.0, hash: "0123".into() },
@@ -300,7 +343,7 @@ mod tests {
     #[test]
     fn what_cannot_be_is_named() {
         let seeds = recipe()
-            .requests(None, Cancel::default())
+            .requests(None, Vec::new(), Cancel::default())
             .map(|request| request.seed)
             .collect::<Vec<_>>();
         assert_eq!(seeds, [u64::MAX - 1, u64::MAX]);

@@ -4,12 +4,14 @@
 //! Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models". Reference
 //! implementation: diffusers, `models/unets/unet_2d_condition.py` and `unet_2d_blocks.py`.
 
+mod controlnet;
 mod vector;
 
 use std::sync::Arc;
 
 use serde_json::json;
 
+pub use self::controlnet::{ControlNet, ControlNetConfig, Residuals};
 pub use self::vector::{ClassEmbedding, Sinusoids, Vector, VectorConfig};
 use self::vector::{TimestepEmbedding, VectorEmbedding};
 
@@ -70,6 +72,13 @@ impl UnetConfig {
     /// A field has another type, or asks for what is not implemented.
     pub fn read(c: &Config) -> Result<Self> {
         c.neutral("_class_name", &[json!("UNet2DConditionModel"), json!("SatUNet")])?;
+        let config = Self::read_fields(c)?;
+        c.finish()?;
+        Ok(config)
+    }
+
+    /// Reads the fields that a ControlNet has too.
+    fn read_fields(c: &Config) -> Result<Self> {
         let widths = c.usizes("block_out_channels", &[320, 640, 1280, 1280])?;
         let levels = widths.len();
         let counts = |name, default| {
@@ -139,7 +148,7 @@ impl UnetConfig {
             // Scores and softmax are in f32 always, which is what upcasting is for.
             "upcast_attention",
         ]);
-        let config = Self {
+        Ok(Self {
             sample_size: c.get("sample_size", "a non-negative integer")?,
             in_channels: c.usize("in_channels", 4)?,
             out_channels: c.usize("out_channels", 4)?,
@@ -156,9 +165,7 @@ impl UnetConfig {
             freq_shift: c.f32("freq_shift", 0.0)?,
             vector: VectorConfig::read(c, 4 * widths.first().copied().unwrap_or_default())?,
             block_out_channels: widths,
-        };
-        c.finish()?;
-        Ok(config)
+        })
     }
 
     /// What timesteps are embedded by.
@@ -193,14 +200,21 @@ fn attention(
 /// The denoiser.
 pub struct Unet {
     config: UnetConfig,
-    time: TimestepEmbedding,
-    vector: VectorEmbedding,
-    conv_in: Conv2d,
-    down: Vec<DownBlock>,
-    mid: MidBlock,
+    encoder: Encoder,
     up: Vec<UpBlock>,
     norm_out: GroupNorm,
     conv_out: Conv2d,
+}
+
+/// The way down and the middle, which a ControlNet has too.
+struct Encoder {
+    time: TimestepEmbedding,
+    vector: VectorEmbedding,
+    sinusoids: Sinusoids,
+    in_channels: usize,
+    conv_in: Conv2d,
+    down: Vec<DownBlock>,
+    mid: MidBlock,
     /// What it computes in.
     dtype: DType,
     /// What its first and last layer compute in.
@@ -211,18 +225,31 @@ pub struct Unet {
 /// What depends on the prompt alone: keys and values of every cross attention, in order of execution.
 pub struct Context(Vec<KeyValue>);
 
-module!(Unet {
+module!(Encoder {
     "time_embedding": time,
     "": vector,
     "conv_in": conv_in,
     "down_blocks": down,
     "mid_block": mid,
+});
+
+module!(Unet {
+    "": encoder,
     "up_blocks": up,
     "conv_norm_out": norm_out,
     "conv_out": conv_out,
 });
 
 impl Context {
+    /// Keys and values of `text` [B, T, D] in every layer of `transformers`.
+    fn of<'a>(
+        transformers: impl Iterator<Item = &'a Arc<Transformer>>,
+        text: &Tensor,
+    ) -> Result<Self> {
+        let layers = transformers.flat_map(|transformer| &transformer.layers);
+        Ok(Self(layers.map(|layer| layer.attn2.key_value(text)).collect::<Result<_>>()?))
+    }
+
     /// The contexts of a batch from those of its parts, which have the same number of tokens.
     ///
     /// # Errors
@@ -239,32 +266,114 @@ impl Context {
     }
 }
 
+impl Encoder {
+    /// The layers, and the widths of what they leave for the way up, in the order in which they do.
+    fn load(config: &UnetConfig, p: &Params) -> Result<(Self, Vec<usize>)> {
+        let widths = &config.block_out_channels;
+        let first = widths[0];
+        // Guidance multiplies the error of the prediction several times, so its first and last layer, which
+        // take next to no time, are in f32, as is what the timesteps are embedded by.
+        let precise = p.with_dtype(if p.dtype() == DType::F64 { DType::F64 } else { DType::F32 });
+        let (sinusoids, temb) = (config.sinusoids(), 4 * first);
+        let mut skips = vec![first];
+        let mut input = first;
+        let mut down = Vec::new();
+        for (level, &width) in widths.iter().enumerate() {
+            let block = DownBlock::load(config, &p.pp("down_blocks").pp(level), level, input)?;
+            input = width;
+            skips
+                .extend(vec![input; block.resnets.len() + usize::from(block.downsample.is_some())]);
+            down.push(block);
+        }
+        let encoder = Self {
+            mid: MidBlock::load(config, &p.pp("mid_block"))?,
+            time: TimestepEmbedding::load(&precise.pp("time_embedding"), first, temb)?,
+            vector: VectorEmbedding::load(config.vector, &precise, sinusoids, temb)?,
+            sinusoids,
+            in_channels: config.in_channels,
+            conv_in: Conv2d::load_3x3(&precise.pp("conv_in"), config.in_channels, first)?,
+            down,
+            dtype: p.dtype(),
+            precise: precise.dtype(),
+            device: p.device(),
+        };
+        Ok((encoder, skips))
+    }
+
+    /// SiLU of what all blocks share of `timesteps` `[N]` and a picture: [N, 4 * width].
+    fn embedding(&self, timesteps: &[f32], vector: &Vector) -> Result<Tensor> {
+        let mut temb = self.time_embedding(timesteps)?; // [N, 4 * width]
+        if let Some(vector) = self.vector.of(vector)? {
+            temb = add(&temb, &vector)?;
+        }
+        silu(&temb)?.to_dtype(self.dtype)
+    }
+
+    fn time_embedding(&self, timesteps: &[f32]) -> Result<Tensor> {
+        let t = self.sinusoids.of(timesteps)?; // [N, width]
+        self.time.forward(&t.to_dtype(self.precise)?.to_device(self.device)?) // [N, 4 * width]
+    }
+
+    /// What each of `resnets` makes of `temb` of [`Self::embedding`], side by side.
+    fn times<'a>(
+        &self,
+        temb: &Tensor,
+        resnets: impl Iterator<Item = &'a Arc<ResnetBlock>>,
+    ) -> Result<Tensor> {
+        let times = resnets.filter_map(|resnet| resnet.time(temb).transpose());
+        let times = times.collect::<Result<Vec<_>>>()?;
+        concat(&times.iter().collect::<Vec<_>>(), 1)?.to_dtype(self.precise)
+    }
+
+    /// In order of execution.
+    fn resnets(&self) -> impl Iterator<Item = &Arc<ResnetBlock>> {
+        let down = self.down.iter().flat_map(|block| &block.resnets);
+        down.chain([&self.mid.resnet1, &self.mid.resnet2])
+    }
+
+    /// In order of execution.
+    fn transformers(&self) -> impl Iterator<Item = &Arc<Transformer>> {
+        self.down.iter().flat_map(|block| &block.attentions).chain([&self.mid.attention])
+    }
+
+    /// `latents` [B, h, w, in_channels] and, of a ControlNet, `hint` [B, h, w, width] -> [B, h / 8, w / 8, 4 * width], and
+    /// what is left for the way up.
+    fn forward(
+        &self,
+        latents: &Tensor,
+        hint: Option<&Tensor>,
+        times: &mut Times,
+        context: &mut Contexts,
+    ) -> Result<(Tensor, Vec<Tensor>)> {
+        let (_, _, _, channels) = latents.dims4()?;
+        if channels != self.in_channels {
+            let expected = format!("[B, h, w, {}]", self.in_channels);
+            return Err(Error::expected_shape("unet", "latents", &expected, latents.shape()));
+        }
+        // 1. down
+        let epilogue = Epilogue { residual: hint, ..Epilogue::default() };
+        let h = self.conv_in.forward_with(&latents.to_dtype(self.precise)?, epilogue)?;
+        let mut h = h.to_dtype(self.dtype)?; // [B, h, w, width]
+        let mut skips = vec![h.clone()];
+        for block in &self.down {
+            h = block.forward(h, times, context, &mut skips)?;
+        }
+        // 2. middle
+        Ok((self.mid.forward(&h, times, context)?, skips)) // [B, h / 8, w / 8, 4 * width]
+    }
+}
+
 impl Unet {
     /// Builds the model from the weights at `p`.
     ///
     /// # Errors
     /// As [`Params::raw`].
     pub fn load(config: UnetConfig, p: &Params) -> Result<Self> {
+        let (encoder, mut skips) = Encoder::load(&config, p)?;
         let widths = &config.block_out_channels;
-        let levels = widths.len();
-        let first = widths[0];
-        // Guidance multiplies the error of the prediction several times, so its first and last layer, which
-        // take next to no time, are in f32, as is what the timesteps are embedded by.
-        let precise = p.with_dtype(if p.dtype() == DType::F64 { DType::F64 } else { DType::F32 });
-        let (sinusoids, temb) = (config.sinusoids(), 4 * first);
-
-        // Widths of the skip connections, in the order in which the way down leaves them.
-        let mut skips = vec![first];
-        let mut input = first;
-        let mut down = Vec::new();
-        for level in 0..levels {
-            let block = DownBlock::load(&config, &p.pp("down_blocks").pp(level), level, input)?;
-            input = widths[level];
-            skips
-                .extend(vec![input; block.resnets.len() + usize::from(block.downsample.is_some())]);
-            down.push(block);
-        }
-        let mid = MidBlock::load(&config, &p.pp("mid_block"))?;
+        let (first, levels) = (widths[0], widths.len());
+        let precise = p.with_dtype(encoder.precise);
+        let mut input = widths[levels - 1];
         let mut up = Vec::new();
         for (i, level) in (0..levels).rev().enumerate() {
             let p = p.pp("up_blocks").pp(i);
@@ -272,11 +381,7 @@ impl Unet {
             input = widths[level];
         }
         Ok(Self {
-            time: TimestepEmbedding::load(&precise.pp("time_embedding"), first, temb)?,
-            vector: VectorEmbedding::load(config.vector, &precise, sinusoids, temb)?,
-            conv_in: Conv2d::load_3x3(&precise.pp("conv_in"), config.in_channels, first)?,
-            down,
-            mid,
+            encoder,
             up,
             norm_out: GroupNorm::load(
                 &p.pp("conv_norm_out"),
@@ -285,9 +390,6 @@ impl Unet {
                 config.norm_eps,
             )?,
             conv_out: Conv2d::load_3x3(&precise.pp("conv_out"), first, config.out_channels)?,
-            dtype: p.dtype(),
-            precise: precise.dtype(),
-            device: p.device(),
             config,
         })
     }
@@ -314,17 +416,9 @@ impl Unet {
     /// # Errors
     /// `Value` for other numbers than [`UnetConfig::vector`] says.
     pub fn embed(&self, timesteps: &[f32], vector: &Vector) -> Result<Tensor> {
-        let mut temb = self.time_embedding(timesteps)?; // [N, 4 * width]
-        if let Some(vector) = self.vector.of(vector)? {
-            temb = add(&temb, &vector)?;
-        }
-        let temb = silu(&temb)?.to_dtype(self.dtype)?;
-        let down = self.down.iter().flat_map(|block| &block.resnets);
+        let temb = self.encoder.embedding(timesteps, vector)?; // [N, 4 * width]
         let up = self.up.iter().flat_map(|block| &block.resnets);
-        let resnets = down.chain([&self.mid.resnet1, &self.mid.resnet2]).chain(up);
-        let times = resnets.filter_map(|resnet| resnet.time(&temb).transpose());
-        let times = times.collect::<Result<Vec<_>>>()?;
-        concat(&times.iter().collect::<Vec<_>>(), 1)?.to_dtype(self.precise)
+        self.encoder.times(&temb, self.encoder.resnets().chain(up))
     }
 
     /// The embedding of `timesteps` `[N]` that all blocks share: [N, 4 * width], f32 (f64 for an f64 model).
@@ -332,8 +426,7 @@ impl Unet {
     /// # Errors
     /// None for a model that loaded, but those of the device.
     pub fn time_embedding(&self, timesteps: &[f32]) -> Result<Tensor> {
-        let t = self.config.sinusoids().of(timesteps)?; // [N, width]
-        self.time.forward(&t.to_dtype(self.precise)?.to_device(self.device)?) // [N, 4 * width]
+        self.encoder.time_embedding(timesteps)
     }
 
     /// Keys and values of `text` [B, T, D] in every cross attention.
@@ -341,11 +434,8 @@ impl Unet {
     /// # Errors
     /// D is not the model's.
     pub fn context(&self, text: &Tensor) -> Result<Context> {
-        let down = self.down.iter().flat_map(|block| &block.attentions);
         let up = self.up.iter().flat_map(|block| &block.attentions);
-        let layers =
-            down.chain([&self.mid.attention]).chain(up).flat_map(|transformer| &transformer.layers);
-        Ok(Context(layers.map(|layer| layer.attn2.key_value(text)).collect::<Result<_>>()?))
+        Context::of(self.encoder.transformers().chain(up), text)
     }
 
     /// Denoises: `latents` [B, h, w, in_channels], `times` of [`Self::embed_timesteps`], for each image or one for all,
@@ -354,28 +444,41 @@ impl Unet {
     /// # Errors
     /// Shapes that do not fit the model.
     pub fn forward(&self, latents: &Tensor, times: &Tensor, context: &Context) -> Result<Tensor> {
-        let (batch, _, _, channels) = latents.dims4()?;
-        if channels != self.config.in_channels {
-            let expected = format!("[B, h, w, {}]", self.config.in_channels);
-            return Err(Error::expected_shape("unet", "latents", &expected, latents.shape()));
-        }
+        self.forward_with(latents, times, context, &[])
+    }
+
+    /// As [`Self::forward`], with what ControlNets add to it.
+    ///
+    /// # Errors
+    /// As there, and ControlNets of another shape.
+    pub fn forward_with(
+        &self,
+        latents: &Tensor,
+        times: &Tensor,
+        context: &Context,
+        added: &[Residuals],
+    ) -> Result<Tensor> {
+        let (batch, ..) = latents.dims4()?;
         let times = &mut Times { rows: repeat_rows(times, batch)?, start: 0 };
         let mut context = context.0.iter();
-        // 1. down
-        let h = self.conv_in.forward(&latents.to_dtype(self.precise)?)?;
-        let mut h = h.to_dtype(self.dtype)?; // [B, h, w, width]
-        let mut skips = vec![h.clone()];
-        for block in &self.down {
-            h = block.forward(h, times, &mut context, &mut skips)?;
+        // 1. down, and the middle
+        let (mut h, mut skips) = self.encoder.forward(latents, None, times, &mut context)?;
+        for Residuals { down, mid } in added {
+            if down.len() != skips.len() {
+                return Err(Error::shape("unet", "the ControlNet is of another model"));
+            }
+            for (skip, residual) in skips.iter_mut().zip(down) {
+                *skip = add(skip, residual)?;
+            }
+            h = add(&h, mid)?;
         }
-        // 2. middle
-        h = self.mid.forward(&h, times, &mut context)?; // [B, h / 8, w / 8, 4 * width]
-        // 3. up
+        // 2. up
         for block in &self.up {
             h = block.forward(h, times, &mut context, &mut skips)?;
         }
-        // 4. out
-        self.conv_out.forward(&self.norm_out.forward_silu(&h.to_dtype(self.precise)?)?) // [B, h, w, out_channels]
+        // 3. out
+        let h = h.to_dtype(self.encoder.precise)?;
+        self.conv_out.forward(&self.norm_out.forward_silu(&h)?) // [B, h, w, out_channels]
     }
 }
 

@@ -1,13 +1,13 @@
 //! From a diffusers folder to a pipeline: which components there must be, and whether they fit together.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::io::config::{self, Config};
-use crate::io::folder::PipelineFolder;
+use crate::io::folder::{PipelineFolder, Weights};
 use crate::io::{TensorSource, read_bounded};
 use crate::models::clip::{ClipText, ClipTextConfig};
-use crate::models::unet::{Unet, UnetConfig};
+use crate::models::unet::{ControlNet, ControlNetConfig, Unet, UnetConfig};
 use crate::models::vae::{Vae, VaeConfig};
 use crate::nn::lora::{Adapter, Adapters};
 use crate::nn::{Keep, Params};
@@ -29,12 +29,15 @@ pub struct LoadOptions {
     pub keep: Keep,
     /// What is added to the weights of UNet and text encoder.
     pub adapters: Vec<Adapter>,
+    /// Folders of ControlNets, beside that which the pipeline has.
+    pub controlnets: Vec<PathBuf>,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
         let (dtype, device, keep) = (DType::F32, Device::Cpu, Keep::Frozen);
-        Self { dtype, device, variant: None, keep, adapters: Vec::new() }
+        let (adapters, controlnets) = (Vec::new(), Vec::new());
+        Self { dtype, device, variant: None, keep, adapters, controlnets }
     }
 }
 
@@ -98,6 +101,7 @@ impl TextToImage {
             &mut (&mut notes, &mut fingerprint),
             |config, params| ClipText::load(ClipTextConfig::read(config)?, params),
         )?;
+        let vae_config = VaeConfig::read(&folder.network("vae")?.0)?;
         let unet = load(
             &folder,
             "unet",
@@ -106,7 +110,23 @@ impl TextToImage {
             &mut (&mut notes, &mut fingerprint),
             |config, params| Unet::load(UnetConfig::read(config)?, params),
         )?;
-        let config = VaeConfig::read(&folder.network("vae")?.0)?;
+        let mut controlnets = Vec::new();
+        for path in controlnet_folders(&folder, options)? {
+            let weights = Weights::open(&path, options.variant.as_deref())?;
+            let config = Config::open(path.join("config.json"))?.bounded_by(&weights);
+            fingerprint.add(config::read_text(config.path())?.as_bytes());
+            let shape = read_controlnet(&config)?;
+            check_controlnet(&config, &shape, unet.config(), &vae_config)?;
+            controlnets.push(build(
+                "controlnet",
+                (config, weights),
+                (options, &adapters),
+                options.dtype,
+                &mut (&mut notes, &mut fingerprint),
+                |_, params| ControlNet::load(shape, params),
+            )?);
+        }
+        let config = vae_config;
         let dtype = vae_dtype(options.dtype, &config);
         let vae = load(
             &folder,
@@ -121,6 +141,7 @@ impl TextToImage {
             tokenizer,
             text_encoder,
             unet,
+            controlnets,
             vae,
             scheduler,
             suggestions,
@@ -183,6 +204,9 @@ fn check_classes(folder: &PipelineFolder) -> Result<()> {
         "StableDiffusionImg2ImgPipeline",
         "StableDiffusionInpaintPipeline",
         // What Text2Earth and DiffusionSat call theirs.
+        "StableDiffusionControlNetPipeline",
+        "StableDiffusionControlNetImg2ImgPipeline",
+        "StableDiffusionControlNetInpaintPipeline",
         "Text2EarthDiffusionPipeline",
         "Text2EarthDiffusionInpaintPipeline",
         "DiffusionSatPipeline",
@@ -191,9 +215,15 @@ fn check_classes(folder: &PipelineFolder) -> Result<()> {
         return wrong("_class_name", &known.join(" or "), &class);
     }
     // The last three judge or prepare pictures of others, and have no part in drawing.
-    let components = ["tokenizer", "text_encoder", "unet", "vae", "scheduler"];
+    let components = ["tokenizer", "text_encoder", "unet", "vae", "scheduler", "controlnet"];
     let beside = ["safety_checker", "feature_extractor", "image_encoder"];
     folder.check_components(&[components.as_slice(), &beside].concat())?;
+    let controlnets = ["ControlNetModel", "MultiControlNetModel"];
+    if let Some(class) = folder.component("controlnet")?
+        && !controlnets.contains(&class.as_str())
+    {
+        return wrong("controlnet", &controlnets.join(" or "), &class);
+    }
     for (name, known) in [
         ("text_encoder", &["CLIPTextModel"][..]),
         ("unet", &["UNet2DConditionModel", "SatUNet"]),
@@ -223,15 +253,26 @@ fn load<T>(
     (options, adapters): (&LoadOptions, &Adapters),
     dtype: DType,
     (notes, fingerprint): &mut (&mut Vec<String>, &mut Fingerprint),
-    build: impl FnOnce(&Config, &Params) -> Result<T>,
+    make: impl FnOnce(&Config, &Params) -> Result<T>,
 ) -> Result<T> {
-    let (config, weights) = folder.network(name)?;
+    build(name, folder.network(name)?, (options, adapters), dtype, &mut (notes, fingerprint), make)
+}
+
+/// As [`load`], of a configuration and weights wherever they are.
+fn build<T>(
+    name: &'static str,
+    (config, weights): (Config, Weights),
+    (options, adapters): (&LoadOptions, &Adapters),
+    dtype: DType,
+    (notes, fingerprint): &mut (&mut Vec<String>, &mut Fingerprint),
+    make: impl FnOnce(&Config, &Params) -> Result<T>,
+) -> Result<T> {
     notes.extend(weights.note().map(|note| format!("{name}: {note}")));
     let file = weights.names().first().map(|first| weights.origin(first)).unwrap_or_default();
     let checksums = weights.checksums();
     let weights = adapters.merged(name, weights);
     let params = Params::new(weights, dtype, options.device).keeping(options.keep).of_model(name);
-    let model = build(&config, &params)?;
+    let model = make(&config, &params)?;
     let unused = params.finish()?;
     adapters.check_unused(name, &unused)?;
     fingerprint.add(&checksums.combined().to_le_bytes());
@@ -242,6 +283,78 @@ fn load<T>(
         ));
     }
     Ok(model)
+}
+
+/// Where the ControlNets are: first the pipeline's own, of which several are numbered from the second on.
+fn controlnet_folders(folder: &PipelineFolder, options: &LoadOptions) -> Result<Vec<PathBuf>> {
+    let mut folders = Vec::new();
+    if let Some(class) = folder.component("controlnet")? {
+        let first = folder.folder("controlnet")?;
+        let further = (1..).map(|i| folder.root().join(format!("controlnet_{i}")));
+        folders.push(first);
+        if class == "MultiControlNetModel" {
+            folders.extend(further.take_while(|path| path.is_dir()));
+        }
+    }
+    folders.extend(options.controlnets.iter().cloned());
+    Ok(folders)
+}
+
+/// Reads the shape of a ControlNet, and tells those that nadir does not run by their names.
+fn read_controlnet(config: &Config) -> Result<ControlNetConfig> {
+    if config.value("_class_name").is_some_and(|class| class == "ControlNetModel3D") {
+        let (expected, advice) = (
+            "ControlNetModel",
+            "DiffusionSat's 3D ControlNets, which follow several pictures in time, are not supported.",
+        );
+        return Err(Error::file(
+            config.path(),
+            "_class_name",
+            expected,
+            "ControlNetModel3D",
+            advice,
+        ));
+    }
+    ControlNetConfig::read(config)
+}
+
+/// A ControlNet is added to a UNet of its own shape.
+fn check_controlnet(
+    file: &Config,
+    net: &ControlNetConfig,
+    unet: &UnetConfig,
+    vae: &VaeConfig,
+) -> Result<()> {
+    let own = &net.unet;
+    let counts =
+        |found: &[usize], expected: &[usize]| (format!("{found:?}"), format!("{expected:?}"));
+    let one = |found: usize, expected: usize| counts(&[found], &[expected]);
+    for (field, (found, expected)) in [
+        ("block_out_channels", counts(&own.block_out_channels, &unet.block_out_channels)),
+        ("cross_attention_dim", counts(&own.cross_attention_dim, &unet.cross_attention_dim)),
+        ("layers_per_block", counts(&own.layers_per_block, &unet.layers_per_block)),
+        ("in_channels", one(own.in_channels, vae.latent_channels)),
+        ("conditioning_embedding_out_channels", one(net.factor(), vae.factor())),
+    ] {
+        if found != expected {
+            let advice =
+                "The ControlNet is for another model: SD 1.5's and SD 2.1's do not fit each other.";
+            let expected = match field {
+                "conditioning_embedding_out_channels" => {
+                    format!("halvings that make {expected} pixels a latent")
+                }
+                _ => format!("{expected}, as the unet has it"),
+            };
+            return Err(Error::file(
+                file.path(),
+                format!("field \"{field}\""),
+                expected,
+                found,
+                advice,
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Components that do not belong together are found now, not in the middle of a run.

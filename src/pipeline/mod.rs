@@ -2,6 +2,7 @@
 
 pub mod classifier;
 pub mod clip_score;
+mod control;
 mod evaluation;
 pub(crate) mod guidance;
 pub mod language;
@@ -27,6 +28,7 @@ pub mod synthesis;
 mod text_to_image;
 mod told;
 
+pub use control::{Control, Preprocessor, canny};
 pub use load::{LoadOptions, Suggestions};
 pub use memory::MemoryEstimate;
 pub use prompt::Warning;

@@ -1,14 +1,16 @@
 //! What slots have in common is computed once: keys and values of prompts, encoded images.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::models::unet::Context;
+use crate::io::raster::Raster;
+use crate::pipeline::control::Texts;
 use crate::pipeline::prompt::PromptTokens;
 use crate::pipeline::request::InitImage;
 use crate::pipeline::start::EncodedImage;
 use crate::pipeline::text_to_image::TextToImage;
+use crate::tensor::Tensor;
 
 /// Prompts that are kept. One of Stable Diffusion 1.5 takes 8 MB.
 const PROMPTS: usize = 8;
@@ -17,8 +19,10 @@ const PROMPTS: usize = 8;
 #[derive(Default)]
 pub(super) struct Recent {
     /// Newest first.
-    texts: VecDeque<(PromptTokens, Arc<Context>)>,
+    texts: VecDeque<(PromptTokens, Arc<Texts>)>,
     image: Option<(Arc<InitImage>, f64, Arc<EncodedImage>)>,
+    /// What ControlNets made of pictures, by their places.
+    hints: BTreeMap<usize, (Arc<Raster>, Tensor)>,
 }
 
 impl Recent {
@@ -26,8 +30,8 @@ impl Recent {
     pub(super) fn text(
         &mut self,
         prompts: Vec<PromptTokens>,
-        encode: impl Fn(&PromptTokens) -> Result<Context>,
-    ) -> Result<Vec<Arc<Context>>> {
+        encode: impl Fn(&PromptTokens) -> Result<Texts>,
+    ) -> Result<Vec<Arc<Texts>>> {
         let mut row = |prompt: PromptTokens| {
             let known = self.texts.iter().position(|(other, _)| *other == prompt);
             let entry = match known.and_then(|i| self.texts.remove(i)) {
@@ -43,6 +47,23 @@ impl Recent {
             Ok(context)
         };
         prompts.into_iter().map(&mut row).collect()
+    }
+
+    /// What ControlNet `net` makes of a picture, by `see` where it is not known.
+    pub(super) fn hint(
+        &mut self,
+        net: usize,
+        picture: &Arc<Raster>,
+        see: impl FnOnce() -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        if let Some((known, hint)) = self.hints.get(&net)
+            && Arc::ptr_eq(known, picture)
+        {
+            return Ok(hint.clone());
+        }
+        let hint = see()?;
+        self.hints.insert(net, (picture.clone(), hint.clone()));
+        Ok(hint)
     }
 
     /// What the autoencoder sees of `init`, at `size` in pixels, the same in every call.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use image::RgbImage;
 
 use crate::error::{Error, Result};
+use crate::pipeline::control::Control;
 use crate::pipeline::settings::Settings;
 
 /// A request for one picture, in the terms of diffusers' pipelines.
@@ -17,6 +18,10 @@ pub struct Request {
     pub seed: u64,
     /// A picture to start from.
     pub init: Option<Arc<InitImage>>,
+    /// Pictures for the model's ControlNets, one each.
+    pub controls: Vec<Control>,
+    /// Whether ControlNets leave the unconditional half alone, and coarse features count more than fine ones.
+    pub guess_mode: bool,
     /// Stops it.
     pub cancel: Cancel,
 }
@@ -37,6 +42,7 @@ impl Request {
     /// `Argument`, naming the first field whose value is not possible.
     pub fn check(&self) -> Result<()> {
         self.settings.check()?;
+        self.controls.iter().try_for_each(Control::check)?;
         if self.settings.strength.is_some() && self.init.is_none() {
             return Err(Error::argument(
                 "init_image",

@@ -90,6 +90,27 @@ impl TextToImage {
             let expected = "this model paints into a picture: it needs one, and a mask";
             return Err(Error::argument("mask_image", "none", expected));
         }
+        let (nets, controls) = (self.controlnets.len(), request.controls.len());
+        if nets != controls {
+            let found =
+                if controls == 0 { "none".to_owned() } else { format!("{controls} of them") };
+            let expected = match nets {
+                0 => "none: the model has no ControlNet".to_owned(),
+                nets => format!("a picture for each ControlNet, {nets} in all"),
+            };
+            return Err(Error::argument("control_image", found, expected));
+        }
+        for (net, control) in self.controlnets.iter().zip(&request.controls) {
+            let (takes, bands) = (net.config().conditioning_channels, control.picture.bands);
+            if takes != bands {
+                let expected = format!("{takes} bands, which the ControlNet takes");
+                return Err(Error::argument("control_image", format!("{bands} bands"), expected));
+            }
+        }
+        if request.guess_mode && nets == 0 {
+            let expected = "it is a way of ControlNets: give --controlnet";
+            return Err(Error::argument("guess_mode", "given", expected));
+        }
         Told::new(&self.unet.config().vector, &request.settings)?;
         let (settings, layers) = (&request.settings, self.text_encoder.config().num_hidden_layers);
         if settings.clip_skip > layers {

@@ -6,7 +6,7 @@ use std::cmp::Reverse;
 use image::RgbImage;
 
 use crate::error::{Error, Result};
-use crate::models::unet::Context;
+use crate::pipeline::control::Gear;
 use crate::pipeline::evaluation::Evaluation;
 use crate::pipeline::prompt::Warning;
 use crate::pipeline::recent::Recent;
@@ -89,9 +89,10 @@ struct Slot {
     denoising: Option<Denoising>,
 }
 
-/// Slots that pass through the UNet together: prompts of equal length.
+/// Slots that pass through the networks together: prompts of equal length, one gear.
 struct Company {
     members: Vec<SlotId>,
+    gear: Gear,
     /// Of a row for each, or two.
     evaluation: Evaluation,
 }
@@ -254,16 +255,20 @@ impl<'m> Run<'m> {
             .iter_mut()
             .filter_map(|slot| Some((slot.id, slot.denoising.as_mut()?)))
             .collect();
-        // Prompts of one length share a batch. The sort is stable: who is together stays so.
-        slots.sort_by_key(|(_, slot)| slot.tokens());
+        // Prompts of one length share a batch, and what ControlNets do. The sort is stable: who is together stays so.
+        let like = |a: &Denoising, b: &Denoising| {
+            a.tokens().cmp(&b.tokens()).then_with(|| a.gear().order(&b.gear()))
+        };
+        slots.sort_by(|(_, a), (_, b)| like(a, b));
         let mut companies = std::mem::take(&mut self.companies);
         let (mut events, mut failed) = (Vec::new(), Vec::new());
-        for together in slots.chunk_by_mut(|(_, a), (_, b)| a.tokens() == b.tokens()) {
+        for together in slots.chunk_by_mut(|(_, a), (_, b)| like(a, b).is_eq()) {
             let members: Vec<SlotId> = together.iter().map(|(id, _)| *id).collect();
-            let mut company = match companies.iter().position(|company| company.members == members)
-            {
+            let gear = together[0].1.gear();
+            let known = |company: &Company| company.members == members && company.gear == gear;
+            let mut company = match companies.iter().position(known) {
                 Some(known) => companies.swap_remove(known),
-                None => Company::new(members, together)?,
+                None => Company::new(members, gear, together)?,
             };
             let mut denoising: Vec<_> = together.iter_mut().map(|(_, slot)| &mut **slot).collect();
             let results = self.model.denoise(&mut denoising, &mut company.evaluation)?;
@@ -306,9 +311,8 @@ impl<'m> Run<'m> {
 }
 
 impl Company {
-    fn new(members: Vec<SlotId>, slots: &[(SlotId, &mut Denoising)]) -> Result<Self> {
-        let rows: Vec<&Context> =
-            slots.iter().flat_map(|(_, slot)| slot.text.iter().map(|row| &**row)).collect();
-        Ok(Self { members, evaluation: Evaluation::new(Context::concat(&rows)?) })
+    fn new(members: Vec<SlotId>, gear: Gear, slots: &[(SlotId, &mut Denoising)]) -> Result<Self> {
+        let rows: Vec<_> = slots.iter().map(|(_, slot)| &*slot.text).collect();
+        Ok(Self { members, evaluation: Evaluation::new(&rows, gear.clone())?, gear })
     }
 }

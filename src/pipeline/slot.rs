@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::models::unet::Context;
 use crate::ops::elementwise::scale;
 use crate::ops::layout::concat;
+use crate::pipeline::control::{Gear, Net, Texts};
+use crate::pipeline::evaluation::{Inputs, NetInputs};
 use crate::pipeline::guidance::Guidance;
 use crate::pipeline::sampler::Sampler;
 use crate::pipeline::start::{Noise, Start};
@@ -24,7 +25,10 @@ pub(super) struct Denoising {
     /// What the UNet's blocks make of all timesteps, for each row; [evaluations, rows, E].
     pub(super) timesteps: Tensor,
     /// Keys and values of the negative prompt, with guidance, and of the prompt; a row each.
-    pub(super) text: Vec<Arc<Context>>,
+    pub(super) text: Vec<Arc<Texts>>,
+    /// ControlNets that may count, and whether they do in guess mode.
+    pub(super) nets: Vec<Net>,
+    pub(super) guess: bool,
     pub(super) guidance: Option<Guidance>,
     /// How steps are made, if not by the sampler itself.
     pub(super) stepping: Option<Stepping>,
@@ -38,7 +42,7 @@ impl Denoising {
 
     /// Length of its prompts in tokens.
     pub(super) fn tokens(&self) -> usize {
-        self.text[0].tokens()
+        self.text[0].unet.tokens()
     }
 
     /// Evaluations of the UNet from start to end.
@@ -55,8 +59,28 @@ impl Denoising {
         self.next == self.sampler.timesteps().len()
     }
 
-    /// What the UNet is to see: [rows, h, w, 4 or 9], and what its blocks make of the timestep [rows, E].
-    pub(super) fn input(&self) -> Result<(Tensor, Tensor)> {
+    /// The ControlNets that count now.
+    pub(super) fn gear(&self) -> Gear {
+        let (i, n) = (self.evaluated(), self.evaluations());
+        let nets = self.nets.iter().filter(|net| net.control.counts(i, n));
+        let nets: Vec<_> = nets.map(|net| (net.index, net.control.scale)).collect();
+        let guess = (self.guess && !nets.is_empty()).then(|| self.rows());
+        Gear { nets, guess }
+    }
+
+    /// What the UNet is to see: [rows, h, w, 4 or 9], and what its blocks make of the timestep [rows, E]; likewise of the
+    /// ControlNets that count now, which in guess mode see the last row alone.
+    pub(super) fn input(&self) -> Result<Inputs> {
+        let rows = if self.guess { 1 } else { self.rows() };
+        let (i, n) = (self.evaluated(), self.evaluations());
+        let nets = self.nets.iter().filter(|net| net.control.counts(i, n)).map(|net| {
+            let times = net.times.narrow(0, self.next, 1)?; // [1, E]
+            Ok(NetInputs {
+                times: concat(&vec![&times; rows], 0)?,
+                hint: concat(&vec![&net.hint; rows], 0)?,
+            })
+        });
+        let nets = nets.collect::<Result<_>>()?;
         let times = self.timesteps.narrow(0, self.next, 1)?; // [1, rows, E]
         let times = times.reshape([self.rows(), times.dim(2)])?;
         let repeated = |t: &Tensor| concat(&vec![t; self.rows()], 0);
@@ -65,8 +89,11 @@ impl Denoising {
             None => repeated(&scale(&self.latents, self.sampler.input_scale(self.next))?)?,
         };
         match &self.start.mask_and_image {
-            Some(with) => Ok((concat(&[&latents, &repeated(with)?], 3)?, times)), // [rows, h, w, 9]
-            None => Ok((latents, times)),
+            Some(with) => {
+                let latents = concat(&[&latents, &repeated(with)?], 3)?; // [rows, h, w, 9]
+                Ok(Inputs { latents, times, nets })
+            }
+            None => Ok(Inputs { latents, times, nets }),
         }
     }
 

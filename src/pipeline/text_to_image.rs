@@ -9,11 +9,12 @@ use image::RgbImage;
 use crate::error::Result;
 use crate::io::image::from_tensor;
 use crate::models::clip::ClipText;
-use crate::models::unet::Unet;
+use crate::models::unet::{ControlNet, Unet};
 use crate::models::vae::Vae;
 use crate::ops::elementwise::scale;
 use crate::ops::layout::concat;
-use crate::pipeline::evaluation::Evaluation;
+use crate::pipeline::control::{Net, Texts};
+use crate::pipeline::evaluation::{Evaluation, Inputs};
 use crate::pipeline::guidance::Guidance;
 use crate::pipeline::load::Suggestions;
 use crate::pipeline::prompt::{Warning, tokenize};
@@ -33,6 +34,7 @@ pub struct TextToImage {
     pub(super) tokenizer: ClipTokenizer,
     pub(super) text_encoder: ClipText,
     pub(super) unet: Unet,
+    pub(super) controlnets: Vec<ControlNet>,
     pub(super) vae: Vae,
     pub(super) scheduler: SamplerConfig,
     pub(super) suggestions: Suggestions,
@@ -59,7 +61,8 @@ impl TextToImage {
         let (prompts, warnings) = tokenize(&self.tokenizer, settings, guidance.is_some())?;
         let text = recent.text(prompts, |prompt| {
             let states = prompt.hidden_states(&self.text_encoder, cancel)?; // [1, T, D]
-            self.unet.context(&states)
+            let nets = self.controlnets.iter().map(|net| net.context(&states));
+            Ok(Texts { unet: self.unet.context(&states)?, nets: nets.collect::<Result<_>>()? })
         })?;
         // 2. seed -> noise, or an image and noise
         let mut noise =
@@ -81,6 +84,18 @@ impl TextToImage {
         });
         let rows = rows.collect::<Result<Vec<_>>>()?;
         let timesteps = concat(&rows.iter().collect::<Vec<_>>(), 1)?; // [evaluations, rows, E]
+        let nets = self.controlnets.iter().zip(&request.controls).enumerate();
+        let nets = nets.map(|(index, (net, control))| {
+            cancel.check()?;
+            let see = || net.hint(&control.levels(size)?); // [1, h, w, C]
+            let hint = recent.hint(index, &control.picture, see)?;
+            let times = net.embed_timesteps(sampler.timesteps())?; // [evaluations, E]
+            Ok(Net { index, control: control.clone(), times, hint })
+        });
+        let nets = nets.collect::<Result<Vec<_>>>()?;
+        // As diffusers has it: the first decides for all.
+        let pools = self.controlnets.first().is_some_and(|net| net.config().global_pool);
+        let guess = request.guess_mode || pools;
         // 4. the sampler, or a table of its steps
         sampler.begin(start.first);
         let stepping = match start.is_free() {
@@ -89,7 +104,19 @@ impl TextToImage {
         };
         let (latents, next) = (start.latents.clone(), start.first);
         Ok((
-            Denoising { sampler, noise, start, latents, next, timesteps, text, guidance, stepping },
+            Denoising {
+                sampler,
+                noise,
+                start,
+                latents,
+                next,
+                timesteps,
+                text,
+                nets,
+                guess,
+                guidance,
+                stepping,
+            },
             warnings,
         ))
     }
@@ -101,11 +128,10 @@ impl TextToImage {
         evaluation: &mut Evaluation,
     ) -> Result<Vec<Result<()>>> {
         let inputs = slots.iter().map(|slot| slot.input()).collect::<Result<Vec<_>>>()?;
-        let (latents, timesteps): (Vec<_>, Vec<_>) = inputs.iter().map(|(x, t)| (x, t)).unzip();
-        let (latents, timesteps) = (concat(&latents, 0)?, concat(&timesteps, 0)?); // [R, h, w, C], [R, E]
+        let inputs = Inputs::concat(&inputs)?; // [R, ..]
         // Samplers remember predictions.
         let is_remembered = slots.iter().any(|slot| slot.stepping.is_none());
-        let predictions = evaluation.predict(&self.unet, &latents, &timesteps, is_remembered)?; // [R, h, w, 4]
+        let predictions = evaluation.predict(self, &inputs, is_remembered)?; // [R, h, w, 4]
         let mut row = 0;
         let advance = |slot: &mut &mut Denoising| {
             let prediction = predictions.narrow(0, row, slot.rows())?; // [1 or 2, h, w, 4]

@@ -168,8 +168,19 @@ pub fn check_f32(name: &str, device: Device) -> Result<()> {
 
 /// As [`check_f32`], of a case that is called `name`.
 pub fn check_case(case: &Case, name: &str, device: Device) -> Result<()> {
+    check_drawn(case, name, &case.load(DType::F32, device)?, &case.request(), device)
+}
+
+/// As [`check_f32`], of `request` to the case's `model`.
+pub fn check_drawn(
+    case: &Case,
+    name: &str,
+    model: &TextToImage,
+    request: &Request,
+    device: Device,
+) -> Result<()> {
     let n = case.images();
-    let drawn = generate(&case.load(DType::F32, device)?, seeds(&case.request(), n), n)?;
+    let drawn = generate(model, seeds(request, n), n)?;
     for Drawn { warnings, .. } in &drawn {
         // The long prompt is cut with a warning, as diffusers does; nothing else deserves one.
         assert_eq!(warnings.len(), usize::from(name == "euler_a_clip_skip"), "{warnings:?}");

@@ -82,8 +82,8 @@ const SETTINGS: [Setting; 3] = [
         chosen: [("NADIR_POOL", "on"), ("NADIR_GRAPH", "on"), ("NADIR_SENTINELS", "on")],
     },
     Setting {
-        what: "steps of training, language models, segmentation, CLIP, models that are told more than a prompt, what metrics \
-               see through, a scene's mask",
+        what: "steps of training, language models, segmentation, CLIP, models that are told or shown more than a prompt, what \
+               metrics see through, a scene's mask",
         // Of their tests those whose names say so.
         targets: &[
             "--test",
@@ -94,6 +94,8 @@ const SETTINGS: [Setting; 3] = [
             "command_line",
             "--test",
             "conditioning",
+            "--test",
+            "controlnet",
             "--test",
             "decoder",
             "--test",

@@ -157,6 +157,7 @@ impl App {
                 seed: seed + i,
                 init: init.clone(),
                 cancel: cancel.clone(),
+                ..Request::default()
             })
             .collect();
         let sampler = models.image.sampler(&requests[0])?;

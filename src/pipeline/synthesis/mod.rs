@@ -242,6 +242,7 @@ fn draw(
         seed: plan.seed,
         init: plan.chip.map(|chip| chip.init.clone()),
         cancel: studio.cancel.clone(),
+        ..Request::default()
     });
     studio.model.generate(requests, settings.batch, &mut |event| match event {
         Event::Finished { slot, result: Ok(picture) } => {

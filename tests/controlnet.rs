@@ -1,0 +1,381 @@
+//! ControlNets against diffusers, on the small random configurations of `golden/controlnet.py`; and the command line that
+//! gives them pictures.
+
+#[path = "golden/case.rs"]
+#[allow(dead_code, reason = "the tests of other pipelines use the rest")]
+mod case;
+#[path = "golden/drawn.rs"]
+mod drawn;
+mod golden;
+#[path = "golden/gpu.rs"]
+mod gpu;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+
+use case::{Case, assert_drawn_alike, check_drawn, copy, generate, psnr};
+use drawn::Drawn;
+use golden::{assert_close, assert_same, get};
+use gpu::gpu;
+use image::{Rgb, RgbImage};
+use nadir::Result;
+use nadir::io::TensorSource;
+use nadir::io::config::Config;
+use nadir::io::folder::Weights;
+use nadir::io::raster::{Levels, Raster};
+use nadir::io::safetensors::{SafeTensors, save};
+use nadir::models::unet::{ControlNet, ControlNetConfig, Unet, UnetConfig};
+use nadir::nn::{Params, parameters};
+use nadir::pipeline::{Control, LoadOptions, Preprocessor, Request, TextToImage, canny};
+use nadir::tensor::{DType, Device};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// As in `models.rs`: sums of a few hundred terms in another order, through some dozens of layers.
+const TOLERANCE: f32 = 1e-5;
+
+const NETS: [&str; 4] = ["plain", "bgr", "five", "pooled"];
+
+fn load(name: &str, device: Device) -> Result<ControlNet> {
+    let weights = Drawn::by_inputs(&format!("controlnet/{name}"));
+    let config = Config::open(golden::path(&format!("controlnet/{name}/config.json")))?;
+    let config = ControlNetConfig::read(&config.bounded_by(&weights))?;
+    let params = Params::new(weights, DType::F32, device);
+    let model = ControlNet::load(config, &params)?;
+    assert_eq!(params.finish()?, Vec::<String>::new(), "unused weights");
+    assert_eq!(
+        parameters(&model).len(),
+        Drawn::by_inputs(&format!("controlnet/{name}")).names().len()
+    );
+    Ok(model)
+}
+
+fn unet(device: Device) -> Result<Unet> {
+    let folder = golden::path("models/unet_sd15");
+    let config = UnetConfig::read(&Config::open(folder.join("config.json"))?)?;
+    Unet::load(config, &Params::new(Weights::open(&folder, None)?, DType::F32, device))
+}
+
+fn check_net(name: &str, unet: &Unet, device: Device) -> Result<()> {
+    let golden = golden::open(&format!("controlnet/{name}"))?;
+    let net = load(name, device)?;
+    let of = |name: &str| get(&golden, name).to_device(device);
+    let (sample, text, picture) = (of("sample")?, of("text")?, of("picture")?);
+    let timesteps = get(&golden, "timesteps").to_vec::<f32>()?;
+    let hint = net.hint(&picture)?;
+    let (own, times) = (net.embed_timesteps(&timesteps)?, unet.embed_timesteps(&timesteps)?);
+    for (output, guess) in [("out", false), ("guess", true)] {
+        let together = {
+            let added = net.forward(&sample, &hint, &own, &net.context(&text)?, 0.7, guess)?;
+            unet.forward_with(&sample, &times, &unet.context(&text)?, &[added])?
+        };
+        assert_close(&format!("{name} {output}"), &together, &get(&golden, output), TOLERANCE);
+        for i in 0..sample.dim(0) {
+            let row = |t: &nadir::tensor::Tensor| t.narrow(0, i, 1);
+            let text = row(&text)?;
+            let context = net.context(&text)?;
+            let added =
+                net.forward(&row(&sample)?, &row(&hint)?, &row(&own)?, &context, 0.7, guess)?;
+            let context = unet.context(&text)?;
+            let alone = unet.forward_with(&row(&sample)?, &row(&times)?, &context, &[added])?;
+            assert_same(&format!("{name} {output} {i}"), &together.narrow(0, i, 1)?, &alone);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn every_network_adds_what_diffusers_does() -> Result<()> {
+    let unet = unet(Device::Cpu)?;
+    NETS.iter().try_for_each(|name| check_net(name, &unet, Device::Cpu))
+}
+
+#[test]
+fn a_gpu_adds_what_the_cpu_does() -> Result<()> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    let unet = unet(gpu)?;
+    check_net("pooled", &unet, gpu)
+}
+
+/// Writes a network whose weights are drawn, as diffusers would.
+fn write(name: &str, to: &Path) {
+    copy(&golden::path("controlnet").join(name), to);
+    let drawn = Drawn::by_inputs(&format!("controlnet/{name}"));
+    let read = |name: String| (name.clone(), drawn.read(&name).unwrap());
+    let tensors: Vec<_> = drawn.names().into_iter().map(read).collect();
+    let file = to.join("diffusion_pytorch_model.safetensors");
+    save(&file, &tensors, &BTreeMap::new()).unwrap();
+}
+
+/// A pipeline, and ControlNets beside it.
+struct Desk {
+    case: Case,
+    beside: TempDir,
+    nets: Vec<PathBuf>,
+}
+
+impl Desk {
+    fn open(name: &str) -> Result<Self> {
+        let case = Case::assemble("controlnet", name, |source, to| {
+            match source.strip_prefix("controlnet/") {
+                Some(net) => write(net, to),
+                None => copy(&golden::path("models").join(source), to),
+            }
+        })?;
+        let beside = tempfile::tempdir().unwrap();
+        let own = case.json["components"].get("controlnet").is_some();
+        let mut nets = Vec::new();
+        for net in case.json["nets"].as_array().unwrap().iter().filter(|_| !own) {
+            let to = beside.path().join(net.as_str().unwrap());
+            write(net.as_str().unwrap(), &to);
+            nets.push(to);
+        }
+        Ok(Self { case, beside, nets })
+    }
+
+    fn load(&self, device: Device) -> Result<TextToImage> {
+        let controlnets = self.nets.clone();
+        let options = LoadOptions { device, controlnets, ..LoadOptions::default() };
+        TextToImage::load(self.case.folder(), &options)
+    }
+
+    fn request(&self, pictures: &[RgbImage]) -> Request {
+        let json = &self.case.json;
+        let controls = json["controls"].as_array().unwrap().iter().zip(pictures);
+        let control = |(control, picture): (&Value, &RgbImage)| {
+            let number = |i: usize| control[i].as_f64().unwrap();
+            let (scale, start, end) = (number(0) as f32, number(1), number(2));
+            Control { scale, start, end, ..Control::new(raster(picture)) }
+        };
+        let guess_mode = json["guess_mode"].as_bool().unwrap();
+        Request { controls: controls.map(control).collect(), guess_mode, ..self.case.request() }
+    }
+}
+
+fn raster(picture: &RgbImage) -> Raster {
+    let (width, height) = (picture.width() as usize, picture.height() as usize);
+    Raster { height, width, bands: 3, levels: Levels::U8(picture.as_raw().clone()) }
+}
+
+/// What `pipelines.py` starts from: a smooth picture, and a mask.
+fn pictures() -> [RgbImage; 2] {
+    let golden = golden::open("pipelines/inpaint_ddim").unwrap();
+    let of = |name: &str| get(&golden, name).to_vec::<u8>().unwrap();
+    let (chip, mask) = (of("init"), of("mask"));
+    let chip = RgbImage::from_raw(48, 64, chip).unwrap();
+    let mask = mask.into_iter().flat_map(|level| [level; 3]).collect();
+    [chip, RgbImage::from_raw(48, 64, mask).unwrap()]
+}
+
+fn check_picture(name: &str, device: Device) -> Result<()> {
+    let [chip, mask] = pictures();
+    let pictures = if name == "pool" { vec![mask] } else { vec![chip, mask] };
+    let desk = Desk::open(name)?;
+    check_drawn(&desk.case, name, &desk.load(device)?, &desk.request(&pictures), device)
+}
+
+#[test]
+fn one_that_the_pipeline_has_counts_for_a_part_of_the_steps() -> Result<()> {
+    check_picture("one", Device::Cpu)
+}
+
+#[test]
+fn two_count_each_by_its_scale() -> Result<()> {
+    check_picture("two", Device::Cpu)
+}
+
+#[test]
+fn in_guess_mode_the_unconditional_half_sees_nothing() -> Result<()> {
+    check_picture("guess", Device::Cpu)
+}
+
+#[test]
+fn a_pooled_one_is_in_guess_mode_always() -> Result<()> {
+    check_picture("pool", Device::Cpu)
+}
+
+#[test]
+fn a_gpu_follows_what_the_cpu_follows() -> Result<()> {
+    if gpu().is_none() {
+        return Ok(());
+    }
+    check_picture("guess", gpu().unwrap())
+}
+
+/// Pictures that are followed in company, each another by another weight for other steps, are those drawn alone.
+#[test]
+fn company_changes_nothing_that_is_followed() -> Result<()> {
+    let desk = Desk::open("two")?;
+    let model = desk.load(Device::Cpu)?;
+    let [chip, mask] = pictures();
+    let request = |i: u64| {
+        let mut request = desk.request(&[chip.clone(), mask.clone()]);
+        request.settings.steps = Some(4);
+        request.guess_mode = i == 2 || i == 3;
+        request.settings.guidance_scale = Some(if i == 3 || i == 4 { 1.0 } else { 5.0 });
+        request.controls[0].scale = if i == 5 { 0.0 } else { 1.0 };
+        request.controls[1].start = if i == 6 { 0.25 } else { 0.0 };
+        if i == 1 {
+            request.controls[0].picture = Arc::new(raster(&mask));
+        }
+        request
+    };
+    let requests: Vec<Request> = (0..7).map(request).collect();
+    let alone = generate(&model, requests.clone(), 1)?;
+    for i in 1..7 {
+        assert_ne!(alone[0].picture, alone[i].picture, "{i}");
+    }
+    for limit in [2, 7] {
+        let together = generate(&model, requests.clone(), limit)?;
+        for (i, (one, other)) in alone.iter().zip(&together).enumerate() {
+            assert_drawn_alike(&format!("{i} of {limit}"), one, other);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn edges_are_those_of_opencv() {
+    let golden = SafeTensors::open(golden::path("controlnet/edges.safetensors")).unwrap();
+    let levels = get(&golden, "picture");
+    let (height, width) = (levels.dim(0) as u32, levels.dim(1) as u32);
+    let picture = RgbImage::from_raw(width, height, levels.to_vec().unwrap()).unwrap();
+    for (low, high) in [(300, 500), (100, 200), (20, 600)] {
+        let theirs = get(&golden, &format!("{low}.{high}")).to_vec::<u8>().unwrap();
+        assert!(canny(&picture, low, high) == theirs, "{low} {high}");
+    }
+    assert!(canny(&RgbImage::from_pixel(1, 1, Rgb([9; 3])), 0, 0) == [0]);
+}
+
+#[test]
+fn a_preprocessor_says_what_it_is() {
+    for text in ["as-is", "canny:20,60", "palette:colors.json"] {
+        assert_eq!(text.parse::<Preprocessor>().unwrap().to_string(), text);
+    }
+    assert_eq!("canny".parse::<Preprocessor>().unwrap(), Preprocessor::Canny(100, 200));
+    for text in ["", "depth", "canny:1", "canny:2,1", "canny:-1,2", "palette:", "as-is:x"] {
+        assert!(text.parse::<Preprocessor>().is_err(), "{text}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    image::GrayImage::from_raw(2, 1, vec![0, 3]).unwrap().save(at("mask.png")).unwrap();
+    let paint = |json: &str| {
+        fs::write(at("colors.json"), json).unwrap();
+        Preprocessor::Palette(at("colors.json")).open(&at("mask.png"))
+    };
+    let painted = paint(r##"{"0": "#010203", "3": "#ff0080"}"##).unwrap();
+    assert_eq!((painted.width, painted.height, painted.bands), (2, 1, 3));
+    assert_eq!(painted.levels, Levels::U8(vec![1, 2, 3, 255, 0, 128]));
+    for (json, words) in [
+        (r##"{"0": "#010203"}"##, "class 3"),
+        (r##"["#010203", "#010203", "#010203", "red"]"##, "class 3"),
+        ("{", "JSON"),
+    ] {
+        let error = paint(json).unwrap_err().to_string();
+        assert!(error.contains(words) && error.contains("colors.json"), "{error}");
+    }
+}
+
+fn nadir(at: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nadir"));
+    command.args(args).current_dir(at).env_remove("NADIR_WEIGHTS").output().unwrap()
+}
+
+#[test]
+fn the_command_line_gives_pictures_to_follow() -> Result<()> {
+    let [chip, mask] = pictures();
+    for name in ["one", "two"] {
+        let desk = Desk::open(name)?;
+        let at = desk.beside.path();
+        chip.save(at.join("chip.png")).unwrap();
+        mask.save(at.join("mask.png")).unwrap();
+        let arguments = &desk.case.json["arguments"];
+        let text = |name: &str| arguments[name].as_str().unwrap();
+        let mut args = vec!["generate", text("prompt"), "-n", text("negative_prompt")];
+        args.extend(["-m", desk.case.folder().to_str().unwrap(), "-s2", "--steps=10"]);
+        args.extend(["-W24", "-H32", "--cfg-scale=7.5", "-o", "out.png"]);
+        args.extend(match name {
+            "one" => &[
+                "--control-image=chip.png",
+                "--control-scale=0.8",
+                "--control-start=0.2",
+                "--control-end=0.75",
+            ][..],
+            _ => &[
+                "--controlnet=plain",
+                "--controlnet=bgr",
+                "--control-image=chip.png",
+                "--control-image=mask.png",
+                "--control-scale=0.6",
+                "--control-scale=0.9",
+                "--control-end=1",
+                "--control-end=0.5",
+            ],
+        });
+        let output = nadir(at, &args);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let picture = |name: &str| image::open(at.join(name)).unwrap().into_rgb8().into_raw();
+        let theirs = get(&golden::open(&format!("controlnet/{name}"))?, "image").to_vec()?;
+        let psnr = psnr(&picture("out.png"), &theirs);
+        assert!(psnr >= 50.0, "{name}: {psnr} dB");
+        let again = nadir(at, &["replay", "out.png", "-o", "again.png"]);
+        assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+        assert!(picture("again.png") == picture("out.png"), "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_does_not_fit_is_refused_by_name() -> Result<()> {
+    let desk = Desk::open("two")?;
+    let at = desk.beside.path();
+    let [chip, _] = pictures();
+    chip.save(at.join("chip.png")).unwrap();
+    let changed = |name: &str, field: &str, value: Value| {
+        let to = at.join(name);
+        write("plain", &to);
+        let path = to.join("config.json");
+        let mut json: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        json[field] = value;
+        fs::write(path, json.to_string()).unwrap();
+    };
+    changed("wide", "block_out_channels", vec![16, 24, 40].into());
+    changed("text", "cross_attention_dim", 48.into());
+    changed("time", "_class_name", "ControlNetModel3D".into());
+    changed("told", "class_embed_type", "timestep".into());
+    let model = desk.case.folder().to_str().unwrap();
+    let image = "--control-image=chip.png";
+    for (args, words) in [
+        (&["--controlnet=wide", image][..], "block_out_channels"),
+        (&["--controlnet=text", image], "cross_attention_dim"),
+        (&["--controlnet=time", image], "3D ControlNets"),
+        (&["--controlnet=told", image], "class_embed_type"),
+        (&["--controlnet=none", image], "none"),
+        (&["--controlnet=plain"], "--control-image"),
+        (&[image], "--control-image"),
+        (&["--controlnet=plain", image, image], "--control-image"),
+        (&["--controlnet=plain", "--control-image=none.png"], "none.png"),
+        (&["--controlnet=plain", image, "--control-scale=NaN"], "--control-scale"),
+        (
+            &["--controlnet=plain", image, "--control-scale=1", "--control-scale=2"],
+            "--control-scale",
+        ),
+        (&["--controlnet=plain", image, "--control-start=-0.1"], "--control-start"),
+        (
+            &["--controlnet=plain", image, "--control-start=0.5", "--control-end=0.5"],
+            "--control-end",
+        ),
+        (&["--controlnet=plain", image, "--control-preprocessor=depth"], "--control-preprocessor"),
+        (&["--guess-mode"], "--guess-mode"),
+    ] {
+        let common = ["generate", "a", "-m", model, "-W24", "-H32", "--steps=1"];
+        let output = nadir(at, &[&common, args].concat());
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(matches!(output.status.code(), Some(1 | 2)), "{args:?}: {told}");
+        assert!(told.contains(words) && !told.contains("panicked"), "{args:?}: {told}");
+    }
+    Ok(())
+}
