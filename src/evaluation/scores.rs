@@ -196,6 +196,9 @@ mod tests {
         // Two bins, which are off to either side.
         let two = [(0.6, true), (0.6, true), (0.9, false), (0.9, true)];
         assert!((calibration_error(&two) - (0.4 + 0.4) / 2.0).abs() < 1e-6);
+        // Two of 15 bins, which would be one of 10.
+        let near = [(0.61, true), (0.69, false)];
+        assert!((calibration_error(&near) - (0.39 + 0.69) / 2.0).abs() < 1e-6);
         assert_eq!(calibration_error(&[(0.0, false)]), 0.0);
         assert!(calibration_error(&[]).is_nan());
     }

@@ -324,3 +324,31 @@ impl SegmentDownstream<'_> {
         Ok(Scores { confusion, calibration_error: calibration.error() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::raster::{Mask, Raster};
+
+    #[test]
+    fn what_is_learned_from_has_every_class() {
+        let labelled = |class: u16| Labelled {
+            name: "a.png".into(),
+            picture: Raster { height: 1, width: 1, bands: 3, levels: Levels::U8(vec![9; 3]) },
+            mask: Mask { height: 1, width: 1, classes: vec![class] },
+        };
+        let labelled: Vec<_> = [0, 0, 0, 0, 1, 0, 255, 255].into_iter().map(labelled).collect();
+        let set = MaskedSet {
+            path: "set".into(),
+            pictures: vec![RgbImage::new(1, 1); labelled.len()],
+            labelled,
+            classes: vec!["land".into(), "water".into()],
+        };
+        for seed in 0..20 {
+            let rows = set.choose(2, 255, seed);
+            assert!(rows.len() == 2 && rows.contains(&4), "{seed}: {rows:?}");
+            assert!(rows.iter().any(|row| *row < 4 || *row == 5), "{seed}: {rows:?}");
+            assert_eq!(set.choose(8, 255, seed), (0..8).collect::<Vec<_>>());
+        }
+    }
+}

@@ -174,6 +174,19 @@ mod tests {
     }
 
     #[test]
+    fn pictures_beyond_a_block_count_as_those_within() {
+        // All that is not 0 stands behind the first block; the other set is at 0 alone.
+        let (n, rest) = (BLOCK + 904, 904u32);
+        let at = |i: usize| if i < BLOCK { 0.0 } else { 1.0 - 2.0 * (i % 2) as f32 };
+        let set = Tensor::from_vec((0..n).map(at).collect(), [n, 1]).unwrap();
+        let none = Tensor::from_vec(vec![0f32; 3], [3, 1]).unwrap();
+        let [set, none] = [set, none].map(|rows| Features::new(&rows).unwrap());
+        let found = distance(&set, &none).unwrap();
+        let expected = f64::from(rest) / (n - 1) as f64;
+        assert!((found - expected).abs() <= 1e-12, "{found}, not {expected}");
+    }
+
+    #[test]
     fn a_factor_has_the_rank_of_its_matrix() {
         let rows = features(3, 7, 5).tensor().to_dtype(DType::F64).unwrap();
         let matrix = matmul(&rows.transpose(0, 1).unwrap(), &rows).unwrap();

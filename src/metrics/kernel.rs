@@ -222,6 +222,33 @@ mod tests {
     }
 
     #[test]
+    fn an_interval_leaves_out_as_much_on_either_side() {
+        let (a, b) = (features(100, 0.0, 1), features(109, 0.7, 2));
+        let found = distance(&a, &b, &settings(100)).unwrap();
+        let estimate = Kernels::of(&a, &b).unwrap().whole();
+        let [low, high] = found.interval.unwrap();
+        let sides = (high - estimate) / (estimate - low);
+        assert!((0.5..2.0).contains(&sides), "{found:?}: {sides}");
+    }
+
+    #[test]
+    fn sets_that_are_not_held_whole_are_seen_subset_by_subset() {
+        let set = |n: usize, seed| {
+            let values = Mt19937::new(seed).randn(n);
+            Features::new(&Tensor::from_vec(values, [n, 1]).unwrap()).unwrap()
+        };
+        let (a, b) = (set(HELD + 1, 9), set(50, 10));
+        let settings = KernelSettings { subsets: 1, resamples: 0, ..settings(40) };
+        let found = distance(&a, &b, &settings).unwrap().mean;
+        let mut draws = Draws::new(settings.seed);
+        let (i, j) = (draws.permutation(HELD + 1), draws.permutation(50));
+        let some = Kernels::of(&a.take(&i[..40]).unwrap(), &b.take(&j[..40]).unwrap()).unwrap();
+        assert_eq!(found, some.whole());
+        let expected = some.estimate(&(0..40).collect::<Vec<_>>(), &(0..40).collect::<Vec<_>>());
+        assert!((found - expected).abs() <= 1e-12 * expected.abs(), "{found} {expected}");
+    }
+
+    #[test]
     fn subsets_larger_than_a_set_are_refused() {
         let error = distance(&features(30, 0.0, 7), &features(40, 0.0, 8), &settings(31));
         let message = error.err().unwrap().to_string();

@@ -158,6 +158,28 @@ mod tests {
     }
 
     #[test]
+    fn an_edge_is_of_the_ball_for_precision_and_not_for_density() {
+        let real = line(&[0.0, 1.0, 2.0]); // each reaches 1
+        let generated = line(&[-1.0, 3.0, 9.0]);
+        assert_eq!(precision_recall(&generated, &real, 1).unwrap().precision, 2.0 / 3.0);
+        let found = density_coverage(&generated, &real, 1).unwrap();
+        assert_eq!(found, DensityCoverage { density: 0.0, coverage: 0.0 });
+    }
+
+    #[test]
+    fn pictures_beyond_a_block_are_compared_as_those_within() {
+        let n = BLOCK + 88;
+        let points = |by: f32| line(&(0..n).map(|i| i as f32 + by).collect::<Vec<_>>());
+        let (real, generated) = (points(0.0), points(0.25));
+        let found = precision_recall(&generated, &real, 1).unwrap();
+        assert_eq!(found, PrecisionRecall { precision: 1.0, recall: 1.0 });
+        // Each lies in the balls of its neighbours to both sides, the last in one.
+        let found = density_coverage(&generated, &real, 1).unwrap();
+        let density = (2 * n - 1) as f64 / n as f64;
+        assert_eq!(found, DensityCoverage { density, coverage: 1.0 });
+    }
+
+    #[test]
     fn a_neighbour_that_is_not_there_is_refused() {
         let set = line(&[0.0, 1.0, 3.0]);
         for neighbor in [0, 3] {

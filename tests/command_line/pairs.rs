@@ -322,6 +322,10 @@ fn what_pairs_teach_a_segmenter_is_measured_by_the_pixel() {
     let mut mask = image::open(desk.path("test/masks/0.png")).unwrap().into_luma8();
     mask.rows_mut().take(3).flatten().for_each(|level| level[0] = 255);
     mask.save(desk.path("test/masks/0.png")).unwrap();
+    let levels = (0..4).flat_map(|i| {
+        image::open(desk.path(&format!("test/masks/{i}.png"))).unwrap().into_luma8().into_raw()
+    });
+    let water = levels.filter(|level| *level == 1).count() as u64;
     done(&mut evaluate(&desk, "found", &COMPARE));
     let page = fs::read_to_string(desk.path("found/report.html")).unwrap();
     for part in [
@@ -344,6 +348,8 @@ fn what_pairs_teach_a_segmenter_is_measured_by_the_pixel() {
             let count = |i: usize, j: usize| counts[i][j].as_u64().unwrap();
             let all = count(0, 0) + count(0, 1) + count(1, 0) + count(1, 1);
             assert_eq!(all, 4 * 64 * 64 - 3 * 64);
+            // Rows are what is there.
+            assert_eq!(count(1, 0) + count(1, 1), water);
             let right = (count(0, 0) + count(1, 1)) as f64 / all as f64;
             assert!(right > 0.8, "{name} {seed}: {right}");
             assert!((0.0..=1.0).contains(&scores["calibration_error"].as_f64().unwrap()));

@@ -221,6 +221,9 @@ fn places_are_of_corners_whatever_the_file_has() {
     assert_eq!(entries(&turned), [34264, 34735]);
     let foot = 1200.0 / 3937.0;
     assert!((turned.pixel_area().unwrap() - 5.0 * foot * foot).abs() < 1e-12);
+    assert_eq!(turned.bbox(10, 10), Some([100.0, 180.0, 130.0, 210.0]));
+    let feet = read(None, keys(1, 1, 3072, 2263, Some(9002)));
+    assert!((feet.pixel_area().unwrap() - 6.0 * 0.3048 * 0.3048).abs() < 1e-12);
     // Degrees, Web Mercator, and units that nobody tells have no areas.
     let none = |place: Georeference| place.pixel_area().unwrap_err();
     assert!(none(read(None, keys(1, 2, 2048, 4326, None))).contains("degrees"));
@@ -286,6 +289,11 @@ fn strips_of_others_are_read_with_all_their_bands() {
     assert_eq!((file.about().alpha, file.about().nodata), (Some(3), Some(0.0)));
     let window = Window { x: 2, y: 2, width: 3, height: 5 };
     assert_eq!(file.read(window).unwrap(), cut(&levels, &about, window));
+    // Of two bands beside colours the first is opacity.
+    let more = stripped::<colortype::RGBA8>((7, 10), &levels, |d| {
+        d.write_tag(Tag::ExtraSamples, &[2_u16, 0][..]).unwrap();
+    });
+    assert_eq!(GeoTiff::new(Cursor::new(more), Path::new("x.tif")).unwrap().about().alpha, Some(2));
     let outside = file.read(Window { x: 5, y: 0, width: 3, height: 1 }).unwrap_err();
     assert!(matches!(outside, Error::Argument { .. }), "{outside}");
 
@@ -296,6 +304,27 @@ fn strips_of_others_are_read_with_all_their_bands() {
     assert!(error.is_some_and(|e| e.to_string().starts_with("x.tif: picture: expected")));
     let error = GeoTiff::new(Cursor::new(b"II*\0"), Path::new("x.tif")).err().unwrap();
     assert!(error.to_string().contains("gdal_translate"), "{error}");
+}
+
+#[test]
+fn what_is_white_at_zero_is_turned_over() {
+    let levels = noise(7 * 10);
+    let bytes = stripped::<colortype::Gray8>((7, 10), &levels, |d| {
+        d.write_tag(Tag::PhotometricInterpretation, 0_u16).unwrap();
+    });
+    let mut file = GeoTiff::new(Cursor::new(bytes), Path::new("x.tif")).unwrap();
+    let about = file.about().clone();
+    let turned: Vec<u8> = levels.iter().map(|level| 255 - level).collect();
+    assert_eq!(file.read(all(&about)).unwrap(), turned);
+}
+
+#[test]
+fn opacity_is_written_as_such() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.tif");
+    let cog = Cog { alpha: true, ..Cog::new(5, 3, 4, SampleKind::U8) };
+    write(&path, &cog, &noise(60), 3);
+    assert_eq!(GeoTiff::open(&path).unwrap().about().alpha, Some(3));
 }
 
 #[test]

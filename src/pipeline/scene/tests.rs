@@ -228,6 +228,57 @@ fn bands_are_chosen_or_have_to_fit() {
 }
 
 #[test]
+fn a_pixel_without_data_has_none_in_any_band_or_is_seen_through() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.tif");
+    let open = |alpha, levels: [u16; 12]| {
+        let cog = Cog { alpha, nodata: Some(0.0), ..Cog::new(3, 1, 4, SampleKind::U16) };
+        let mut writer = CogWriter::create(&path, cog, true).unwrap();
+        writer
+            .write_rows(&levels.iter().flat_map(|l| l.to_ne_bytes()).collect::<Vec<_>>())
+            .unwrap();
+        writer.finish().unwrap();
+        let bands = if alpha { 3 } else { 4 };
+        let mut source = Source::open(&path, bands, None).unwrap();
+        let row = source.rows(0, 1).unwrap();
+        let pixels: Vec<&[u8]> = row.chunks_exact(8).collect();
+        let data: Vec<bool> = pixels.iter().map(|pixel| source.is_data(pixel)).collect();
+        (data, pixels.iter().map(|pixel| source.levels(pixel).collect()).collect::<Vec<Vec<f32>>>())
+    };
+    let levels = [0, 13107, 0, 65535, 0, 0, 0, 0, 9, 9, 9, 0];
+    let (data, seen) = open(false, levels);
+    assert_eq!((data, &seen[0]), (vec![true, false, true], &vec![0.0, 0.2, 0.0, 1.0]));
+    let (data, seen) = open(true, levels);
+    assert_eq!((data, &seen[0]), (vec![true, false, false], &vec![0.0, 0.2, 0.0]));
+}
+
+#[test]
+fn of_equals_the_first_class_is_taken() {
+    assert_eq!(likeliest(&[0.2, 0.4, 0.4]), 1);
+    assert_eq!(likeliest(&[0.5, 0.5]), 0);
+}
+
+#[test]
+fn a_scenes_own_light_is_that_of_all_its_rows_with_data() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.tif");
+    let height = 2 * ROWS + 6;
+    // Of a row's four pixels one has no data; what is behind the first rows is brighter.
+    scene(&path, 4, height, |y, x| [0, 51, 102, 153][x] + if x > 0 && y >= ROWS { 51 } else { 0 });
+    let mut source = Source::open(&path, 1, None).unwrap();
+    let found = normals(&mut source, &mut Seen::default()).unwrap();
+    let levels = (0..height).flat_map(|y| (1..4).map(move |x| (y, x)));
+    let levels = levels.map(|(y, x)| (x + usize::from(y >= ROWS)) as f64 * 0.2);
+    let levels: Vec<f64> = levels.collect();
+    let n = levels.len() as f64;
+    let mean = levels.iter().sum::<f64>() / n;
+    let deviation = (levels.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n).sqrt();
+    let [(m, d)] = found[..] else { panic!("{found:?}") };
+    let off = (f64::from(m) - mean).abs().max((f64::from(d) - deviation).abs());
+    assert!(off < 1e-6, "{m} {d}, not {mean} {deviation}");
+}
+
+#[test]
 fn colours_suit_names_and_are_told_apart() {
     let names = |names: &[&str]| names.iter().map(|n| n.to_string()).collect::<Vec<_>>();
     let classes = names(&["land", "Sea or lake", "river", "0"]);

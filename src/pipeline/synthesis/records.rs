@@ -334,3 +334,62 @@ pub fn read_prompts(path: &Path) -> Result<Vec<ClassPrompt>> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn draw(draw: usize) -> Draw {
+        Draw {
+            class: "River".into(),
+            label: 0,
+            draw,
+            prompt: "a river".into(),
+            seed: 1,
+            verdict: Verdict::OtherClass,
+            seen: None,
+            clip_score: None,
+            similarity: None,
+            file: None,
+            source: None,
+            mask: None,
+        }
+    }
+
+    #[test]
+    fn a_line_that_a_killed_process_left_unfinished_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || Records::open(folder.path(), &json!({ "seed": 1 })).unwrap();
+        open().add(vec![draw(0)]).unwrap();
+        let mut file = OpenOptions::new().append(true).open(folder.path().join(DRAWS)).unwrap();
+        file.write_all(b"{\"class\": \"Ri").unwrap();
+        let mut records = open();
+        assert_eq!(records.draws(), [draw(0)]);
+        records.add(vec![draw(1)]).unwrap();
+        drop(records);
+        assert_eq!(open().draws(), [draw(0), draw(1)]);
+        let other = Records::open(folder.path(), &json!({ "seed": 2 })).err().unwrap().to_string();
+        assert!(other.contains("seed") && other.contains("begun with"), "{other}");
+    }
+
+    #[test]
+    fn the_index_has_masks_and_what_they_are_of() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut records = Records::open(folder.path(), &json!({})).unwrap();
+        let taken = Draw {
+            file: Some("images/River-000001.png".into()),
+            mask: Some("masks/River-000001.png".into()),
+            source: Some("real/7.png".into()),
+            verdict: Verdict::Accepted,
+            ..draw(1)
+        };
+        records.add(vec![draw(0), taken]).unwrap();
+        records.write_index().unwrap();
+        let index = fs::read_to_string(folder.path().join(INDEX)).unwrap();
+        let rows: Vec<Value> =
+            index.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(rows.len(), 1, "{index}");
+        assert_eq!(rows[0]["mask"], "masks/River-000001.png");
+        assert_eq!(rows[0]["source"], "real/7.png");
+    }
+}
