@@ -285,7 +285,7 @@ pub struct Execution {
 pub struct Time {
     /// Milliseconds for each batch of pictures, from its prompts to its last one
     ///
-    /// The machine is measured for some seconds; then batch (up to --batch) and steps (down to --min-steps) are chosen, and at
+    /// The machine is measured for some seconds; then batch (--min-batch to --batch) and steps (down to --min-steps) are chosen, and at
     /// the end it is said how long batches took.
     #[arg(long, value_name = "N")]
     pub deadline_ms: Option<u64>,
@@ -293,6 +293,10 @@ pub struct Time {
     /// Pictures a second, likewise
     #[arg(long, value_name = "R", conflicts_with = "deadline_ms", allow_negative_numbers = true)]
     pub images_per_second: Option<f64>,
+
+    /// As few pictures at once as will do [default: 1]
+    #[arg(long, value_name = "N")]
+    pub min_batch: Option<usize>,
 
     /// As few steps as will do [default: --steps, or half of the model's own]
     #[arg(long, value_name = "N")]

@@ -106,8 +106,7 @@ impl Destination {
     ) -> Result<Option<PathBuf>> {
         match self {
             Self::Folder(folder) => {
-                let place = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-                atomic::create(place, free_names(folder, which), fill).map(Some)
+                atomic::create(here(folder), free_names(folder, which), fill).map(Some)
             }
             Self::File(file) => {
                 let path = named(file, which);
@@ -121,10 +120,31 @@ impl Destination {
             }
         }
     }
+
+    /// Does what [`Self::save`] does, and leaves nothing.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn rehearse(&self, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+        match self {
+            Self::Folder(folder) => atomic::rehearse(here(folder), fill),
+            Self::File(file) if !file.exists() || file.is_file() => {
+                atomic::rehearse(folder_of(file), fill)
+            }
+            // What goes through a pipe or to a device cannot be taken back.
+            Self::File(_) | Self::Stdout => {
+                fill(&mut io::sink()).map_err(|e| Error::io("output", e))
+            }
+        }
+    }
+}
+
+fn here(folder: &Path) -> &Path {
+    if folder.as_os_str().is_empty() { Path::new(".") } else { folder }
 }
 
 fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|p| *p != Path::new("")).unwrap_or(Path::new("."))
+    path.parent().map_or(Path::new("."), here)
 }
 
 /// Tries the only thing that tells whether a folder can be written to.

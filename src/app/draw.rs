@@ -1,6 +1,7 @@
 //! Carries out a recipe: loads the model, draws, and writes each picture as soon as it is ready.
 
 use std::fmt::Display;
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use image::RgbImage;
@@ -8,7 +9,8 @@ use image::RgbImage;
 use nadir::io::raster::Levels;
 use nadir::pipeline::plan::{self, Choice, Target, Timings};
 use nadir::pipeline::{
-    Control, Event, InitImage, LoadOptions, Request, SIZE_STEP, SlotId, TextToImage, Warning,
+    Control, Event, InitImage, LoadOptions, Request, SIZE_STEP, Settings, SlotId, TextToImage,
+    Warning,
 };
 use nadir::tensor::{Device, cuda};
 use nadir::{Error, Result, io};
@@ -47,8 +49,8 @@ pub fn draw(drawing: Drawing) -> anyhow::Result<()> {
     recipe.check()?;
     let mut batch = limits::check_batch(execution.batch, recipe.num_images)?;
     let target = time.target()?;
-    if target.is_some() && recipe.init_image.is_some() {
-        let expected = "with --init-image no time can be kept to";
+    if target.is_some() && (recipe.init_image.is_some() || !recipe.control.is_empty()) {
+        let expected = "with --init-image or --control-image no time can be kept to";
         return Err(Error::argument("deadline_ms", "a time", expected).into());
     }
     destination.check(&pictures(&recipe, separately, grid))?;
@@ -96,7 +98,21 @@ pub fn draw(drawing: Drawing) -> anyhow::Result<()> {
     ));
 
     if let Some(target) = target {
-        batch = keep_to(target, &time, &pipeline, &mut recipe, wanted_steps, batch, &progress)?;
+        let choice = time.choice(&pipeline, &recipe.settings, wanted_steps, batch)?;
+        progress.busy("measuring this machine");
+        let texts = if metadata { Vec::from(recipe.texts(&sampler)?) } else { Vec::new() };
+        let mut keep =
+            |picture: &RgbImage| destination.rehearse(|out| encode(out, picture, &texts));
+        let pace =
+            plan::calibrate(&pipeline, &recipe.settings, batch, &mut keep, &interrupt::switch())?;
+        let plan = target.plan(&pace, pipeline.size(&recipe.settings)?, choice)?;
+        (recipe.settings.steps, batch) = (Some(plan.steps), plan.batch);
+        progress.say(&format!(
+            "{} at once with {} steps: done in {:.0} ms",
+            plan.batch,
+            plan.steps,
+            plan.expected.as_secs_f64() * 1e3
+        ));
     }
     let requests = recipe.requests(init, controls, interrupt::switch());
     let mut session = Session {
@@ -227,8 +243,7 @@ impl Session<'_> {
         let recipe = Recipe { seed, num_images, ..self.recipe.clone() };
         let texts =
             if self.metadata { Vec::from(recipe.texts(&self.sampler)?) } else { Vec::new() };
-        let texts: Vec<_> = texts.iter().map(|(keyword, text)| (*keyword, text.as_str())).collect();
-        let path = self.destination.save(which, |out| io::png::encode(out, image, &texts))?;
+        let path = self.destination.save(which, |out| encode(out, image, &texts))?;
         if let Some(path) = path {
             self.progress.print(path.display());
         }
@@ -249,47 +264,49 @@ impl Time {
             (_, Some(rate)) if !(rate > 0.0 && rate.is_finite()) => {
                 wrong("images_per_second", &rate, "a number above 0")
             }
-            (None, None) if self.min_steps.is_some() => {
-                wrong("min_steps", &"given", "it goes with --deadline-ms or --images-per-second")
-            }
             (Some(ms), _) => Ok(Some(Target::Deadline(Duration::from_millis(ms)))),
             (None, Some(rate)) => Ok(Some(Target::Rate(rate))),
-            (None, None) => Ok(None),
+            (None, None) => {
+                let given = [("min_steps", self.min_steps), ("min_batch", self.min_batch)];
+                match given.iter().find_map(|(name, found)| found.map(|found| (name, found))) {
+                    Some((name, found)) => {
+                        wrong(name, &found, "it goes with --deadline-ms or --images-per-second")
+                    }
+                    None => Ok(None),
+                }
+            }
         }
+    }
+
+    /// What may be chosen to keep to it: up to `batch` at once, of the `asked` steps or those of `settings`.
+    ///
+    /// # Errors
+    /// More are wanted at least than at most.
+    fn choice(
+        &self,
+        pipeline: &TextToImage,
+        settings: &Settings,
+        asked: Option<usize>,
+        batch: usize,
+    ) -> Result<Choice> {
+        let steps = settings.steps.unwrap_or_default();
+        let least = self.min_steps.unwrap_or_else(|| asked.unwrap_or(steps.div_ceil(2)));
+        let fewest = self.min_batch.unwrap_or(1);
+        for (name, found, most) in [("min_steps", least, steps), ("min_batch", fewest, batch)] {
+            if !(1..=most).contains(&found) {
+                return Err(Error::argument(name, found, format!("1 to {most}")));
+            }
+        }
+        let sampler =
+            pipeline.sampler(&Request { settings: settings.clone(), ..Request::default() })?;
+        let evaluations = sampler.timesteps().len() as f64 / steps as f64;
+        Ok(Choice { batch, fewest, steps, least, evaluations })
     }
 }
 
-/// Chooses batch and steps that keep to a time, and says which.
-fn keep_to(
-    target: Target,
-    time: &Time,
-    pipeline: &TextToImage,
-    recipe: &mut Recipe,
-    asked: Option<usize>,
-    batch: usize,
-    progress: &Progress,
-) -> Result<usize> {
-    let settings = &mut recipe.settings;
-    let steps = settings.steps.unwrap_or_default();
-    let least = time.min_steps.unwrap_or_else(|| asked.unwrap_or(steps.div_ceil(2)));
-    if !(1..=steps).contains(&least) {
-        return Err(Error::argument("min_steps", least, format!("1 to {steps}, the steps")));
-    }
-    progress.busy("measuring this machine");
-    let pace = plan::calibrate(pipeline, settings, batch, &interrupt::switch())?;
-    let sampler =
-        pipeline.sampler(&Request { settings: settings.clone(), ..Request::default() })?;
-    let evaluations = sampler.timesteps().len() as f64 / steps as f64;
-    let choice = Choice { batch, smaller: true, steps, least, evaluations };
-    let plan = target.plan(&pace, pipeline.size(settings)?, choice)?;
-    settings.steps = Some(plan.steps);
-    progress.say(&format!(
-        "{} at once with {} steps: {:.0} ms expected",
-        plan.batch,
-        plan.steps,
-        plan.expected.as_secs_f64() * 1e3
-    ));
-    Ok(plan.batch)
+fn encode(out: &mut dyn Write, image: &RgbImage, texts: &[(&str, String)]) -> std::io::Result<()> {
+    let texts: Vec<_> = texts.iter().map(|(keyword, text)| (*keyword, text.as_str())).collect();
+    io::png::encode(out, image, &texts)
 }
 
 /// What will be written: of several pictures the one with the longest name.

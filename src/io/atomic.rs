@@ -217,6 +217,14 @@ pub fn check_writable(folder: &Path) -> Result<()> {
     Temporary::new(folder).map(drop).map_err(|e| explain(folder, e))
 }
 
+/// Writes a file by `fill` into `folder` as [`write()`] does, and keeps nothing of it: to learn how long that takes.
+///
+/// # Errors
+/// As for [`write()`].
+pub fn rehearse(folder: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    Temporary::filled(folder, fill).map(drop).map_err(|e| explain(folder, e))
+}
+
 /// Whether a file has a name of those that are not complete yet.
 pub(crate) fn is_temporary(name: &std::ffi::OsStr) -> bool {
     let name = name.to_string_lossy();

@@ -1,6 +1,6 @@
 //! How long work takes on this machine, learned from the work itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::pipeline::run::Event;
@@ -8,8 +8,17 @@ use crate::pipeline::run::Event;
 /// Width and height in pixels.
 pub type Size = (usize, usize);
 
-/// Weight of a new reading against those before.
-const FRESH: f64 = 0.2;
+/// Readings that count, the latest: a machine's mood changes.
+const KEPT: usize = 64;
+
+/// Which of the times that a piece of work has taken is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Estimate {
+    /// Half of them were shorter: when to expect it.
+    Typical,
+    /// Nine in ten were shorter: what to promise.
+    Tail,
+}
 
 /// Seconds that pieces of work have taken.
 #[derive(Debug, Default)]
@@ -21,16 +30,41 @@ pub struct Pace {
 #[derive(Debug, Default)]
 struct Readings {
     /// A prompt made ready.
-    begin: Option<f64>,
+    begin: Piece,
     /// A step of so many pictures together.
-    steps: BTreeMap<usize, f64>,
-    /// A picture decoded.
-    finish: Option<f64>,
+    steps: BTreeMap<usize, Piece>,
+    /// A picture decoded, and kept.
+    finish: Piece,
 }
 
-fn learn(known: &mut Option<f64>, found: Duration) {
-    let found = found.as_secs_f64();
-    *known = Some(known.map_or(found, |known| known + FRESH * (found - known)));
+/// Of one kind.
+#[derive(Debug, Default)]
+struct Piece {
+    latest: VecDeque<f64>,
+    /// Of the latest, by [`Estimate`]: asked for far more often than read.
+    estimates: Option<[f64; 2]>,
+}
+
+impl Piece {
+    fn add(&mut self, took: Duration) {
+        if self.latest.len() == KEPT {
+            self.latest.pop_front();
+        }
+        self.latest.push_back(took.as_secs_f64());
+        let mut sorted = Vec::from_iter(self.latest.iter().copied());
+        sorted.sort_by(f64::total_cmp);
+        self.estimates = Some([0.5, 0.9].map(|share| nearest(&sorted, share)));
+    }
+
+    fn at(&self, estimate: Estimate) -> Option<f64> {
+        self.estimates.map(|of| of[estimate as usize])
+    }
+}
+
+/// The least of `sorted` that this share of them do not exceed; 0 of none.
+pub(super) fn nearest(sorted: &[f64], share: f64) -> f64 {
+    let rank = (share * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.max(1) - 1).copied().unwrap_or(0.0)
 }
 
 impl Pace {
@@ -47,28 +81,26 @@ impl Pace {
 
     /// A prompt was made ready.
     pub fn began(&mut self, size: Size, took: Duration) {
-        learn(&mut self.sizes.entry(size).or_default().begin, took);
+        self.sizes.entry(size).or_default().begin.add(took);
     }
 
     /// So many pictures went a step further together.
     pub fn stepped(&mut self, size: Size, pictures: usize, took: Duration) {
-        let steps = &mut self.sizes.entry(size).or_default().steps;
-        let mut known = steps.get(&pictures).copied();
-        learn(&mut known, took);
-        steps.extend(known.map(|seconds| (pictures, seconds)));
+        self.sizes.entry(size).or_default().steps.entry(pictures).or_default().add(took);
     }
 
     /// A picture was decoded.
     pub fn finished(&mut self, size: Size, took: Duration) {
-        learn(&mut self.sizes.entry(size).or_default().finish, took);
+        self.sizes.entry(size).or_default().finish.add(took);
     }
 
     /// Seconds of a step of `pictures` together. Between readings on a straight line; above the largest and below the least
     /// in proportion; of another size in proportion to pixels. None before there is any reading.
-    pub fn step(&self, size: Size, pictures: usize) -> Option<f64> {
-        let of = |steps: &BTreeMap<usize, f64>| {
-            let below = steps.range(..=pictures).next_back().map(|(n, s)| (*n as f64, *s));
-            let above = steps.range(pictures..).next().map(|(n, s)| (*n as f64, *s));
+    pub fn step(&self, size: Size, pictures: usize, estimate: Estimate) -> Option<f64> {
+        let of = |steps: &BTreeMap<usize, Piece>| {
+            let known = |(n, piece): (&usize, &Piece)| Some((*n as f64, piece.at(estimate)?));
+            let below = steps.range(..=pictures).next_back().and_then(known);
+            let above = steps.range(pictures..).next().and_then(known);
             let n = pictures as f64;
             match (below, above) {
                 (Some((a, x)), Some((b, y))) if b > a => Some(x + (y - x) * (n - a) / (b - a)),
@@ -81,8 +113,10 @@ impl Pace {
     }
 
     /// Seconds of a picture's beginning and end.
-    pub fn ends(&self, size: Size) -> f64 {
-        let of = |readings: &Readings| readings.finish.map(|s| s + readings.begin.unwrap_or(0.0));
+    pub fn ends(&self, size: Size, estimate: Estimate) -> f64 {
+        let of = |readings: &Readings| {
+            Some(readings.finish.at(estimate)? + readings.begin.at(estimate).unwrap_or(0.0))
+        };
         self.of(size, of).unwrap_or(0.0)
     }
 
@@ -100,6 +134,7 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
+    use super::Estimate::{Tail, Typical};
     use super::*;
 
     fn close(found: Option<f64>, expected: f64) {
@@ -110,24 +145,31 @@ mod tests {
     #[test]
     fn what_was_not_read_lies_between_or_in_proportion() {
         let mut pace = Pace::default();
-        assert_eq!(pace.step((64, 64), 1), None);
+        assert_eq!(pace.step((64, 64), 1, Typical), None);
         let ms = Duration::from_millis;
         pace.stepped((64, 64), 2, ms(20));
         pace.stepped((64, 64), 6, ms(40));
-        close(pace.step((64, 64), 2), 0.02);
-        close(pace.step((64, 64), 4), 0.03);
-        close(pace.step((64, 64), 12), 0.08);
-        close(pace.step((64, 64), 1), 0.02);
-        close(pace.step((128, 64), 2), 0.04);
+        close(pace.step((64, 64), 2, Typical), 0.02);
+        close(pace.step((64, 64), 4, Typical), 0.03);
+        close(pace.step((64, 64), 12, Typical), 0.08);
+        close(pace.step((64, 64), 1, Typical), 0.02);
+        close(pace.step((128, 64), 2, Typical), 0.04);
         pace.finished((64, 64), ms(7));
-        close(Some(pace.ends((64, 128))), 0.014);
+        close(Some(pace.ends((64, 128), Typical)), 0.014);
     }
 
     #[test]
-    fn a_new_reading_counts_for_a_fifth() {
+    fn what_is_expected_is_less_than_what_is_promised_and_the_latest_count() {
         let mut pace = Pace::default();
-        pace.stepped((8, 8), 1, Duration::from_secs(10));
-        pace.stepped((8, 8), 1, Duration::from_secs(20));
-        close(pace.step((8, 8), 1), 12.0);
+        let size = (8, 8);
+        for ms in (1..=20).rev() {
+            pace.stepped(size, 1, Duration::from_millis(ms));
+        }
+        close(pace.step(size, 1, Typical), 0.010);
+        close(pace.step(size, 1, Tail), 0.018);
+        for _ in 0..KEPT {
+            pace.stepped(size, 1, Duration::from_millis(5));
+        }
+        close(pace.step(size, 1, Tail), 0.005);
     }
 }

@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use image::RgbImage;
+
 use crate::error::{Error, Result};
-use crate::pipeline::pace::{Pace, Size};
+use crate::pipeline::pace::{Estimate, Pace, Size, nearest};
 use crate::pipeline::request::{Cancel, Request};
 use crate::pipeline::run::{Event, Run};
 use crate::pipeline::settings::Settings;
@@ -26,8 +28,8 @@ pub enum Target {
 pub struct Choice {
     /// Pictures at once, at most.
     pub batch: usize,
-    /// Whether fewer at once will do.
-    pub smaller: bool,
+    /// As few at once as will do.
+    pub fewest: usize,
     /// Steps that are wanted.
     pub steps: usize,
     /// As few as will do.
@@ -43,52 +45,64 @@ pub struct Plan {
     pub batch: usize,
     /// Steps of each.
     pub steps: usize,
-    /// How long a batch will take.
+    /// In how long a batch will be done, as far as what was measured tells.
     pub expected: Duration,
 }
+
+/// How long each company of pictures is measured, and in how many steps at most.
+const MEASURED: (Duration, usize) = (Duration::from_secs(1), 24);
+
+/// Steps of a picture that is drawn to be measured.
+const STEPS: usize = 4;
 
 /// Batches between which times are taken to lie on a straight line.
 fn sizes(batch: usize) -> impl Iterator<Item = usize> {
     std::iter::successors(Some(1), move |n| (*n < batch).then(|| (n * 2).min(batch)))
 }
 
-/// Measures the work of up to `batch` pictures as `settings` have them: twice each part, the longer reading counting.
+/// Measures the work of up to `batch` pictures as `settings` have them: a second for each of some companies, and no less than
+/// a short picture. `keep` does what becomes of each when it is drawn, and counts as part of it.
 ///
 /// # Errors
-/// What keeps such a picture from being drawn; `Interrupted`.
+/// What keeps such a picture from being drawn; that of `keep`; `Interrupted`.
 pub fn calibrate(
     model: &TextToImage,
     settings: &Settings,
     batch: usize,
+    keep: &mut dyn FnMut(&RgbImage) -> Result<()>,
     cancel: &Cancel,
 ) -> Result<Pace> {
     let size = model.size(settings)?;
+    let settings = Settings { steps: Some(STEPS), ..settings.clone() };
     let mut pace = Pace::default();
-    // One to warm up: what a first step allocates and a cache fetches is no part of a second one.
-    for (round, company) in std::iter::once(1).chain(sizes(batch)).enumerate() {
+    for company in sizes(batch) {
         let mut run = Run::new(model, size, company)?;
-        for seed in 0..company as u64 {
-            let settings = Settings { steps: Some(3), ..settings.clone() };
-            run.join(Request { settings, seed, cancel: cancel.clone(), ..Request::default() })?;
-        }
-        let mut steps = 0;
-        while !run.is_empty() {
-            let clock = Instant::now();
-            let events = run.step()?;
-            let took = clock.elapsed();
-            if let Some(Event::Finished { result: Err(_), .. }) = events.first() {
+        let (clock, mut steps) = (Instant::now(), 0);
+        while steps == 0 || (clock.elapsed() < MEASURED.0 && steps <= MEASURED.1) {
+            for seed in 0..company as u64 {
+                let settings = settings.clone();
+                run.join(Request { settings, seed, cancel: cancel.clone(), ..Request::default() })?;
+            }
+            while !run.is_empty() {
+                let clock = Instant::now();
+                let events = run.step()?;
+                for event in &events {
+                    if let Event::Finished { result: Ok(picture), .. } = event {
+                        keep(picture)?;
+                    }
+                }
+                let took = clock.elapsed();
+                let stepped = matches!(events.first(), Some(Event::Stepped { .. }));
+                steps += usize::from(stepped);
+                // A first step takes memory that later ones have.
+                if !stepped || steps > 1 {
+                    pace.observe(size, &events, took);
+                }
                 for event in events {
                     if let Event::Finished { result, .. } = event {
                         result?;
                     }
                 }
-                continue;
-            }
-            let stepped = events.iter().filter(|e| matches!(e, Event::Stepped { .. })).count();
-            steps += usize::from(stepped > 0);
-            // A first step takes memory that later ones have.
-            if round > 0 && (stepped == 0 || steps > 1) {
-                pace.observe(size, &events, took);
             }
         }
     }
@@ -97,8 +111,8 @@ pub fn calibrate(
 
 /// Seconds of a batch.
 fn seconds(pace: &Pace, size: Size, batch: usize, evaluations: f64) -> f64 {
-    let step = pace.step(size, batch).unwrap_or(f64::INFINITY);
-    (1.0 + SPARE) * (evaluations * step + batch as f64 * pace.ends(size))
+    let step = pace.step(size, batch, Estimate::Tail).unwrap_or(f64::INFINITY);
+    (1.0 + SPARE) * (evaluations * step + batch as f64 * pace.ends(size, Estimate::Tail))
 }
 
 impl Target {
@@ -115,9 +129,9 @@ impl Target {
     /// # Errors
     /// `Argument` when none does: the message names what would.
     pub fn plan(self, pace: &Pace, size: Size, choice: Choice) -> Result<Plan> {
-        let Choice { batch, smaller, steps, least, evaluations } = choice;
+        let Choice { batch, fewest, steps, least, evaluations } = choice;
         let seconds = |batch, steps| seconds(pace, size, batch, steps as f64 * evaluations);
-        let batches: Vec<usize> = if smaller { (1..=batch).rev().collect() } else { vec![batch] };
+        let batches: Vec<usize> = (fewest..=batch).rev().collect();
         let plan = |batch: usize, steps: usize| {
             let expected = Duration::from_secs_f64(seconds(batch, steps).min(1e9));
             Plan { batch, steps, expected }
@@ -130,7 +144,7 @@ impl Target {
             }
         }
         let cheapest = match self {
-            Self::Deadline(_) => batches.last().copied().unwrap_or(1),
+            Self::Deadline(_) => fewest,
             Self::Rate(_) => {
                 let rate = |b: &&usize| **b as f64 / seconds(**b, least);
                 let fastest = batches.iter().max_by(|a, b| rate(a).total_cmp(&rate(b)));
@@ -189,9 +203,7 @@ impl Timings {
     pub fn quantile(&self, share: f64) -> Duration {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
-        let rank = (share * sorted.len() as f64).ceil() as usize;
-        let found = sorted.get(rank.clamp(1, sorted.len().max(1)) - 1);
-        Duration::from_secs_f64(found.copied().unwrap_or(0.0))
+        Duration::from_secs_f64(nearest(&sorted, share))
     }
 
     /// How many took longer.
@@ -222,7 +234,7 @@ mod tests {
 
     #[test]
     fn steps_come_before_company() {
-        let all = Choice { batch: 4, smaller: true, steps: 20, least: 5, evaluations: 1.0 };
+        let all = Choice { batch: 4, fewest: 1, steps: 20, least: 5, evaluations: 1.0 };
         let deadline = |ms| Target::Deadline(Duration::from_millis(ms));
         // 1.05 (20 x 25 + 4 x 5) = 546; 1.05 (20 x 20 + 3 x 5) = 435.75; 1.05 (20 x 10 + 5) = 215.25
         assert_eq!(plan(deadline(546), all).unwrap(), (4, 20));
@@ -235,13 +247,13 @@ mod tests {
             told.contains("deadline_ms") && told.contains("58 ms") && told.contains("4 steps"),
             "{told}"
         );
-        let fixed = Choice { batch: 4, smaller: false, steps: 20, least: 20, evaluations: 1.0 };
+        let fixed = Choice { batch: 4, fewest: 4, steps: 20, least: 20, evaluations: 1.0 };
         assert!(plan(deadline(545), fixed).is_err());
     }
 
     #[test]
     fn a_rate_takes_company_where_that_is_faster() {
-        let all = Choice { batch: 4, smaller: true, steps: 20, least: 10, evaluations: 1.0 };
+        let all = Choice { batch: 4, fewest: 1, steps: 20, least: 10, evaluations: 1.0 };
         // Four at once: 4 / 0.546 = 7.3 a second with 20 steps, 4 / 0.2835 = 14.1 with 10.
         assert_eq!(plan(Target::Rate(7.3), all).unwrap(), (4, 20));
         assert_eq!(plan(Target::Rate(14.0), all).unwrap(), (4, 10));

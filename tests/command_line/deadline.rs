@@ -40,6 +40,8 @@ fn what_a_time_cannot_be_is_told() {
         (vec!["--images-per-second=NaN"], "--images-per-second"),
         (vec!["--images-per-second=1", "--deadline-ms=1"], "--deadline-ms"),
         (vec!["--min-steps=3"], "--min-steps"),
+        (vec!["--min-batch=1"], "--min-batch"),
+        (vec!["--deadline-ms=9999999", "--batch=2", "-b=4", "--min-batch=3"], "--min-batch"),
         (vec!["--deadline-ms=9999999", "--steps=3", "--min-steps=4"], "--min-steps"),
     ] {
         let (code, told, drawn) = run(&desk, &args);

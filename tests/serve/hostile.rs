@@ -234,6 +234,205 @@ fn requests_that_nobody_should_send_get_the_right_answer() {
     assert_eq!(server.wait(job["id"].as_str().unwrap())["state"], "done");
 }
 
+/// The same of the protocol itself: names, lengths, encodings.
+#[test]
+fn what_is_no_proper_request_is_refused() {
+    let server = Server::start(&["--max-body-mib=1"]);
+    let ask = |line: &str, heads: &str, body: &[u8]| {
+        let head = format!("{line}\r\n{heads}Connection: close\r\n\r\n");
+        status(&raw(&server, &[head.as_bytes(), body].concat()))
+    };
+    // 1. names
+    for host in [
+        "localhost.evil.example",
+        "evil.example:80",
+        "localhost@evil.example",
+        "127.0.0.1.nip.io",
+        "127.1.evil.example",
+        "localhost:80:80",
+        "[::1",
+        "::1]",
+        "localhost.",
+        "local host",
+        "",
+    ] {
+        let status = ask("GET / HTTP/1.1", &format!("Host: {host}\r\n"), b"");
+        assert!(matches!(status, 400 | 421), "{host}: {status}");
+    }
+    for (line, heads, expected) in [
+        ("GET / HTTP/1.1", "Host: localhost\r\nHost: evil.example\r\n", 400),
+        ("GET / HTTP/1.1", "Host: localhost\r\nHost: localhost\r\n", 400),
+        ("GET http://evil.example/ HTTP/1.1", "Host: localhost\r\n", 421),
+        ("GET http://localhost@evil.example/ HTTP/1.1", "Host: localhost\r\n", 421),
+        ("CONNECT evil.example:443 HTTP/1.1", "Host: localhost\r\n", 421),
+        ("GET http://localhost/ HTTP/1.1", "Host: localhost\r\n", 200),
+    ] {
+        assert_eq!(ask(line, heads, b""), expected, "{line}: {heads}");
+    }
+    for origin in [
+        "null",
+        "",
+        "http://localhost.evil.example",
+        "http://evil@localhost",
+        "http://localhost@evil.example",
+        "https://203.0.113.7",
+        "file://",
+        "localhost",
+        "chrome-extension://localhost",
+        "http://localhost, http://evil.example",
+    ] {
+        let heads = format!("Host: localhost\r\nOrigin: {origin}\r\n");
+        assert_eq!(ask("GET /api/server HTTP/1.1", &heads, b""), 403, "{origin}");
+    }
+    // 2. lines and heads
+    for (line, heads, expected) in [
+        ("get / HTTP/1.1", "", &[405][..]),
+        ("TRACE / HTTP/1.1", "", &[405]),
+        ("PATCH /api/jobs HTTP/1.1", "", &[405]),
+        ("PUT /api/jobs/x HTTP/1.1", "", &[405]),
+        ("OPTIONS * HTTP/1.1", "", &[404, 405, 400]),
+        ("GET  / HTTP/1.1", "", &[400]),
+        ("GET /a b HTTP/1.1", "", &[400]),
+        ("GET / HTTP/1.1 x", "", &[400]),
+        ("GET / HTTP/2.0", "", &[400]),
+        ("PRI * HTTP/2.0", "", &[400]),
+        ("GET", "", &[400]),
+        ("GET /\0 HTTP/1.1", "", &[400]),
+        ("GET / HTTP/1.1", "A : b\r\n", &[400]),
+        ("GET / HTTP/1.1", ": b\r\n", &[400]),
+        ("GET / HTTP/1.1", "A: \0\r\n", &[400]),
+        ("GET / HTTP/1.1", "A: b\r\n c: d\r\n", &[400]),
+        ("GET / HTTP/1.1", "A: b\rc: d\r\n", &[400]),
+        ("POST /api/jobs HTTP/1.1", "Content-Length: 2\r\nContent-Length: 3\r\n", &[400]),
+        ("POST /api/jobs HTTP/1.1", "Content-Length: +2\r\n", &[400]),
+        ("POST /api/jobs HTTP/1.1", "Content-Length: 0x2\r\n", &[400]),
+        ("POST /api/jobs HTTP/1.1", "Content-Length: 2 2\r\n", &[400]),
+        ("POST /api/jobs HTTP/1.1", "Content-Length:\r\n", &[400]),
+        ("POST /api/jobs HTTP/1.1", "Transfer-Encoding: gzip\r\n", &[400]),
+        ("POST /api/jobs HTTP/1.1", "Transfer-Encoding: chunked, identity\r\n", &[400]),
+        ("POST /api/jobs HTTP/1.1", "", &[415]),
+        ("POST /api/jobs HTTP/1.1", "Content-Type: application/json\r\n", &[400]),
+        ("GET /api/jobs?limit=-1 HTTP/1.1", "", &[400]),
+        ("GET /api/jobs?limit=1e9 HTTP/1.1", "", &[400]),
+        ("GET /api/jobs?limit=99999999999999999999 HTTP/1.1", "", &[400]),
+        ("GET /api/jobs?limit=1&limit=2 HTTP/1.1", "", &[400]),
+        ("GET /api/jobs?%00=%ff HTTP/1.1", "", &[200, 400]),
+        ("DELETE /api/jobs/none HTTP/1.1", "", &[404]),
+        ("DELETE /api/jobs/%2e%2e HTTP/1.1", "", &[404]),
+        ("GET /api/jobs/none/events HTTP/1.1", "", &[404]),
+        ("GET /api/jobs/%ff%fe HTTP/1.1", "", &[400]),
+        ("GET /api/jobs/..%5c..%5cx HTTP/1.1", "", &[404]),
+        ("GET /api/jobs/CON HTTP/1.1", "", &[404]),
+        ("GET /api/sets/..%2f..%2f/pictures/x.png HTTP/1.1", "", &[400]),
+        ("GET /api/sets/0/pictures/..%2f..%2fx.png HTTP/1.1", "", &[404]),
+        ("GET /api/sets/-1/pictures/x.png HTTP/1.1", "", &[400, 404]),
+    ] {
+        let status = ask(line, &format!("Host: localhost\r\n{heads}"), b"");
+        assert!(expected.contains(&status), "{line}: {heads:?}: {status}");
+    }
+    // 3. bodies by pieces
+    let json = "Host: localhost\r\nContent-Type: application/json\r\n";
+    let chunked = format!("{json}Transfer-Encoding: chunked\r\n");
+    for (heads, body, expected) in [
+        (&chunked, &b"FFFFFFFFFFFFFFFFF\r\n{}"[..], 400),
+        (&chunked, b"-1\r\n{}\r\n0\r\n\r\n", 400),
+        (&chunked, b"2\r\n{}x\r\n0\r\n\r\n", 400),
+        (&chunked, b"2;a=b\r\n{}\r\n0\r\n\r\n", 400),
+    ] {
+        assert_eq!(ask("POST /api/jobs HTTP/1.1", heads, body), expected, "{body:?}");
+    }
+    // One that says nothing of its length, and never ends, is cut at the limit.
+    let endless = [b"100000\r\n".as_slice(), &[b' '; 1 << 20], b"\r\n"].concat().repeat(2);
+    assert_eq!(ask("POST /api/jobs HTTP/1.1", &chunked, &endless), 413);
+    let both = format!("{chunked}Content-Length: 4\r\n");
+    let smuggled = b"0\r\n\r\nGET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let head = format!("POST /api/jobs HTTP/1.1\r\n{both}\r\n");
+    let replies = raw(&server, &[head.as_bytes(), smuggled].concat());
+    assert_eq!(replies.matches("HTTP/1.1 ").count(), 1, "{replies}");
+    // 4. encodings
+    let send = |kind: &str, body: &[u8]| server.send("/api/jobs", kind, body).status;
+    for (kind, body, expected) in [
+        ("application/json", &b"\x1f\x8b\x08\0\0\0\0\0"[..], 400),
+        ("application/json", b"\xff\xfe{\0}\0", 400),
+        ("application/json", br#"{"kind":"image","kind":"image"}"#, 400),
+        ("application/json", br#"{"kind":"image","prompt":"\ud800"}"#, 400),
+        ("application/json", br#"{"kind":"image","guidance_scale":1e400}"#, 400),
+        ("application/json", br#"{"kind":"image","guidance_scale":NaN}"#, 400),
+        ("application/json", br#"{"kind":"image","guidance_scale":-Infinity}"#, 400),
+        ("application/json", br#"{"kind":"image","seed":01}"#, 400),
+        ("application/json", br#"{"kind":"image",}"#, 400),
+        ("application/json", b"{'kind':'image'}", 400),
+        ("application/json-patch+json", b"{}", 415),
+        ("multipart/form-data; boundary=x", b"--x--", 415),
+        ("application/x-www-form-urlencoded", b"kind=image", 415),
+        ("", b"{}", 415),
+    ] {
+        assert_eq!(send(kind, body), expected, "{kind}: {}", String::from_utf8_lossy(body));
+    }
+    // 5. forms
+    let part = |name: &str, value: &[u8]| {
+        let head = format!("--x\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n");
+        [head.as_bytes(), value, b"\r\n"].concat()
+    };
+    let picture = {
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        RgbImage::new(64, 64).write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+        bytes.into_inner()
+    };
+    let whole = |parts: &[Vec<u8>]| [parts.concat(), b"--x--\r\n".to_vec()].concat();
+    let prompt = part("prompt", b"x");
+    let edits = |kind: &str, body: &[u8]| server.send("/v1/images/edits", kind, body);
+    for (kind, body) in [
+        ("multipart/form-data", whole(&[prompt.clone(), part("image", &picture)])),
+        ("multipart/form-data; boundary=", whole(&[prompt.clone(), part("image", &picture)])),
+        ("multipart/form-data; boundary=y", whole(&[prompt.clone(), part("image", &picture)])),
+        ("multipart/form-data; boundary=x", [prompt.clone(), part("image", &picture)].concat()),
+        ("multipart/form-data; boundary=x", b"--x\r\n\r\n\r\n--x--\r\n".to_vec()),
+        ("application/json", b"{}".to_vec()),
+    ] {
+        let reply = edits(kind, &body);
+        assert_eq!(reply.status, 400, "{kind}: {}", reply.text());
+    }
+    for (field, parts) in [
+        ("image", vec![prompt.clone()]),
+        ("image", vec![prompt.clone(), part("image", b"file:///etc/passwd")]),
+        ("image", vec![prompt.clone(), part("image", b"")]),
+        ("image", vec![prompt.clone(), part("image", &picture), part("image", &picture)]),
+        ("mask", vec![prompt.clone(), part("image", &picture), part("mask", b"x")]),
+        ("prompt", vec![part("image", &picture), part("prompt", b"\xff")]),
+        ("n", vec![prompt.clone(), part("image", &picture), part("n", b"NaN")]),
+        ("n", vec![prompt.clone(), part("image", &picture), part("n", b"-1")]),
+        ("seed", vec![prompt.clone(), part("image", &picture), part("seed", b"1e30")]),
+        ("strength", vec![prompt.clone(), part("image", &picture), part("strength", b"9")]),
+        ("size", vec![prompt.clone(), part("image", &picture), part("size", b"1x1")]),
+    ] {
+        let reply = edits("multipart/form-data; boundary=x", &whole(&parts));
+        let found = (reply.status, reply.field());
+        assert_eq!(found, (400, field.to_owned()), "{}", reply.text());
+    }
+    // 6. files of other kinds, and those that say that they are huge
+    let huge = |before: &[u8], side: &[u8], after: &[u8]| [before, side, side, after].concat();
+    for file in [
+        huge(b"P6\n", b"4294967295 ", b"255\n"),
+        huge(b"GIF89a", b"\xff\xff", b"\xf7\0\0"),
+        huge(b"BM\0\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0", b"\xff\xff\xff\x7f", b"\x01\0\x18\0"),
+        huge(b"farbfeld", b"\xff\xff\xff\xff", b""),
+        huge(b"qoif", b"\xff\xff\xff\xff", b"\x03\0"),
+        huge(b"RIFF\xff\xff\xff\xffWEBPVP8L\xff\xff\xff\xff\x2f", b"\xff\xff", b""),
+        huge(b"\xff\xd8\xff\xc0\0\x11\x08", b"\xff\xff", b"\x03\x01\x11\0\x02\x11\0\x03\x11\0"),
+        b"II*\0\x08\0\0\0\xff\xff".to_vec(),
+        b"<svg xmlns='http://www.w3.org/2000/svg' width='1' height='1'/>".to_vec(),
+        b"<!DOCTYPE a [<!ENTITY x SYSTEM 'file:///etc/passwd'>]><a>&x;</a>".to_vec(),
+        b"PK\x03\x04".to_vec(),
+        b"\x80\x04\x95cos\nsystem\n".to_vec(),
+        b"%PDF-1.7".to_vec(),
+    ] {
+        let reply = server.send("/api/classify", "application/octet-stream", &file);
+        assert_eq!((reply.status, reply.field()), (400, "picture".to_owned()), "{}", reply.text());
+    }
+    assert_eq!(server.get("/health/ready").status, 200);
+}
+
 /// Heads that never end, and connections that are cut, keep nobody else waiting.
 #[test]
 fn slow_and_broken_clients_are_left_behind() {

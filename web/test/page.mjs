@@ -343,8 +343,9 @@ await test("two pictures are compared", async () => {
   for (const at of [0, 1]) await shots().nth(at).getByRole("checkbox").check();
   await button("Compare two").click();
   const slider = field("Share of the left picture, in per cent");
-  await slider.focus();
-  await page.keyboard.press("ArrowRight");
+  // The dialog takes the focus when it has been drawn.
+  await page.waitForFunction(() => document.activeElement?.closest("dialog"));
+  await slider.press("ArrowRight");
   assert.equal(await slider.inputValue(), "51");
   await page.screenshot({ path: join(folder, "compare.png") });
   await accessible("the comparison");

@@ -10,7 +10,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use nadir::Error;
 use nadir::pipeline::language::{Answer, TextRequest};
-use nadir::pipeline::pace::{Pace, Size};
+use nadir::pipeline::pace::{Estimate, Pace, Size};
 use nadir::pipeline::{Cancel, Request, Warning};
 
 use super::queue::{Client, Priority, Queue};
@@ -241,7 +241,7 @@ impl Engine {
             return Err(Refusal::TooMany { limit: self.limit });
         }
         if works.len() > inner.queue.room() {
-            let wait = inner.backlog(priority, self.batch).max(1.0);
+            let wait = inner.backlog(priority, self.batch, Estimate::Typical).max(1.0);
             return Err(Refusal::Full(Duration::from_secs_f64(wait.min(3600.0))));
         }
         if let Some(deadline) = deadline {
@@ -309,9 +309,9 @@ impl Inner {
                 return false;
             }
             let Work::Picture { size, .. } = unit.work else { return true };
-            let round = round(pace, flights, Some(size), batch);
+            let round = round(pace, flights, Some(size), batch, Estimate::Tail);
             flights.iter().all(|flight| match flight.deadline {
-                Some(deadline) => now + flight.needs(pace, round) <= deadline,
+                Some(deadline) => now + flight.needs(pace, round, Estimate::Tail) <= deadline,
                 None => true,
             })
         })
@@ -325,39 +325,42 @@ impl Inner {
             unit.deadline.is_some_and(|deadline| {
                 let flight = unit.flight();
                 // Alone with what has begun already: with others it would wait for them.
-                now + flight.needs(pace, round(pace, flights, flight.size, usize::MAX)) > deadline
+                let round = round(pace, flights, flight.size, usize::MAX, Estimate::Typical);
+                now + flight.needs(pace, round, Estimate::Typical) > deadline
             })
         });
         late.iter().for_each(|unit| unit.fail(Failure::Late));
     }
 
     /// Seconds of all work before a new one of this priority.
-    fn backlog(&self, priority: Priority, batch: usize) -> f64 {
+    fn backlog(&self, priority: Priority, batch: usize, estimate: Estimate) -> f64 {
         let queued = self.queue.in_turn().filter(|(other, _)| *other <= priority);
-        let queued: f64 = queued.map(|(_, unit)| share(&self.pace, &unit.work, batch)).sum();
+        let queued: f64 =
+            queued.map(|(_, unit)| share(&self.pace, &unit.work, batch, estimate)).sum();
         let begun = self.flights.iter().filter(|flight| flight.priority <= priority);
         let each = |flight: &Flight| {
             let size = flight.size?;
-            let step = self.pace.step(size, batch)? / batch as f64;
-            Some(flight.remaining as f64 * step + self.pace.ends(size))
+            let step = self.pace.step(size, batch, estimate)? / batch as f64;
+            Some(flight.remaining as f64 * step + self.pace.ends(size, estimate))
         };
         queued + begun.filter_map(each).sum::<f64>()
     }
 
     /// Time until `works` would be done.
     fn needed(&self, priority: Priority, works: &[Work], batch: usize) -> Duration {
-        let own: f64 = works.iter().map(|work| share(&self.pace, work, batch)).sum();
+        let estimate = Estimate::Tail;
+        let own: f64 = works.iter().map(|work| share(&self.pace, work, batch, estimate)).sum();
         // The last of them runs in company that is as large as it gets.
         let company = (self.flights.len() + self.queue.len() + works.len()).clamp(1, batch);
         let alone = works.iter().map(|work| match work {
             Work::Picture { size, evaluations, .. } => {
-                let step = self.pace.step(*size, company).unwrap_or(0.0);
-                *evaluations as f64 * step + self.pace.ends(*size)
+                let step = self.pace.step(*size, company, estimate).unwrap_or(0.0);
+                *evaluations as f64 * step + self.pace.ends(*size, estimate)
             }
             Work::Text(_) | Work::Classify(_) | Work::Segment(_) => 0.0,
         });
         let alone = alone.fold(0.0, f64::max);
-        Duration::from_secs_f64(self.backlog(priority, batch) + own.max(alone))
+        Duration::from_secs_f64(self.backlog(priority, batch, estimate) + own.max(alone))
     }
 
     fn announce(&mut self, batch: usize) {
@@ -365,10 +368,11 @@ impl Inner {
             return;
         }
         self.announced = Instant::now();
-        let mut before = self.backlog(Priority::Batch, batch)
-            - self.queue.in_turn().map(|(_, u)| share(&self.pace, &u.work, batch)).sum::<f64>();
+        let share = |unit: &Unit| share(&self.pace, &unit.work, batch, Estimate::Typical);
+        let mut before = self.backlog(Priority::Batch, batch, Estimate::Typical)
+            - self.queue.in_turn().map(|(_, unit)| share(unit)).sum::<f64>();
         for (position, (_, unit)) in self.queue.in_turn().enumerate() {
-            before += share(&self.pace, &unit.work, batch);
+            before += share(unit);
             let eta = (before > 0.0).then(|| Duration::from_secs_f64(before));
             unit.tell(What::Waits { position, eta });
         }
@@ -376,20 +380,26 @@ impl Inner {
 }
 
 /// Seconds that one step of everything in flight takes, and of one more of a size.
-pub fn round(pace: &Pace, flights: &[Flight], more: Option<Size>, batch: usize) -> f64 {
+pub fn round(
+    pace: &Pace,
+    flights: &[Flight],
+    more: Option<Size>,
+    batch: usize,
+    estimate: Estimate,
+) -> f64 {
     let sizes = flights.iter().filter_map(|flight| flight.size).chain(more);
     let mut counts = std::collections::BTreeMap::new();
     sizes.for_each(|size| *counts.entry(size).or_insert(0) += 1);
-    let step = |(size, n): (Size, usize)| pace.step(size, n.min(batch)).unwrap_or(0.0);
+    let step = |(size, n): (Size, usize)| pace.step(size, n.min(batch), estimate).unwrap_or(0.0);
     counts.into_iter().map(step).sum()
 }
 
 /// Seconds that a piece of work costs those behind it.
-fn share(pace: &Pace, work: &Work, batch: usize) -> f64 {
+fn share(pace: &Pace, work: &Work, batch: usize, estimate: Estimate) -> f64 {
     match work {
         Work::Picture { size, evaluations, .. } => {
-            let step = pace.step(*size, batch).unwrap_or(0.0) / batch as f64;
-            *evaluations as f64 * step + pace.ends(*size)
+            let step = pace.step(*size, batch, estimate).unwrap_or(0.0) / batch as f64;
+            *evaluations as f64 * step + pace.ends(*size, estimate)
         }
         Work::Text(_) | Work::Classify(_) | Work::Segment(_) => 0.0,
     }
@@ -397,8 +407,8 @@ fn share(pace: &Pace, work: &Work, batch: usize) -> f64 {
 
 impl Flight {
     /// Time until it is done when a step of all takes `round` seconds.
-    pub fn needs(&self, pace: &Pace, round: f64) -> Duration {
-        let ends = self.size.map_or(0.0, |size| pace.ends(size));
+    pub fn needs(&self, pace: &Pace, round: f64, estimate: Estimate) -> Duration {
+        let ends = self.size.map_or(0.0, |size| pace.ends(size, estimate));
         Duration::from_secs_f64(self.remaining as f64 * round + ends)
     }
 }

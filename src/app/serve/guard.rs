@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use subtle::ConstantTimeEq;
@@ -37,13 +37,13 @@ impl Guard {
     /// A page of another site that has its name point here, must not reach what is here (DNS rebinding): the name that a
     /// browser was told is one that this server knows, or no name.
     fn knows(&self, authority: &str) -> bool {
-        let host = match authority.rsplit_once(':') {
-            // The port, unless that is a part of an address.
-            Some((host, port)) if port.chars().all(|c| c.is_ascii_digit()) => host,
-            _ => authority,
-        };
-        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-        bare.parse::<IpAddr>().is_ok()
+        bare(authority).parse::<IpAddr>().is_ok() || self.names(authority)
+    }
+
+    /// Whether it is a name of this server, wherever it listens.
+    fn names(&self, authority: &str) -> bool {
+        let host = bare(authority);
+        host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
             || host.eq_ignore_ascii_case("localhost")
             || self.hosts.iter().any(|known| known.eq_ignore_ascii_case(host))
     }
@@ -59,16 +59,23 @@ impl Guard {
         last.map_or(peer, Peer)
     }
 
-    fn check(&self, path: &str, headers: &HeaderMap) -> Result<(), Fault> {
+    fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Fault> {
+        let path = uri.path();
         let text =
             |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or("?"));
-        if !text(header::HOST).is_some_and(|host| self.knows(host)) {
+        // Whoever stands in front may have read another one.
+        if headers.get_all(header::HOST).iter().count() > 1 {
+            return Err(Fault::new(StatusCode::BAD_REQUEST, "expected one Host"));
+        }
+        let host = text(header::HOST).unwrap_or_default();
+        if !self.knows(host) || uri.authority().is_some_and(|named| named != host) {
             let told = "this server does not know the name that it was called by: name it with --allowed-host";
             return Err(Fault::new(StatusCode::MISDIRECTED_REQUEST, told));
         }
         if let Some(origin) = text(header::ORIGIN) {
-            let host = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
-            if !host.is_some_and(|host| self.knows(host)) {
+            let from = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
+            // An address is anybody's, but for the one that this request was sent to.
+            if !from.is_some_and(|from| from == host || self.names(from)) {
                 return Err(Fault::new(StatusCode::FORBIDDEN, "pages of other sites may not ask"));
             }
         }
@@ -84,6 +91,16 @@ impl Guard {
     }
 }
 
+/// A host without its port and brackets.
+fn bare(authority: &str) -> &str {
+    let host = match authority.rsplit_once(':') {
+        // The port, unless that is a part of an address.
+        Some((host, port)) if port.chars().all(|c| c.is_ascii_digit()) => host,
+        _ => authority,
+    };
+    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
+}
+
 /// Checks a request, counts and logs it, and puts its number and the page's limits on the reply.
 pub async fn watch(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let clock = Instant::now();
@@ -95,7 +112,7 @@ pub async fn watch(State(app): State<Arc<App>>, mut request: Request, next: Next
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let route = route.unwrap_or_else(|| "other".to_owned());
     let method = request.method().clone();
-    let mut response = match app.guard.check(request.uri().path(), request.headers()) {
+    let mut response = match app.guard.check(request.uri(), request.headers()) {
         Ok(()) => {
             if let Some(&peer) = request.extensions().get::<Peer>() {
                 let peer = app.guard.peer(peer, request.headers());
@@ -137,7 +154,10 @@ mod tests {
             proxies: Vec::new(),
         };
         let headers = headers.iter().map(|(k, v)| (k.clone(), HeaderValue::from_str(v).unwrap()));
-        guard.check(path, &headers.collect()).err().map(|fault| fault.status.as_u16())
+        guard
+            .check(&path.parse().unwrap(), &headers.collect())
+            .err()
+            .map(|fault| fault.status.as_u16())
     }
 
     #[test]
@@ -149,6 +169,11 @@ mod tests {
             assert_eq!(check(None, "/", &[(header::HOST, host)]), Some(421), "{host}");
         }
         assert_eq!(check(None, "/", &[]), Some(421));
+        let twice = [(header::HOST, "localhost"), (header::HOST, "evil.example")];
+        assert_eq!(check(None, "/", &twice), Some(400));
+        let named = |uri| check(None, uri, &[(header::HOST, "localhost:80")]);
+        assert_eq!(named("http://localhost:80/"), None);
+        assert_eq!(named("http://evil.example/"), Some(421));
     }
 
     #[test]
@@ -172,9 +197,15 @@ mod tests {
         };
         assert_eq!(from("http://localhost:8080"), None);
         assert_eq!(from("https://nadir.example"), None);
-        for origin in ["https://evil.example", "null", "file://localhost", "http://"] {
+        let others =
+            ["https://evil.example", "null", "file://localhost", "http://", "http://203.0.113.7"];
+        for origin in others {
             assert_eq!(from(origin), Some(403), "{origin}");
         }
+        let addressed =
+            |origin| check(None, "/", &[(header::HOST, "10.0.0.1:80"), (header::ORIGIN, origin)]);
+        assert_eq!(addressed("http://10.0.0.1:80"), None);
+        assert_eq!(addressed("http://10.0.0.2:80"), Some(403));
     }
 
     #[test]

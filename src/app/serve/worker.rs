@@ -11,7 +11,7 @@ use image::RgbImage;
 use nadir::io::image::from_tensor;
 use nadir::pipeline::classifier::Classifier;
 use nadir::pipeline::language::{LanguageModel, TextRun};
-use nadir::pipeline::pace::Size;
+use nadir::pipeline::pace::{Estimate, Size};
 use nadir::pipeline::pixel_classifier::PixelClassifier;
 use nadir::pipeline::scene::{self, Overlay, Palette, Rows, Source, Watcher, Windows};
 use nadir::pipeline::{Cancel, Event, Request, Run, Settings, SlotId, TextToImage};
@@ -391,9 +391,9 @@ fn account(easel: &mut Easel, event: &Event, took: Duration) {
 fn progress(engine: &Engine, unit: &Unit, remaining: usize, size: Size) -> Option<Duration> {
     let mut inner = engine.lock();
     let inner = &mut *inner;
-    let round = round(&inner.pace, &inner.flights, None, engine.batch);
+    let round = round(&inner.pace, &inner.flights, None, engine.batch, Estimate::Typical);
     let own = |flight: &&mut Flight| (flight.task, flight.index) == (unit.task, unit.index);
     let flight = inner.flights.iter_mut().find(own)?;
     (flight.remaining, flight.size) = (remaining, Some(size));
-    Some(flight.needs(&inner.pace, round))
+    Some(flight.needs(&inner.pace, round, Estimate::Typical))
 }
