@@ -157,13 +157,12 @@ fn what_is_no_safetensors_file() {
     );
     refused(&bench.write("page.safetensors", "<!DOCTYPE html><html></html>"), &["header"]);
 
-    for name in ["model.bin", "it's model.pt", "model.pth", "pytorch_model.bin"] {
+    for name in ["model.bin", "it's model.pt", "model.pth", "pytorch_model.bin", "sd.ckpt"] {
         refused(
             &bench.write(name, "any"),
-            &["a pickle file", "python -c", "weights_only=True", ".safetensors'"],
+            &["a pickle file", "nadir convert --script", "python pickle_to", ".safetensors'"],
         );
     }
-    refused(&bench.write("sd.ckpt", "any"), &["from_single_file", "save_pretrained"]);
     refused(&bench.0.path().join("missing.bin"), &["No such file"]);
     // Whatever it is called.
     refused(&bench.write("renamed.safetensors", b"PK\x03\x04\0\0\0\0\0"), &["a pickle file"]);
@@ -177,7 +176,7 @@ fn folders_that_hold_pickles_or_nothing() {
     bench.write("unet/diffusion_pytorch_model.bin", "any");
     let error = Weights::open(&unet, None).err().unwrap().to_string();
     assert!(
-        error.contains("python -c") && error.contains("diffusion_pytorch_model.safetensors"),
+        error.contains("--script") && error.contains("diffusion_pytorch_model.safetensors"),
         "{error}"
     );
     fs::remove_file(unet.join("diffusion_pytorch_model.bin")).unwrap();
@@ -188,8 +187,8 @@ fn folders_that_hold_pickles_or_nothing() {
     for (path, words) in [
         (bench.0.path().join("nothing"), "no such folder"),
         (unet, "none in this folder"),
-        (bench.write("one.safetensors", "any"), "a single file"),
-        (bench.write("one.ckpt", "any"), "from_single_file"),
+        (bench.write("one.safetensors", "any"), "safetensors header"),
+        (bench.write("one.ckpt", "any"), "nadir convert --script"),
     ] {
         let error = PipelineFolder::open(&path, None).err().unwrap().to_string();
         assert!(error.contains(words), "{error}");

@@ -33,7 +33,7 @@ fn golden() -> Golden {
 }
 
 fn clip() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clip-tokenizer")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/clip-tokenizer")
 }
 
 /// A folder as older versions wrote it: vocab.json, merges.txt, and `files`.

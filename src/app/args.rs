@@ -8,6 +8,7 @@ use clap::builder::styling::{AnsiColor, Style, Styles};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use nadir::Error;
+use nadir::io::checkpoint::Prediction;
 use nadir::nn::lora::Adapter;
 use nadir::pipeline::{Preprocessor, Settings};
 use nadir::tensor::DType;
@@ -49,6 +50,7 @@ pub struct Cli {
 pub enum Command {
     Generate(Generate),
     Replay(Replay),
+    Convert(super::convert::Convert),
     Serve(Box<super::serve::Serve>),
     #[command(subcommand)]
     Data(Data),
@@ -79,6 +81,7 @@ Examples:
   nadir generate \"a river\" --init-image chip.png --mask-image mask.png
   nadir generate \"an airport, two runways\" -m stable-diffusion-v1-5/stable-diffusion-v1-5 --variant fp16
   nadir generate \"a harbour\" -m models/my-sd -W 768 --scheduler dpm++2m_karras --steps 25
+  nadir generate \"a harbour\" -m v2-1_768.safetensors --prediction v
   nadir generate \"a harbour\" -m models/my-sd --lora harbours.safetensors:0.8 --lora winter.safetensors
   nadir generate --manifest prompts.jsonl --shard 3/8 --batch 8 -o pictures/
   nadir generate \"16_GOOGLE_LEVEL_a harbour\" -m lcybuaa/Text2Earth -W 256 -H 256
@@ -95,11 +98,14 @@ pub struct Generate {
     #[command(flatten)]
     pub settings: Settings,
 
-    /// Model: a diffusers folder, `org/name` in the local hub cache, or a model that ships
+    /// Model: a diffusers folder, an original checkpoint (.safetensors), `org/name` in the local hub cache, or one that ships
     ///
     /// Nothing is ever downloaded. Without it: eurosat-64, made for 64x64 Sentinel-2-like chips.
     #[arg(short, long, value_name = "MODEL", help_heading = "Model")]
     pub model: Option<String>,
+
+    #[command(flatten)]
+    pub original: Original,
 
     #[command(flatten)]
     pub execution: Execution,
@@ -253,6 +259,21 @@ pub struct Prompt {
     pub manifest: Option<PathBuf>,
 }
 
+/// What an original checkpoint does not say of itself.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Model")]
+pub struct Original {
+    /// Tokenizer of an original checkpoint, which has none [default: CLIP's, which ships]
+    ///
+    /// A folder with tokenizer.json, or vocab.json and merges.txt.
+    #[arg(long, value_name = "FOLDER")]
+    pub tokenizer: Option<PathBuf>,
+
+    /// What the UNet of an original checkpoint predicts: epsilon or v [default: what its metadata say; of 1.x epsilon]
+    #[arg(long, value_name = "TYPE", value_parser = typed::<Prediction>)]
+    pub prediction: Option<Prediction>,
+}
+
 /// Where and how to compute: what no picture's content depends on, but for the rounding of `dtype`.
 #[derive(Debug, Args)]
 pub struct Execution {
@@ -337,6 +358,10 @@ pub struct Replay {
     /// The mask, where it has moved since [default: what the picture names]
     #[arg(long, value_name = "FILE", help_heading = "Image to image", alias = "mask")]
     pub mask_image: Option<PathBuf>,
+
+    /// The tokenizer of an original checkpoint, where it has moved since [default: what the picture names]
+    #[arg(long, value_name = "FOLDER", help_heading = "Model")]
+    pub tokenizer: Option<PathBuf>,
 
     /// The adapter, where it has moved since; of several all, in their order [default: what the picture names]
     #[arg(long, value_name = "FILE", help_heading = "Model")]

@@ -65,6 +65,7 @@ pub fn draw(drawing: Drawing) -> anyhow::Result<()> {
         dtype: recipe.dtype,
         device,
         variant: recipe.variant.clone(),
+        supplement: model.supplement.clone(),
         adapters: recipe.lora.iter().map(Lora::adapter).collect(),
         controlnets: recipe.controlnet.clone(),
         ..LoadOptions::default()

@@ -22,7 +22,7 @@ pub fn run(args: args::Generate) -> anyhow::Result<()> {
         return Err(Error::argument("shard", "I/N", "it is a part of --manifest").into());
     }
     let destination = Destination::resolve(args.output.as_deref())?;
-    let model = Model::find(args.model.as_deref())?;
+    let model = Model::find(args.model.as_deref())?.with(&args.original);
     let prompt = args.prompt.positional.or(args.prompt.named).unwrap_or_default();
     let seed = match args.seed {
         Some(Seed::Number(seed)) => seed,
@@ -32,6 +32,8 @@ pub fn run(args: args::Generate) -> anyhow::Result<()> {
     let source = |path: PathBuf| Source { path, hash: String::new() };
     let recipe = Recipe {
         variant: args.variant,
+        tokenizer: args.original.tokenizer,
+        prediction: args.original.prediction,
         dtype: args.execution.dtype.unwrap_or(DType::F32),
         num_images: args.num_images,
         init_image: args.init_image.map(source),

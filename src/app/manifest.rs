@@ -137,13 +137,14 @@ pub fn run(args: args::Generate, manifest: &Path) -> anyhow::Result<()> {
     limits::set_threads(args.execution.threads)?;
     let progress = Progress::new(args.execution.quiet);
     // 2. the model, and what each row asks it for
-    let model = Model::find(args.model.as_deref())?;
+    let model = Model::find(args.model.as_deref())?.with(&args.original);
     let device = draw::choose_device(&args.execution.device, |line| progress.say(line))?;
     let dtype = args.execution.dtype.unwrap_or(DType::F32);
     let options = LoadOptions {
         dtype,
         device,
         variant: args.variant.clone(),
+        supplement: model.supplement.clone(),
         adapters: args.lora.clone(),
         ..LoadOptions::default()
     };
@@ -155,6 +156,8 @@ pub fn run(args: args::Generate, manifest: &Path) -> anyhow::Result<()> {
     let base = Recipe {
         model_hash: pipeline.fingerprint().to_owned(),
         variant: args.variant,
+        tokenizer: args.original.tokenizer,
+        prediction: args.original.prediction,
         lora,
         dtype,
         device: device.to_string(),
@@ -234,6 +237,7 @@ fn name(recipe: &Recipe) -> Result<String> {
         nadir: String::new(),
         model: String::new(),
         variant: None,
+        tokenizer: None,
         device: String::new(),
         lora: recipe.lora.iter().map(lora).collect(),
         ..recipe.clone()

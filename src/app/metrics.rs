@@ -322,7 +322,8 @@ impl Looking<'_> {
         let model = Model::find(args.model.as_deref())?;
         let mut progress = Progress::new(args.execution.quiet);
         progress.busy(&format!("loading {}", model.name));
-        let options = LoadOptions { device, ..LoadOptions::default() };
+        let options =
+            LoadOptions { device, supplement: model.supplement.clone(), ..LoadOptions::default() };
         let pipeline = TextToImage::load(&model.folder, &options)?;
         let size = pipeline.default_size();
         let size = [size.0 as u32, size.1 as u32];

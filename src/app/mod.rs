@@ -4,6 +4,7 @@ mod args;
 mod bench;
 mod classify;
 mod clip_score;
+mod convert;
 mod corpus;
 mod data;
 mod destination;
@@ -88,6 +89,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Generate(args) => generate::run(args)?,
         Command::Replay(args) => replay::run(args)?,
+        Command::Convert(args) => convert::run(&args)?,
         Command::Data(command) => data::run(command)?,
         Command::Corpus(args) => corpus::run(&args)?,
         Command::Serve(args) => serve::run(&args)?,

@@ -3,10 +3,13 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
+use nadir::io::checkpoint::Supplement;
 use nadir::io::folder::PipelineFolder;
 use nadir::io::hub;
 use nadir::pipeline::sampler::SamplerConfig;
 use nadir::{Error, Result};
+
+use super::args::Original;
 
 /// The model that ships and that is used when none is named.
 pub const DEFAULT: &str = "eurosat-64";
@@ -16,29 +19,44 @@ pub const DEFAULT: &str = "eurosat-64";
 pub struct Model {
     /// What to call it so that it is found again.
     pub name: String,
-    /// Its diffusers folder.
+    /// Its diffusers folder, or its original checkpoint.
     pub folder: PathBuf,
+    /// What a checkpoint does not say of itself.
+    pub supplement: Supplement,
 }
 
+/// The tokenizer of Stable Diffusion 1.x and 2.x, which ships for checkpoints that have none.
+const TOKENIZER: &str = "clip-tokenizer";
+
 impl Model {
-    /// A folder, a model that ships, or `org/name` in the hub cache; nothing stands for [`DEFAULT`].
+    /// A folder or a checkpoint, a model that ships, or `org/name` in the hub cache; nothing stands for [`DEFAULT`].
     ///
     /// # Errors
     /// There is no such model; the error says where it was looked for.
     pub fn find(reference: Option<&str>) -> Result<Self> {
         let name = reference.unwrap_or(DEFAULT);
         let given = reference.is_some() && Path::new(name).exists();
-        let shipped = if given || name.is_empty() || name.contains(['/', '\\']) {
+        let own = if given || name.is_empty() || name.contains(['/', '\\']) {
             None
         } else {
             shipped(name)
         };
-        let folder = match shipped {
+        let folder = match own {
             Some(folder) => folder,
             None if reference.is_none() => return Err(no_default()),
             None => hub::locate(name)?,
         };
-        Ok(Self { name: name.to_owned(), folder })
+        let tokenizer = if folder.is_file() { shipped(TOKENIZER) } else { None };
+        let supplement = Supplement { tokenizer, prediction: None };
+        Ok(Self { name: name.to_owned(), folder, supplement })
+    }
+
+    /// The same model, of which this is known besides.
+    pub fn with(mut self, original: &Original) -> Self {
+        let Original { tokenizer, prediction } = original.clone();
+        self.supplement.tokenizer = tokenizer.or(self.supplement.tokenizer);
+        self.supplement.prediction = prediction;
+        self
     }
 
     /// The name that other programs know a sampler by: the one asked for, or else the model's own.
@@ -46,7 +64,7 @@ impl Model {
     /// # Errors
     /// There is no such sampler, or the model's cannot be understood.
     pub fn sampler_name(&self, scheduler: Option<&str>) -> Result<String> {
-        let folder = PipelineFolder::open(&self.folder, None)?;
+        let folder = PipelineFolder::open_with(&self.folder, None, &self.supplement)?;
         let own = SamplerConfig::of(&folder)?;
         Ok(match scheduler {
             Some(name) => own.with_sampler(name)?.display_name(),

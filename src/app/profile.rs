@@ -65,7 +65,13 @@ pub fn run(args: args::Profile) -> anyhow::Result<()> {
         return Err(Error::argument("device", device, expected).into());
     };
     let dtype = args.execution.dtype.unwrap_or(DType::F32);
-    let options = LoadOptions { dtype, device, variant: args.variant, ..LoadOptions::default() };
+    let options = LoadOptions {
+        dtype,
+        device,
+        variant: args.variant,
+        supplement: model.supplement.clone(),
+        ..LoadOptions::default()
+    };
     progress.busy(&format!("loading {}", model.name));
     let pipeline = TextToImage::load(&model.folder, &options)?;
     let prompt = args.prompt.positional.or(args.prompt.named).unwrap_or_default();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use nadir::io::checkpoint::Prediction;
 use nadir::io::png::{self, Parameters};
 use nadir::nn::lora::Adapter;
 use nadir::pipeline::{Cancel, Control, InitImage, Preprocessor, Request, Settings};
@@ -26,6 +27,12 @@ pub struct Recipe {
     pub model_hash: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variant: Option<String>,
+    /// Where the model is an original checkpoint: its tokenizer, if another than the one that ships.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<PathBuf>,
+    /// Likewise, what its UNet was said to predict.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prediction: Option<Prediction>,
     /// Adapters, in the order in which they are added.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lora: Vec<Lora>,
@@ -119,6 +126,8 @@ impl Recipe {
             model,
             model_hash: String::new(),
             variant: None,
+            tokenizer: None,
+            prediction: None,
             lora: Vec::new(),
             dtype: DType::F32,
             device: String::new(),
@@ -156,6 +165,7 @@ impl Recipe {
         let controls = self.control.iter().map(|control| ("control_image", &control.path));
         let nets = self.controlnet.iter().map(|path| ("controlnet", path));
         let sources = sources.chain(controls).chain(nets);
+        let sources = sources.chain(self.tokenizer.iter().map(|folder| ("tokenizer", folder)));
         for (field, path) in sources.chain(self.lora.iter().map(|lora| ("lora", &lora.path))) {
             if path.to_str().is_none() {
                 let expected = "a path in UTF-8, which the picture can keep";

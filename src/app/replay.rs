@@ -31,6 +31,9 @@ pub fn run(args: args::Replay) -> anyhow::Result<()> {
         let expected = format!("the picture was made with {expected}: name each, in their order");
         return Err(Error::argument("lora", format!("{found} of them"), expected).into());
     }
+    if args.tokenizer.is_some() {
+        recipe.tokenizer = args.tokenizer;
+    }
     recipe.lora.iter_mut().zip(args.lora).for_each(|(lora, path)| lora.path = path);
     recipe.check()?;
     if args.dry_run {
@@ -40,7 +43,9 @@ pub fn run(args: args::Replay) -> anyhow::Result<()> {
         return Ok(());
     }
     let destination = Destination::resolve(args.output.as_deref())?;
-    let model = Model::find(Some(&recipe.model))?;
+    let original =
+        args::Original { tokenizer: recipe.tokenizer.clone(), prediction: recipe.prediction };
+    let model = Model::find(Some(&recipe.model))?.with(&original);
     let grid = recipe.num_images > 1;
     draw::draw(Drawing {
         recipe,

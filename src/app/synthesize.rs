@@ -189,7 +189,12 @@ pub fn run(args: Synthesize) -> anyhow::Result<()> {
 
     // 1. What draws, and what judges.
     let model = Model::find(args.model.as_deref())?;
-    let options = LoadOptions { dtype, device, ..LoadOptions::default() };
+    let options = LoadOptions {
+        dtype,
+        device,
+        supplement: model.supplement.clone(),
+        ..LoadOptions::default()
+    };
     let sampler = model.sampler_name(settings.picture.scheduler.as_deref())?;
     let mut recipe =
         Recipe { dtype, ..Recipe::new(model.name.clone(), settings.picture.clone(), args.seed) };

@@ -85,6 +85,11 @@ impl Config {
         self.fields.keys().map(String::as_str).filter(|name| !name.starts_with('_'))
     }
 
+    /// The whole object.
+    pub(crate) fn to_value(&self) -> Value {
+        self.fields.clone().into()
+    }
+
     /// The value as it stands; null counts as absent.
     pub fn value(&self, name: &str) -> Option<&Value> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());

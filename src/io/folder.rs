@@ -1,5 +1,6 @@
 //! Model folders of diffusers (a pipeline: `model_index.json` and a folder a component) and of transformers
-//! (one model: `config.json` and its weights), as many versions of both have written them.
+//! (one model: `config.json` and its weights), as many versions of both have written them. An original checkpoint, which is
+//! one file, is read as if it were a pipeline's folder.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,7 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value;
 
-use super::config::Config;
+use super::checkpoint::names::Names;
+use super::checkpoint::{self, Checkpoint, Padding, Supplement};
+use super::config::{Config, read_text};
 use super::safetensors::{PIECE, SafeTensors, refuse_pickle};
 use super::{TensorInfo, TensorSource};
 use crate::error::{Error, Result};
@@ -20,27 +23,43 @@ const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
 /// Variants that are taken when a folder has no plain weights.
 const FALLBACKS: [&str; 2] = ["fp16", "bf16"];
 
-/// A diffusers pipeline folder.
+/// A diffusers pipeline folder, or an original checkpoint in its place.
 pub struct PipelineFolder {
     root: PathBuf,
     index: Config,
     variant: Option<String>,
+    checkpoint: Option<Checkpoint>,
 }
 
 impl PipelineFolder {
     /// Opens a pipeline folder. `variant` names the weight files to prefer (`fp16` for `model.fp16.safetensors`).
     ///
     /// # Errors
-    /// `path` is no folder with a readable `model_index.json`.
+    /// `path` is no folder with a readable `model_index.json`, and no [`Checkpoint`].
     pub fn open(path: impl AsRef<Path>, variant: Option<&str>) -> Result<Self> {
+        Self::open_with(path, variant, &Supplement::default())
+    }
+
+    /// As [`Self::open`]; of an original checkpoint `supplement` says what the file does not.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; a `supplement` to a folder, which says all itself.
+    pub fn open_with(
+        path: impl AsRef<Path>,
+        variant: Option<&str>,
+        supplement: &Supplement,
+    ) -> Result<Self> {
         let root = path.as_ref();
-        let expected = "a diffusers folder (with model_index.json)";
         if root.is_file() {
-            refuse_pickle(root, &[])?;
-            let advice = "Convert a single-file checkpoint with diffusers: \
-                          StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)";
-            return Err(Error::file(root, "model", expected, "a single file", advice));
+            let checkpoint = Checkpoint::open(root, supplement)?;
+            return Ok(Self {
+                root: root.to_path_buf(),
+                index: Config::from_value(root, checkpoint.index())?,
+                variant: None,
+                checkpoint: Some(checkpoint),
+            });
         }
+        let expected = "a diffusers folder (with model_index.json)";
         let index = root.join("model_index.json");
         if !index.is_file() {
             let found = if root.is_dir() { "none in this folder" } else { "no such folder" };
@@ -48,14 +67,38 @@ impl PipelineFolder {
                 "Name the folder that holds unet/, vae/, text_encoder/, tokenizer/ and scheduler/.";
             return Err(Error::file(root, "model_index.json", expected, found, advice));
         }
+        let given = [
+            ("tokenizer", supplement.tokenizer.is_some()),
+            ("prediction", supplement.prediction.is_some()),
+        ];
+        if let Some((name, _)) = given.into_iter().find(|(_, given)| *given) {
+            let expected = "an original checkpoint beside it: a folder says this itself";
+            return Err(Error::argument(name, "given", expected));
+        }
         Ok(Self {
             root: root.to_path_buf(),
             index: Config::open(index)?,
             variant: variant.map(str::to_owned),
+            checkpoint: None,
         })
     }
 
-    /// The folder.
+    /// Whether this is an original checkpoint.
+    pub fn is_checkpoint(&self) -> bool {
+        self.checkpoint.is_some()
+    }
+
+    /// What fills a short prompt up, where the tokenizer's folder does not decide that.
+    pub fn padding(&self) -> Option<Padding> {
+        self.checkpoint.as_ref().map(Checkpoint::padding)
+    }
+
+    /// `model_index.json`.
+    pub(crate) fn index(&self) -> &Config {
+        &self.index
+    }
+
+    /// The folder, or the file.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -93,7 +136,10 @@ impl PipelineFolder {
         if self.component(name)?.is_none() {
             return Err(self.index.wrong(name, "a component of the pipeline, [library, class]"));
         }
-        let folder = self.root.join(name);
+        let folder = match &self.checkpoint {
+            Some(checkpoint) if name == "tokenizer" => checkpoint.tokenizer()?.to_owned(),
+            _ => self.root.join(name),
+        };
         if folder.is_dir() {
             return Ok(folder);
         }
@@ -112,8 +158,21 @@ impl PipelineFolder {
     /// # Errors
     /// No such component, or its configuration cannot be read.
     pub fn config(&self, name: &str) -> Result<Config> {
+        let (path, text) = self.config_text(name)?;
+        let value = super::config::parse(&path, &text)?;
+        Config::from_value(path, value)
+    }
+
+    /// Path and text of a component's configuration.
+    pub(crate) fn config_text(&self, name: &str) -> Result<(PathBuf, String)> {
+        if let Some(checkpoint) = &self.checkpoint {
+            let path = format!("{}: {name}", self.root.display());
+            return Ok((path.into(), checkpoint.config(name).to_string()));
+        }
         let file = if name == "scheduler" { "scheduler_config.json" } else { "config.json" };
-        Config::open(self.folder(name)?.join(file))
+        let path = self.folder(name)?.join(file);
+        let text = read_text(&path)?;
+        Ok((path, text))
     }
 
     /// Configuration and weights of a component that is a network; no count in the one exceeds what the other holds.
@@ -147,7 +206,10 @@ impl PipelineFolder {
     /// # Errors
     /// No such component, or its weights cannot be opened (see [`Weights::open`]).
     pub fn weights(&self, name: &str) -> Result<Weights> {
-        Weights::open(self.folder(name)?, self.variant.as_deref())
+        match &self.checkpoint {
+            Some(checkpoint) => checkpoint.weights(name),
+            None => Weights::open(self.folder(name)?, self.variant.as_deref()),
+        }
     }
 }
 
@@ -161,12 +223,23 @@ impl PipelineFolder {
 /// | `attentions.N.{query, key, value, proj_attn}` | `attentions.N.{to_q, to_k, to_v, to_out.0}` |
 /// | the same four as 1x1 convolutions, [C, C, 1, 1] | [C, C] |
 /// | `position_ids` (a constant, not a weight) | left out |
+///
+/// So are those of a network in an original [`Checkpoint`].
 pub struct Weights {
-    source: SafeTensors,
-    /// Name here -> name in the file.
-    stored: BTreeMap<String, String>,
+    source: Arc<SafeTensors>,
+    /// Name here -> where it is in the file.
+    stored: BTreeMap<String, Stored>,
+    /// Where the file is an original checkpoint.
+    names: Option<Arc<Names>>,
     note: Option<String>,
     checksums: Checksums,
+}
+
+/// Where a tensor is.
+struct Stored {
+    name: String,
+    /// Of the rows that the file has under this name.
+    third: Option<usize>,
 }
 
 /// Checksums of the tensors that have been read from some weights, by their names in the files.
@@ -206,22 +279,64 @@ impl Weights {
     }
 
     fn from_source(source: SafeTensors, note: Option<String>) -> Result<Self> {
-        let mut stored = BTreeMap::new();
-        for name in source.names() {
-            let Some(current) = current_name(&name) else { continue };
-            if let Some(other) = stored.insert(current.clone(), name.clone()) {
-                let found = format!("both {other:?} and {name:?}");
-                let what = format!("tensor {current:?}");
-                return Err(Error::file(
-                    source.origin(&name),
-                    what,
-                    "one of its names",
-                    found,
-                    "Remove one of them.",
-                ));
+        let mut weights = Self {
+            source: Arc::new(source),
+            stored: BTreeMap::new(),
+            names: None,
+            note,
+            checksums: Checksums::default(),
+        };
+        for name in weights.source.names() {
+            weights.add(&name, &name, None)?;
+        }
+        Ok(weights)
+    }
+
+    /// The weights of the network of a checkpoint that has these names.
+    pub(super) fn original(
+        source: Arc<SafeTensors>,
+        names: Arc<Names>,
+        note: Option<String>,
+    ) -> Result<Self> {
+        let mut weights = Self {
+            source,
+            stored: BTreeMap::new(),
+            names: Some(names.clone()),
+            note,
+            checksums: Checksums::default(),
+        };
+        for name in weights.source.names() {
+            if checkpoint::has_no_part(&name) {
+                continue;
+            }
+            let parts = names.current(&name);
+            let rows = weights.source.info(&name).and_then(|info| info.shape.first().copied());
+            if parts.len() > 1 && !rows.is_some_and(|rows| rows.is_multiple_of(3)) {
+                let found = format!("{} rows", rows.unwrap_or_default());
+                let advice = "The file is damaged: download it again.";
+                let (file, what) = (weights.source.origin(&name), format!("tensor {name:?}"));
+                return Err(Error::file(file, what, "rows of three projections", found, advice));
+            }
+            for (current, third) in parts {
+                weights.add(&current, &name, third)?;
             }
         }
-        Ok(Self { source, stored, note, checksums: Checksums::default() })
+        Ok(weights)
+    }
+
+    /// Adds the tensor that the file calls `stored`, or a third of it, under today's name for `name`.
+    fn add(&mut self, name: &str, stored: &str, third: Option<usize>) -> Result<()> {
+        let Some(current) = current_name(name) else { return Ok(()) };
+        let stored = Stored { name: stored.to_owned(), third };
+        let what = format!("tensor {current:?}");
+        match self.stored.insert(current, stored) {
+            None => Ok(()),
+            Some(Stored { name: other, .. }) => {
+                let (expected, advice) = ("one of its names", "Remove one of them.");
+                let found = format!("both {other:?} and {:?}", name);
+                Err(Error::file(self.source.origin(&other), what, expected, found, advice))
+            }
+        }
     }
 
     /// What the user should know about the choice of files, if there was one.
@@ -239,7 +354,7 @@ impl Weights {
         self.source.files()
     }
 
-    fn stored_name(&self, name: &str) -> Option<&String> {
+    fn stored(&self, name: &str) -> Option<&Stored> {
         self.stored.get(name).or_else(|| self.stored.get(&current_name(name)?))
     }
 }
@@ -250,7 +365,11 @@ impl TensorSource for Weights {
     }
 
     fn info(&self, name: &str) -> Option<TensorInfo> {
-        let mut info = self.source.info(self.stored_name(name)?)?;
+        let Stored { name: stored, third } = self.stored(name)?;
+        let mut info = self.source.info(stored)?;
+        if let (Some(_), Some(rows)) = (third, info.shape.first_mut()) {
+            *rows /= 3;
+        }
         if is_pointwise_attention(name, &info.shape) {
             info.shape.truncate(2);
         }
@@ -266,14 +385,18 @@ impl TensorSource for Weights {
     }
 
     fn origin(&self, name: &str) -> String {
-        self.source.origin(self.stored_name(name).map_or(name, String::as_str))
+        let file = self.source.origin(self.stored(name).map_or(name, |stored| &stored.name));
+        // In a checkpoint a tensor is looked for under its original name.
+        let original = self.names.as_ref().and_then(|names| names.original(name));
+        original.map_or(file.clone(), |(original, _)| format!("{file}: {original}"))
     }
 }
 
 impl Weights {
     fn read_checked(&self, name: &str, brief: bool) -> Result<Tensor> {
         // An unknown name is passed on: the source's error says where it was looked for.
-        let stored = self.stored_name(name).map_or(name, String::as_str);
+        let (stored, third) =
+            self.stored(name).map_or((name, None), |stored| (&stored.name[..], stored.third));
         let dtype = self.source.info(stored).map(|info| info.dtype);
         let seen = Mutex::<Seen>::default();
         let look = |piece, bytes: &[u8]| Seen::look(&seen, dtype, piece, bytes);
@@ -288,6 +411,10 @@ impl Weights {
         let mut sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
         sums.insert(stored.to_owned(), seen.sum());
         drop(sums);
+        if let Some(third) = third {
+            let rows = tensor.dim(0) / 3;
+            return tensor.narrow(0, third * rows, rows)?.contiguous();
+        }
         if is_pointwise_attention(name, tensor.dims()) {
             return tensor.reshape(&tensor.dims()[..2]); // [C, C, 1, 1] -> [C, C]
         }

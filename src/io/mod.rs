@@ -5,6 +5,7 @@
 
 pub mod as_text;
 pub mod atomic;
+pub mod checkpoint;
 pub mod config;
 pub mod folder;
 pub mod geotiff;

@@ -62,7 +62,7 @@ impl SafeTensors {
     ///
     /// # Errors
     /// The file is missing, truncated, no safetensors file, or its header contradicts itself or the file's
-    /// length. Pickle files (`.bin`, `.ckpt`, `.pt`, `.pth`) are refused with the Python that converts them.
+    /// length. Pickle files (`.bin`, `.ckpt`, `.pt`, `.pth`) are refused with what converts them.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let mut source =
@@ -502,29 +502,17 @@ pub(super) fn refuse_pickle(path: &Path, first_bytes: &[u8]) -> Result<()> {
     }
     path.metadata().map_err(|e| Error::io(path, e))?;
     let quoted = |p: &Path| format!("'{}'", p.display().to_string().replace('\'', r"'\''"));
-    let python = if extension == "ckpt" {
-        // A whole pipeline in one file: it becomes a folder.
-        format!(
-            "python -c \"import sys, diffusers; \
-             diffusers.StableDiffusionPipeline.from_single_file(sys.argv[1]).save_pretrained(sys.argv[2])\" {} {}",
-            quoted(path),
-            quoted(&path.with_extension(""))
-        )
-    } else {
-        format!(
-            "python -c \"import sys, torch, safetensors.torch as s; \
-             d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); d = d.get('state_dict', d); \
-             s.save_file({{k: v.clone().contiguous() for k, v in d.items() if hasattr(v, 'shape')}}, sys.argv[2])\" \
-             {} {}",
-            quoted(path),
-            // The name under which a model folder is searched for its weights.
-            quoted(&match path.file_stem().and_then(|s| s.to_str()) {
-                Some("pytorch_model") => path.with_file_name("model.safetensors"),
-                _ => path.with_extension("safetensors"),
-            })
-        )
+    // The name under which a model folder is searched for its weights.
+    let target = match path.file_stem().and_then(|s| s.to_str()) {
+        Some("pytorch_model") => path.with_file_name("model.safetensors"),
+        _ => path.with_extension("safetensors"),
     };
-    let advice = format!("Convert it once, where you trust it: {python}");
+    let advice = format!(
+        "Convert it once (the script needs PyTorch, and runs nothing in the file): nadir convert --script > \
+         pickle_to_safetensors.py && python pickle_to_safetensors.py {} {}",
+        quoted(path),
+        quoted(&target)
+    );
     Err(Error::file(
         path,
         "weights",

@@ -322,7 +322,7 @@ impl Params {
                 }
             }
         }
-        message += "\nIs config.json the one these weights were saved with?";
+        message += "\nIs the configuration the one these weights were saved with?";
         Err(Error::Weights(message))
     }
 

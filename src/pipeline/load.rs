@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::io::checkpoint::Supplement;
 use crate::io::config::{self, Config};
 use crate::io::folder::{PipelineFolder, Weights};
 use crate::io::{TensorSource, read_bounded};
@@ -25,6 +26,8 @@ pub struct LoadOptions {
     pub device: Device,
     /// Weight files to prefer: `fp16` for `model.fp16.safetensors`.
     pub variant: Option<String>,
+    /// What an original checkpoint does not say of itself.
+    pub supplement: Supplement,
     /// What layers keep of their weights: no more than they compute with, or what can be read, changed and trained.
     pub keep: Keep,
     /// What is added to the weights of UNet and text encoder.
@@ -37,7 +40,15 @@ impl Default for LoadOptions {
     fn default() -> Self {
         let (dtype, device, keep) = (DType::F32, Device::Cpu, Keep::Frozen);
         let (adapters, controlnets) = (Vec::new(), Vec::new());
-        Self { dtype, device, variant: None, keep, adapters, controlnets }
+        let supplement = Supplement::default();
+        Self { dtype, device, variant: None, supplement, keep, adapters, controlnets }
+    }
+}
+
+impl LoadOptions {
+    /// Opens a model's folder, or the checkpoint in its place.
+    pub(super) fn open(&self, folder: impl AsRef<Path>) -> Result<PipelineFolder> {
+        PipelineFolder::open_with(folder, self.variant.as_deref(), &self.supplement)
     }
 }
 
@@ -77,12 +88,12 @@ impl Suggestions {
 }
 
 impl TextToImage {
-    /// Loads a diffusers folder.
+    /// Loads a diffusers folder, or an original checkpoint.
     ///
     /// # Errors
     /// A component that is missing, damaged or of a kind that nadir does not know.
     pub fn load(folder: impl AsRef<Path>, options: &LoadOptions) -> Result<Self> {
-        let folder = PipelineFolder::open(folder, options.variant.as_deref())?;
+        let folder = options.open(folder)?;
         check_classes(&folder)?;
         let suggestions = Suggestions::open(folder.root())?;
         let mut notes = Vec::new();
@@ -92,7 +103,7 @@ impl TextToImage {
             fingerprint.add(adapter.checksum()?.as_bytes());
             fingerprint.add(&adapter.weight.to_le_bytes());
         }
-        let tokenizer = ClipTokenizer::open(folder.folder("tokenizer")?)?;
+        let tokenizer = ClipTokenizer::open_padding(folder.folder("tokenizer")?, folder.padding())?;
         let text_encoder = load(
             &folder,
             "text_encoder",
@@ -119,7 +130,7 @@ impl TextToImage {
             check_controlnet(&config, &shape, unet.config(), &vae_config)?;
             controlnets.push(build(
                 "controlnet",
-                (config, weights),
+                ((config, weights), None),
                 (options, &adapters),
                 options.dtype,
                 &mut (&mut notes, &mut fingerprint),
@@ -164,12 +175,8 @@ impl Fingerprint {
     fn of_settings(folder: &PipelineFolder) -> Result<Self> {
         let mut all = Self(crc32fast::Hasher::new());
         all.add(folder.component("scheduler")?.unwrap_or_default().as_bytes());
-        let mut configurations = vec![folder.folder("scheduler")?.join("scheduler_config.json")];
-        for part in ["text_encoder", "unet", "vae"] {
-            configurations.push(folder.folder(part)?.join("config.json"));
-        }
-        for path in configurations {
-            all.add(config::read_text(&path)?.as_bytes());
+        for part in ["scheduler", "text_encoder", "unet", "vae"] {
+            all.add(folder.config_text(part)?.1.as_bytes());
         }
         for path in ClipTokenizer::files(folder.folder("tokenizer")?) {
             all.add(&read_bounded(&path, tokenizer::MAX_FILE)?);
@@ -255,13 +262,15 @@ fn load<T>(
     (notes, fingerprint): &mut (&mut Vec<String>, &mut Fingerprint),
     make: impl FnOnce(&Config, &Params) -> Result<T>,
 ) -> Result<T> {
-    build(name, folder.network(name)?, (options, adapters), dtype, &mut (notes, fingerprint), make)
+    let checkpoint = folder.is_checkpoint().then(|| folder.root());
+    let found = (folder.network(name)?, checkpoint);
+    build(name, found, (options, adapters), dtype, &mut (notes, fingerprint), make)
 }
 
-/// As [`load`], of a configuration and weights wherever they are.
+/// As [`load`], of a configuration and weights wherever they are; of all that a checkpoint has, where there is one.
 fn build<T>(
     name: &'static str,
-    (config, weights): (Config, Weights),
+    ((config, weights), checkpoint): ((Config, Weights), Option<&Path>),
     (options, adapters): (&LoadOptions, &Adapters),
     dtype: DType,
     (notes, fingerprint): &mut (&mut Vec<String>, &mut Fingerprint),
@@ -275,6 +284,13 @@ fn build<T>(
     let model = make(&config, &params)?;
     let unused = params.finish()?;
     adapters.check_unused(name, &unused)?;
+    // A folder's configuration says what its weights are for; a checkpoint has none, and more layers would be another model.
+    if let (Some(first), Some(checkpoint)) = (unused.first(), checkpoint) {
+        let (expected, advice) =
+            ("no tensor but the model's", "nadir does not know this kind of model.");
+        let found = format!("{first:?}, and {} more", unused.len() - 1);
+        return Err(Error::file(checkpoint, name, expected, found, advice));
+    }
     fingerprint.add(&checksums.combined().to_le_bytes());
     if let Some(first) = unused.first() {
         notes.push(format!(
@@ -373,12 +389,16 @@ fn check_fit(model: &TextToImage, folder: &PipelineFolder) -> Result<()> {
     if unet.in_channels != vae.latent_channels && !model.is_inpainting() {
         return misfit("in_channels of the unet", vae.latent_channels, unet.in_channels);
     }
-    if model.tokenizer.vocabulary() > text.vocab_size {
-        return misfit(
-            "vocab_size of the text encoder",
-            model.tokenizer.vocabulary(),
-            text.vocab_size,
-        );
+    let vocabulary = model.tokenizer.vocabulary();
+    if vocabulary > text.vocab_size {
+        if folder.is_checkpoint() {
+            let expected =
+                format!("at most {} tokens, which the text encoder knows", text.vocab_size);
+            let advice = "Name the tokenizer that this model was trained with: --tokenizer FOLDER.";
+            let (place, found) = (folder.folder("tokenizer")?, format!("{vocabulary}"));
+            return Err(Error::file(place, "vocabulary", expected, found, advice));
+        }
+        return misfit("vocab_size of the text encoder", vocabulary, text.vocab_size);
     }
     Ok(())
 }

@@ -4,7 +4,6 @@ use std::path::Path;
 
 use crate::error::Result;
 use crate::io::TensorSource;
-use crate::io::folder::PipelineFolder;
 use crate::models::unet::UnetConfig;
 use crate::models::vae::VaeConfig;
 use crate::pipeline::load::{LoadOptions, Suggestions, vae_dtype};
@@ -35,7 +34,7 @@ impl MemoryEstimate {
     /// # Errors
     /// A component is missing or its configuration cannot be read.
     pub fn open(folder: impl AsRef<Path>, options: &LoadOptions) -> Result<Self> {
-        let folder = PipelineFolder::open(folder, options.variant.as_deref())?;
+        let folder = options.open(folder)?;
         let unet = UnetConfig::read(&folder.network("unet")?.0)?;
         let vae = VaeConfig::read(&folder.network("vae")?.0)?;
         let dtypes = [options.dtype, vae_dtype(options.dtype, &vae)];

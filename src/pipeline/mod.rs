@@ -3,6 +3,7 @@
 pub mod classifier;
 pub mod clip_score;
 mod control;
+pub mod convert;
 mod evaluation;
 pub(crate) mod guidance;
 pub mod language;

@@ -26,6 +26,16 @@ impl TextToImage {
         to: impl AsRef<Path>,
         dtype: Option<DType>,
     ) -> Result<()> {
+        if from.as_ref().is_file() {
+            let advice = "Make a folder of it first: nadir convert FILE --out FOLDER.";
+            return Err(Error::file(
+                from.as_ref(),
+                "model",
+                "a diffusers folder",
+                "a file",
+                advice,
+            ));
+        }
         let (from, to) = (PipelineFolder::open(from, variant)?, to.as_ref());
         let models: [(&str, &str, &dyn Module); 3] = [
             ("text_encoder", "model.safetensors", &self.text_encoder),

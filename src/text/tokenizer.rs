@@ -20,7 +20,8 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
 
 use crate::error::{Error, Result};
-use crate::io::{caught, read_bounded};
+use crate::io::checkpoint::Padding;
+use crate::io::{atomic, caught, read_bounded};
 
 /// CLIP's vocabulary files are 0.5 to 3.6 MB.
 pub(crate) const MAX_FILE: u64 = 64 << 20;
@@ -72,9 +73,24 @@ impl ClipTokenizer {
     /// # Errors
     /// No vocabulary in the folder, a file that is damaged, or a vocabulary that is not CLIP's kind.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
+        Self::open_padding(folder, None)
+    }
+
+    /// As [`Self::open`], with this padding where there is one, whatever the folder says.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_padding(folder: impl AsRef<Path>, padding: Option<Padding>) -> Result<Self> {
         let folder = folder.as_ref();
         let (vocabulary_file, vocab, merges, json_tokens) = read_vocabulary(folder)?;
-        let settings = Settings::read(folder, json_tokens)?;
+        let padding = padding.map(|padding| match padding {
+            Padding::End => END.to_owned(),
+            Padding::Zero => {
+                let zero = vocab.iter().find(|(_, id)| **id == 0);
+                zero.map_or_else(|| END.to_owned(), |(token, _)| token.clone())
+            }
+        });
+        let settings = Settings::read(folder, json_tokens, padding)?;
 
         let ids: HashMap<&str, u32> = vocab.iter().map(|(t, &id)| (t.as_str(), id)).collect();
         for token in [START, END, &format!("a{WORD_END}")] {
@@ -139,6 +155,38 @@ impl ClipTokenizer {
         ];
         let paths = names.into_iter().map(|name| folder.as_ref().join(name));
         paths.filter(|path| path.is_file()).collect()
+    }
+
+    /// Writes the tokenizer into `folder`, so that [`Self::open`] and transformers read it there as it is here.
+    ///
+    /// # Errors
+    /// A file cannot be read or written.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        const CONFIG: &str = "tokenizer_config.json";
+        let padding = self.inner.id_to_token(self.pad).unwrap_or_default();
+        let mut configured = false;
+        for path in Self::files(&self.folder) {
+            let name = path.file_name().unwrap_or_default();
+            let mut bytes = read_bounded(&path, MAX_FILE)?;
+            configured |= name == CONFIG;
+            if name == CONFIG || name == "special_tokens_map.json" {
+                let mut fields: serde_json::Map<String, Value> = parse(&path)?;
+                fields.insert("pad_token".to_owned(), padding.clone().into());
+                bytes =
+                    serde_json::to_vec_pretty(&fields).map_err(|e| Error::io(&path, e.into()))?;
+            }
+            atomic::write(&folder.join(name), |out| out.write_all(&bytes))?;
+        }
+        if !configured {
+            let fields = serde_json::json!({
+                "model_max_length": self.max_length,
+                "pad_token": padding,
+                "tokenizer_class": "CLIPTokenizer",
+            });
+            let text = format!("{fields:#}\n");
+            atomic::write(&folder.join(CONFIG), |out| out.write_all(text.as_bytes()))?;
+        }
+        Ok(())
     }
 
     /// Length of the text encoder's context in tokens, start and end included: 77.
@@ -405,7 +453,7 @@ impl Settings {
         self.roles.iter().find(|(r, _)| *r == role).map_or(END, |(_, content)| content)
     }
 
-    fn read(folder: &Path, json_tokens: Vec<Token>) -> Result<Self> {
+    fn read(folder: &Path, json_tokens: Vec<Token>, padding: Option<String>) -> Result<Self> {
         let optional = |name: &str| -> Result<Option<(PathBuf, serde_json::Map<String, Value>)>> {
             let path = folder.join(name);
             if path.is_file() { parse(&path).map(|map| Some((path, map))) } else { Ok(None) }
@@ -462,11 +510,12 @@ impl Settings {
                 .and_then(|(path, map)| Some((path, map.get(role)?)))
                 .or_else(|| entry(role))
                 .filter(|(_, value)| !value.is_null());
-            let mut token = match stated {
-                Some((path, value)) => {
+            let mut token = match (stated, &padding) {
+                (_, Some(padding)) if role == "pad_token" => Token::new(padding, true),
+                (Some((path, value)), _) => {
                     Token::from_json(value).ok_or_else(|| unsuited(path, role, "a token", value))?
                 }
-                None => Token::new(if role == "bos_token" { START } else { END }, true),
+                (None, _) => Token::new(if role == "bos_token" { START } else { END }, true),
             };
             roles.push((role, token.content.clone()));
             match added.iter_mut().find(|t| t.content == token.content) {

@@ -3,6 +3,7 @@
 mod adversity;
 #[path = "../golden/clip.rs"]
 mod clip;
+mod convert;
 mod corpus;
 mod data;
 mod deadline;
@@ -14,6 +15,8 @@ mod language;
 mod lora;
 mod manifest;
 mod metrics;
+#[path = "../golden/original.rs"]
+mod original;
 mod pairs;
 mod papers;
 mod prompts;

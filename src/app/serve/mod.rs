@@ -92,13 +92,16 @@ pub struct Serve {
     #[arg(long, value_name = "ADDRESS", help_heading = "Network")]
     trusted_proxy: Vec<IpAddr>,
 
-    /// Model: a diffusers folder, `org/name` in the local hub cache, or a model that ships
+    /// Model: a diffusers folder, an original checkpoint (.safetensors), `org/name` in the local hub cache, or one that ships
     #[arg(short, long, value_name = "MODEL", help_heading = "Models")]
     model: Option<String>,
 
     /// Weight files of this variant: `fp16` for `model.fp16.safetensors`
     #[arg(long, value_name = "NAME", help_heading = "Models")]
     variant: Option<String>,
+
+    #[command(flatten)]
+    original: super::args::Original,
 
     /// Add this low-rank adapter to the model's weights, WEIGHT times [default: 1]; may be repeated
     #[arg(long, value_name = "FILE[:WEIGHT]", help_heading = "Models", value_parser = typed::<Adapter>)]
@@ -216,6 +219,7 @@ pub struct App {
 pub struct About {
     pub model: Model,
     pub variant: Option<String>,
+    pub original: super::args::Original,
     pub lora: Vec<Lora>,
     pub device: Device,
     pub dtype: DType,
@@ -276,7 +280,7 @@ pub fn run(args: &Serve) -> anyhow::Result<()> {
     }
     log(args);
     limits::set_threads(args.threads)?;
-    let model = Model::find(args.model.as_deref())?;
+    let model = Model::find(args.model.as_deref())?.with(&args.original);
     let lm = (args.lm != "none").then(|| Model::find(Some(&args.lm))).transpose()?;
     let classifier = match &args.classifier {
         Some(folder) if folder.as_os_str() == "none" => None,
@@ -303,6 +307,7 @@ pub fn run(args: &Serve) -> anyhow::Result<()> {
         metrics: Metrics::new(),
         about: About {
             variant: args.variant.clone(),
+            original: args.original.clone(),
             lora,
             device,
             dtype: args.dtype,
@@ -400,6 +405,7 @@ fn options(args: &Serve, about: &About) -> LoadOptions {
         dtype: about.dtype,
         device: about.device,
         variant: args.variant.clone(),
+        supplement: about.model.supplement.clone(),
         adapters: args.lora.clone(),
         ..LoadOptions::default()
     }

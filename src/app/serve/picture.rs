@@ -142,6 +142,8 @@ impl App {
         }
         recipe.model_hash = models.image.fingerprint().to_owned();
         recipe.variant = self.about.variant.clone();
+        recipe.tokenizer = self.about.original.tokenizer.clone();
+        recipe.prediction = self.about.original.prediction;
         recipe.lora = self.about.lora.clone();
         recipe.dtype = self.about.dtype;
         recipe.device = self.about.device.to_string();

@@ -164,7 +164,8 @@ impl SamplerConfig {
     /// # Errors
     /// As for [`open`](Self::open), and a class in `model_index.json` that nadir does not know.
     pub fn of(folder: &PipelineFolder) -> Result<Self> {
-        let own = Self::open(folder.folder("scheduler")?.join("scheduler_config.json"))?;
+        let (path, text) = folder.config_text("scheduler")?;
+        let own = Self::from_value(&path, parse(&path, &without_infinity(&text))?)?;
         let class = folder.component("scheduler")?.unwrap_or_default();
         let known = SamplerKind::ALL.into_iter().find(|kind| kind.class_name() == class);
         let Some(kind) = known else {

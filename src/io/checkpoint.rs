@@ -1,0 +1,619 @@
+//! Original checkpoints: a whole model in one safetensors file, under the names of the code that latent diffusion models were
+//! first trained with (`model.diffusion_model.*`, `first_stage_model.*`, `cond_stage_model.*`).
+//!
+//! Nothing is copied: tensors are found under today's names while they are read. The file has no configuration; what its shapes
+//! do not tell follows from its kind, as in diffusers' `loaders/single_file_utils.py`: Stable Diffusion 1.x has CLIP, eight
+//! heads everywhere and projections that are convolutions, 2.x OpenCLIP, heads of 64 channels and linear projections.
+
+pub(crate) mod names;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use self::names::{Blocks, Names};
+use super::TensorSource;
+use super::config::Config;
+use super::folder::Weights;
+use super::safetensors::SafeTensors;
+use crate::error::{Error, Result};
+
+/// What a UNet predicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Prediction {
+    /// The noise.
+    Epsilon,
+    /// The velocity (Salimans & Ho 2022).
+    V,
+}
+
+impl Prediction {
+    /// diffusers' `prediction_type`.
+    pub fn field(self) -> &'static str {
+        match self {
+            Self::Epsilon => "epsilon",
+            Self::V => "v_prediction",
+        }
+    }
+}
+
+impl fmt::Display for Prediction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if *self == Self::V { "v" } else { "epsilon" })
+    }
+}
+
+impl FromStr for Prediction {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "epsilon" => Ok(Self::Epsilon),
+            "v" | "v_prediction" => Ok(Self::V),
+            _ => Err(Error::argument("prediction", text, "epsilon or v")),
+        }
+    }
+}
+
+/// What an original checkpoint does not say of itself.
+#[derive(Clone, Debug, Default)]
+pub struct Supplement {
+    /// Folder of the tokenizer: such a file never has one.
+    pub tokenizer: Option<PathBuf>,
+    /// What the UNet predicts, whatever the file says.
+    pub prediction: Option<Prediction>,
+}
+
+/// What fills a short prompt up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Padding {
+    /// The end token: CLIP.
+    End,
+    /// Token 0: OpenCLIP.
+    Zero,
+}
+
+/// The metadata that says what the UNet predicts (<https://github.com/Stability-AI/ModelSpec>).
+pub(crate) const PREDICTION: &str = "modelspec.prediction_type";
+
+const UNET: &str = "model.diffusion_model.";
+const CONTROLNET: &str = "control_model.";
+const CLIP: &str = "cond_stage_model.transformer.";
+const CLIP_INNER: &str = "cond_stage_model.transformer.text_model.";
+const OPEN_CLIP: &str = "cond_stage_model.model.";
+/// Of the autoencoder; the second is older.
+const VAE: [&str; 2] = ["first_stage_model.", "vae."];
+
+/// The layer of OpenCLIP that is left out, the last of its text encoder: Stable Diffusion 2.x reads the states before it.
+const LAST_OF_OPEN_CLIP: usize = 23;
+
+/// Channels of a head, but for those of Stable Diffusion 1.x's UNet.
+const HEAD: usize = 64;
+
+/// Heads of Stable Diffusion 1.x's UNet.
+const HEADS: usize = 8;
+
+/// Averages of weights over the training stand beside those where there are as many tensors.
+const AVERAGES: usize = 100;
+
+const EXPECTED: &str = "an original checkpoint of Stable Diffusion 1.x or 2.x";
+
+/// An original checkpoint.
+pub struct Checkpoint {
+    source: Arc<SafeTensors>,
+    layout: Layout,
+    supplement: Supplement,
+    prediction: Prediction,
+    path: PathBuf,
+}
+
+impl Checkpoint {
+    /// Opens a checkpoint.
+    ///
+    /// # Errors
+    /// The file is none, or of a model that nadir does not know: the error says what it is, and by which tensor; it does not
+    /// say what its UNet predicts, and nor does `supplement`.
+    pub fn open(path: impl AsRef<Path>, supplement: &Supplement) -> Result<Self> {
+        let path = path.as_ref();
+        let source = SafeTensors::open(path)?;
+        let layout = Layout::of(&source, path)?;
+        let said = source.metadata().get(PREDICTION).map(|said| {
+            said.parse().map_err(|_| {
+                let what = format!("metadata {PREDICTION:?}");
+                let advice = "Say what the model predicts: --prediction epsilon or --prediction v.";
+                Error::file(path, what, "epsilon or v", format!("{said:?}"), advice)
+            })
+        });
+        let prediction = match (supplement.prediction, said) {
+            (Some(given), _) => given,
+            (None, Some(said)) => said?,
+            (None, None) if layout.padding == Padding::End => Prediction::Epsilon,
+            (None, None) => {
+                let advice = "Stable Diffusion 2 base predicts the noise (--prediction epsilon), 2 and 2.1 at 768 pixels the \
+                              velocity (--prediction v).";
+                let expected = format!("metadata {PREDICTION:?}");
+                return Err(Error::file(path, "prediction type", expected, "none", advice));
+            }
+        };
+        let (source, path) = (Arc::new(source), path.to_owned());
+        Ok(Self { source, layout, supplement: supplement.clone(), prediction, path })
+    }
+
+    /// What a folder's `model_index.json` would say.
+    pub(super) fn index(&self) -> Value {
+        let inpaints = self.layout.unet.config["in_channels"] == 9;
+        let class =
+            if inpaints { "StableDiffusionInpaintPipeline" } else { "StableDiffusionPipeline" };
+        json!({
+            "_class_name": class,
+            "feature_extractor": [null, null],
+            "requires_safety_checker": false,
+            "safety_checker": [null, null],
+            "scheduler": ["diffusers", self.scheduler_class()],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+        })
+    }
+
+    /// Of the folders of Stable Diffusion 1.5 and 2.1.
+    fn scheduler_class(&self) -> &'static str {
+        if self.padding() == Padding::End { "PNDMScheduler" } else { "DDIMScheduler" }
+    }
+
+    /// What a component's configuration would say.
+    pub(super) fn config(&self, component: &str) -> Value {
+        let mut config = match component {
+            "unet" => self.layout.unet.config.clone(),
+            "vae" => self.layout.vae.config.clone(),
+            "text_encoder" => self.layout.text_encoder.config.clone(),
+            _ => {
+                let mut scheduler = json!({
+                    "_class_name": self.scheduler_class(),
+                    "beta_end": 0.012,
+                    "beta_schedule": "scaled_linear",
+                    "beta_start": 0.00085,
+                    "clip_sample": false,
+                    "num_train_timesteps": 1000,
+                    "prediction_type": self.prediction.field(),
+                    "set_alpha_to_one": false,
+                    "steps_offset": 1,
+                });
+                if self.padding() == Padding::End {
+                    scheduler["skip_prk_steps"] = true.into();
+                }
+                scheduler
+            }
+        };
+        let large = self.padding() == Padding::Zero && self.prediction == Prediction::V;
+        match component {
+            "unet" => config["sample_size"] = if large { 96 } else { 64 }.into(),
+            "vae" => config["sample_size"] = if large { 768 } else { 512 }.into(),
+            _ => {}
+        }
+        config
+    }
+
+    /// The weights of a network.
+    pub(super) fn weights(&self, component: &str) -> Result<Weights> {
+        let averages = self.source.names().iter().filter(|n| n.starts_with("model_ema.")).count();
+        let note = (component == "unet" && averages > AVERAGES).then(|| {
+            format!("{}: averaged weights (model_ema.*) are not used", self.path.display())
+        });
+        Weights::original(self.source.clone(), self.layout.network(component).names.clone(), note)
+    }
+
+    /// Folder of the tokenizer.
+    pub(super) fn tokenizer(&self) -> Result<&Path> {
+        self.supplement.tokenizer.as_deref().ok_or_else(|| {
+            let expected = "the folder of a tokenizer, since an original checkpoint has none";
+            let advice = "Name one: --tokenizer FOLDER.";
+            Error::file(&self.path, "tokenizer", expected, "none", advice)
+        })
+    }
+
+    /// What fills a short prompt up.
+    pub(super) fn padding(&self) -> Padding {
+        self.layout.padding
+    }
+}
+
+/// Whether a file holds a ControlNet in original names, and no UNet.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn is_controlnet(path: impl AsRef<Path>) -> Result<bool> {
+    let names = SafeTensors::open(path)?.names();
+    let any = |part: &str| names.iter().any(|name| name.contains(part));
+    Ok(any("input_hint_block.") && !any(UNET))
+}
+
+/// A ControlNet in original names, alone in its file (`control_model.*`, or without that in front).
+///
+/// # Errors
+/// The file cannot be read, or holds none.
+pub fn open_controlnet(path: impl AsRef<Path>) -> Result<(Config, Weights)> {
+    let path = path.as_ref();
+    let source = SafeTensors::open(path)?;
+    let keys = Keys::of(&source, path);
+    let root = if keys.any(CONTROLNET) { CONTROLNET } else { "" };
+    if !keys.has(&format!("{root}input_hint_block.0.weight")) {
+        let found = format!("no {root}input_hint_block.0.weight");
+        let advice =
+            "Name a ControlNet of Stable Diffusion 1.x or 2.x, a file or a folder of diffusers.";
+        return Err(Error::file(path, "ControlNet", "control_model.*", found, advice));
+    }
+    let (mut config, blocks) = keys.unet_way_down(root)?;
+    let hints = keys.numbers(&format!("{root}input_hint_block.")).into_iter().max().unwrap_or(0);
+    let hints = (hints / 2).saturating_sub(1);
+    let mut channels = Vec::new();
+    for i in (0..=hints).filter(|i| i.is_multiple_of(2)) {
+        channels.push(keys.side(&format!("{root}input_hint_block.{}.weight", 2 * i), 0)?);
+    }
+    config["_class_name"] = "ControlNetModel".into();
+    config["conditioning_channels"] =
+        keys.side(&format!("{root}input_hint_block.0.weight"), 1)?.into();
+    config["conditioning_embedding_out_channels"] = channels.into();
+    let names = Arc::new(Names::controlnet(root, &blocks, hints));
+    let source = Arc::new(source);
+    let config = Config::from_value(format!("{}: {root}*", path.display()), config)?;
+    let weights = Weights::original(source, names, None)?;
+    Ok((config.bounded_by(&weights), weights))
+}
+
+/// A network of a checkpoint.
+pub(crate) struct Network {
+    /// Both names of its modules.
+    pub names: Arc<Names>,
+    /// What its `config.json` would say, but for sizes that pictures had in training.
+    pub config: Value,
+}
+
+/// The networks of a checkpoint, told from names and shapes alone.
+pub(crate) struct Layout {
+    pub unet: Network,
+    pub vae: Network,
+    pub text_encoder: Network,
+    pub padding: Padding,
+}
+
+impl Layout {
+    /// The layout of the tensors in `source`, which errors say are in `path`.
+    ///
+    /// # Errors
+    /// They are no checkpoint of a kind that nadir knows.
+    pub fn of(source: &dyn TensorSource, path: &Path) -> Result<Self> {
+        let keys = Keys::of(source, path);
+        keys.refuse_others()?;
+        let (unet, blocks) = keys.unet()?;
+        let vae = VAE.into_iter().find(|root| keys.any(root));
+        let Some(vae) = vae else {
+            let advice = "Name a file with all parts of a model, or a diffusers folder.";
+            let found = "no tensor of these";
+            return Err(Error::file(path, "autoencoder", "first_stage_model.*", found, advice));
+        };
+        let (text_encoder, padding) = keys.text_encoder()?;
+        let unet = Network { names: Arc::new(Names::unet(UNET, &blocks)), config: unet };
+        Ok(Self { unet, vae: keys.vae(vae)?, text_encoder, padding })
+    }
+
+    fn network(&self, component: &str) -> &Network {
+        match component {
+            "unet" => &self.unet,
+            "vae" => &self.vae,
+            _ => &self.text_encoder,
+        }
+    }
+}
+
+/// Names of the networks as an original file of the model in a folder would have them.
+pub(crate) fn names_of(
+    blocks: &Blocks,
+    vae: (usize, usize),
+    text: Padding,
+    layers: usize,
+) -> [(&'static str, Names); 3] {
+    [
+        ("unet", Names::unet(UNET, blocks)),
+        ("vae", Names::vae(VAE[0], vae.0, vae.1)),
+        (
+            "text_encoder",
+            match text {
+                Padding::End => Names::same(CLIP_INNER),
+                Padding::Zero => Names::open_clip(OPEN_CLIP, layers),
+            },
+        ),
+    ]
+}
+
+/// What files of other kinds are told by: a part of a name, what they are, what is to be done with them.
+const OTHERS: [(&str, &str, &str); 8] = [
+    ("lora_", "a low-rank adapter", "Give it beside its model: --lora FILE."),
+    (
+        "conditioner.embedders.1.model.",
+        "Stable Diffusion XL",
+        "nadir runs Stable Diffusion 1.x and 2.x.",
+    ),
+    (
+        "conditioner.embedders.0.model.",
+        "the refiner of Stable Diffusion XL",
+        "nadir has no refiner, and runs Stable Diffusion 1.x and 2.x.",
+    ),
+    ("joint_blocks.", "Stable Diffusion 3", "nadir runs Stable Diffusion 1.x and 2.x."),
+    ("double_blocks.", "Flux", "nadir runs Stable Diffusion 1.x and 2.x."),
+    (
+        "motion_modules.",
+        "a motion module of AnimateDiff",
+        "nadir draws pictures, and no sequences of them.",
+    ),
+    ("emb_params", "an embedding of textual inversion", EMBEDDINGS),
+    ("string_to_param", "an embedding of textual inversion", EMBEDDINGS),
+];
+
+const EMBEDDINGS: &str = "Name the model that it is for.";
+
+/// Names and shapes of a file.
+struct Keys<'a> {
+    source: &'a dyn TensorSource,
+    names: BTreeSet<String>,
+    path: &'a Path,
+}
+
+impl<'a> Keys<'a> {
+    fn of(source: &'a dyn TensorSource, path: &'a Path) -> Self {
+        Self { source, names: source.names().into_iter().collect(), path }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.names.contains(name)
+    }
+
+    /// Names that begin with `root`.
+    fn with<'s>(&'s self, root: &'s str) -> impl Iterator<Item = &'s String> {
+        self.names.range(root.to_owned()..).take_while(move |name| name.starts_with(root))
+    }
+
+    fn any(&self, root: &str) -> bool {
+        self.with(root).next().is_some()
+    }
+
+    /// Numbers that follow `root`.
+    fn numbers(&self, root: &str) -> BTreeSet<usize> {
+        let number = |name: &String| name[root.len()..].split('.').next()?.parse().ok();
+        self.with(root).filter_map(number).collect()
+    }
+
+    /// How many numbers from 0 on follow `root`.
+    fn count(&self, root: &str) -> usize {
+        let numbers = self.numbers(root);
+        (0..).take_while(|n| numbers.contains(n)).count()
+    }
+
+    fn dims(&self, name: &str) -> Result<Vec<usize>> {
+        self.source.info(name).map(|info| info.shape).ok_or_else(|| {
+            let advice = "The file is incomplete, or of a kind that nadir does not know.";
+            let what = format!("tensor {name:?}");
+            Error::file(self.path, what, "it in the file", "none", advice)
+        })
+    }
+
+    /// Length of a tensor along an axis.
+    fn side(&self, name: &str, axis: usize) -> Result<usize> {
+        let dims = self.dims(name)?;
+        dims.get(axis).copied().ok_or_else(|| {
+            let expected = format!("{} dimensions or more", axis + 1);
+            let advice = "The file is damaged, or of a kind that nadir does not know.";
+            let (what, found) = (format!("tensor {name:?}"), format!("{dims:?}"));
+            Error::file(self.path, what, expected, found, advice)
+        })
+    }
+
+    fn unknown(&self, found: impl Into<String>) -> Error {
+        let advice = "nadir runs Stable Diffusion 1.x and 2.x: an original checkpoint, or a folder of diffusers.";
+        Error::file(self.path, "model", EXPECTED, found, advice)
+    }
+
+    /// Says what a file is that is no checkpoint.
+    fn refuse_others(&self) -> Result<()> {
+        for (part, what, advice) in OTHERS {
+            if let Some(name) = self.names.iter().find(|name| name.contains(part)) {
+                let found = format!("{what} (by its tensor {name:?})");
+                return Err(Error::file(self.path, "model", EXPECTED, found, advice));
+            }
+        }
+        if self.has(&format!("{UNET}input_blocks.0.0.weight")) {
+            return Ok(());
+        }
+        let vectors =
+            |name: &String| self.source.info(name).is_some_and(|info| info.shape.len() <= 2);
+        if let Some(name) = self.names.iter().find(|name| name.contains("input_hint_block.")) {
+            let advice = "Name the model that it is for, and give the ControlNet beside it.";
+            let found = format!("a ControlNet (by its tensor {name:?})");
+            return Err(Error::file(self.path, "model", EXPECTED, found, advice));
+        }
+        let first = self.names.first().cloned().unwrap_or_default();
+        if self.names.len() == 1 && self.names.iter().all(vectors) {
+            let found = format!("an embedding of textual inversion (its only tensor is {first:?})");
+            return Err(Error::file(self.path, "model", EXPECTED, found, EMBEDDINGS));
+        }
+        if ["encoder.conv_in.weight", "encoder.down.0.block.0.conv1.weight"]
+            .iter()
+            .any(|name| self.has(name) || VAE.iter().any(|root| self.has(&format!("{root}{name}"))))
+        {
+            let what = format!("an autoencoder alone (no {UNET}* beside it)");
+            return Err(self.unknown(what));
+        }
+        if self.has("conv_in.weight") || self.any("encoder.layers.") || self.any("text_model.") {
+            let advice = "Name the folder that this file is a part of, with model_index.json.";
+            let found = format!("one network of a diffusers folder (by its tensor {first:?})");
+            return Err(Error::file(self.path, "model", EXPECTED, found, advice));
+        }
+        Err(self.unknown(format!("no {UNET}*, but {first:?} and others")))
+    }
+
+    /// Configuration of a UNet, and how its blocks are numbered.
+    fn unet(&self) -> Result<(Value, Blocks)> {
+        let (mut config, mut blocks) = self.unet_way_down(UNET)?;
+        let each = blocks.layers + 1;
+        let attends =
+            |block: usize| self.any(&format!("{UNET}output_blocks.{}.1.norm.", block * each));
+        blocks.up_attention = (0..blocks.levels).map(attends).collect();
+        let class = |&attends: &bool| if attends { "CrossAttnUpBlock2D" } else { "UpBlock2D" };
+        config["up_block_types"] = blocks.up_attention.iter().map(class).collect();
+        config["out_channels"] = self.side(&format!("{UNET}out.2.weight"), 0)?.into();
+        if self.any(&format!("{UNET}label_emb.")) {
+            config["class_embed_type"] = "projection".into();
+            let width = self.side(&format!("{UNET}label_emb.0.0.weight"), 1)?;
+            config["projection_class_embeddings_input_dim"] = width.into();
+        }
+        Ok((config, blocks))
+    }
+
+    /// What the first half of a UNet tells of all of it.
+    fn unet_way_down(&self, root: &str) -> Result<(Value, Blocks)> {
+        // Blocks are numbered through: the first convolution, then on each level its layers and, but for the last, a halving.
+        let inputs = self.count(&format!("{root}input_blocks."));
+        let halves = |i: &usize| self.has(&format!("{root}input_blocks.{i}.0.op.weight"));
+        let halvings: Vec<usize> = (0..inputs).filter(halves).collect();
+        let levels = halvings.len() + 1;
+        let layers = inputs / levels;
+        let regular = halvings.iter().enumerate().all(|(b, &i)| i == (b + 1) * layers);
+        if inputs != levels * layers || layers < 2 || !regular {
+            let found = format!("{inputs} of {root}input_blocks, halvings at {halvings:?}");
+            return Err(self.unknown(found));
+        }
+        let layers = layers - 1;
+        let at = |level: usize| format!("{root}input_blocks.{}", 1 + level * (layers + 1));
+        let mut widths = Vec::new();
+        for level in 0..levels {
+            widths.push(self.side(&format!("{}.0.in_layers.2.weight", at(level)), 0)?);
+        }
+        let attends = |level: usize| self.any(&format!("{}.1.norm.", at(level)));
+        let class = |level| if attends(level) { "CrossAttnDownBlock2D" } else { "DownBlock2D" };
+        let down_types: Vec<_> = (0..levels).map(class).collect();
+        let depth = |module: &str| self.count(&format!("{module}.1.transformer_blocks."));
+        // The coarsest level's is the middle block's, whether the level has attention or not.
+        let middle = format!("{root}middle_block");
+        let depths: Vec<_> = (0..levels)
+            .map(|level| match level + 1 == levels {
+                true => depth(&middle),
+                false => depth(&at(level)).max(1),
+            })
+            .collect();
+        let key = format!("{middle}.1.transformer_blocks.0.attn2.to_k.weight");
+        let linear = self.dims(&format!("{middle}.1.proj_in.weight"))?.len() == 2;
+        let heads: Vec<usize> =
+            widths.iter().map(|width| if linear { width / HEAD } else { HEADS }).collect();
+        let config = json!({
+            "_class_name": "UNet2DConditionModel",
+            "attention_head_dim": if linear { json!(heads) } else { json!(HEADS) },
+            "block_out_channels": widths,
+            "cross_attention_dim": self.side(&key, 1)?,
+            "down_block_types": down_types,
+            "in_channels": self.side(&format!("{root}input_blocks.0.0.weight"), 1)?,
+            "layers_per_block": layers,
+            "transformer_layers_per_block": depths,
+            "use_linear_projection": linear,
+        });
+        Ok((config, Blocks { levels, layers, up_attention: Vec::new() }))
+    }
+
+    fn vae(&self, root: &'static str) -> Result<Network> {
+        let levels = self.count(&format!("{root}encoder.down."));
+        let layers = self.count(&format!("{root}encoder.down.0.block."));
+        if levels == 0 || layers == 0 {
+            return Err(
+                self.unknown(format!("an autoencoder without {root}encoder.down.0.block.0"))
+            );
+        }
+        let mut widths = Vec::new();
+        for level in 0..levels {
+            let name = format!("{root}encoder.down.{level}.block.0.conv1.weight");
+            widths.push(self.side(&name, 0)?);
+        }
+        let config = json!({
+            "_class_name": "AutoencoderKL",
+            "block_out_channels": widths,
+            "down_block_types": vec!["DownEncoderBlock2D"; levels],
+            "in_channels": self.side(&format!("{root}encoder.conv_in.weight"), 1)?,
+            "latent_channels": self.side(&format!("{root}decoder.conv_in.weight"), 1)?,
+            "layers_per_block": layers,
+            "mid_block_add_attention": self.any(&format!("{root}encoder.mid.attn_1.")),
+            "out_channels": self.side(&format!("{root}decoder.conv_out.weight"), 0)?,
+            "scaling_factor": 0.18215,
+            "up_block_types": vec!["UpDecoderBlock2D"; levels],
+            "use_post_quant_conv": self.any(&format!("{root}post_quant_conv.")),
+            "use_quant_conv": self.any(&format!("{root}quant_conv.")),
+        });
+        Ok(Network { names: Arc::new(Names::vae(root, levels, layers)), config })
+    }
+
+    fn text_encoder(&self) -> Result<(Network, Padding)> {
+        let (names, padding, [tokens, positions, inner], layers);
+        if self.any(OPEN_CLIP) {
+            let blocks = format!("{OPEN_CLIP}transformer.resblocks.");
+            layers = self.count(&blocks).min(LAST_OF_OPEN_CLIP);
+            names = Names::open_clip(OPEN_CLIP, layers);
+            padding = Padding::Zero;
+            [tokens, positions, inner] = [
+                format!("{OPEN_CLIP}token_embedding.weight"),
+                format!("{OPEN_CLIP}positional_embedding"),
+                format!("{blocks}0.mlp.c_fc.weight"),
+            ];
+        } else if self.any(CLIP) {
+            let root = if self.any(CLIP_INNER) { CLIP_INNER } else { CLIP };
+            layers = self.count(&format!("{root}encoder.layers."));
+            names = Names::same(root);
+            padding = Padding::End;
+            [tokens, positions, inner] = [
+                format!("{root}embeddings.token_embedding.weight"),
+                format!("{root}embeddings.position_embedding.weight"),
+                format!("{root}encoder.layers.0.mlp.fc1.weight"),
+            ];
+        } else {
+            let expected = format!("{CLIP}* or {OPEN_CLIP}*");
+            let advice = "Name a file with all parts of a model, or a diffusers folder.";
+            let found = "no tensor of these";
+            return Err(Error::file(self.path, "text encoder", expected, found, advice));
+        }
+        let width = self.side(&tokens, 1)?;
+        if width == 0 || !width.is_multiple_of(HEAD) {
+            let found = format!("a text encoder of width {width}, which is no multiple of {HEAD}");
+            return Err(self.unknown(found));
+        }
+        let config = json!({
+            "architectures": ["CLIPTextModel"],
+            "bos_token_id": 0,
+            "eos_token_id": 2,
+            "hidden_act": if padding == Padding::End { "quick_gelu" } else { "gelu" },
+            "hidden_size": width,
+            "intermediate_size": self.side(&inner, 0)?,
+            "layer_norm_eps": 1e-5,
+            "max_position_embeddings": self.side(&positions, 0)?,
+            "model_type": "clip_text_model",
+            "num_attention_heads": width / HEAD,
+            "num_hidden_layers": layers,
+            "pad_token_id": 1,
+            "vocab_size": self.side(&tokens, 0)?,
+        });
+        Ok((Network { names: Arc::new(names), config }, padding))
+    }
+}
+
+/// Whether a tensor of a network has no part in it: what OpenCLIP has behind the states that are read, what the training of
+/// an autoencoder has left.
+pub(super) fn has_no_part(name: &str) -> bool {
+    let last = format!("{OPEN_CLIP}transformer.resblocks.{LAST_OF_OPEN_CLIP}.");
+    let others = ["text_projection", "logit_scale", "attn_mask"].map(|n| format!("{OPEN_CLIP}{n}"));
+    let left = VAE.iter().flat_map(|root| ["loss.", "model_ema."].map(|n| format!("{root}{n}")));
+    name.starts_with(&last)
+        || others.iter().any(|n| n == name)
+        || left.into_iter().any(|n| name.starts_with(&n))
+}

@@ -1,0 +1,253 @@
+"""Small models under the names of original checkpoints, and what diffusers draws with them.
+
+Writes, for each model, `checkpoint/NAME/`: what a diffusers folder holds but for its weights and tokenizer, `names.json.gz` (every
+tensor of an original checkpoint: component, names and shape in the folder), `case.json` and `image.png`, the picture that
+diffusers draws of that single file. No weights are kept: both sides draw each of them, bit for bit, from its name (`draw`).
+
+The names are diffusers' own: its `convert_ldm_unet_checkpoint` and the like, which know them the other way round, must make of
+them exactly the tensors of the folder.
+
+    python tests/golden/checkpoint.py
+"""
+
+import gzip
+import json
+import math
+import tempfile
+import zlib
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+from common import HERE, PIPELINES, save_json
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
+from diffusers import UNet2DConditionModel
+from diffusers.loaders import single_file_utils as theirs
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+FOLDER = HERE / "checkpoint"
+VOCABULARY = 640
+HEIGHT, WIDTH = 40, 56
+SD = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", set_alpha_to_one=False, steps_offset=1)
+PROMPT = "a satellite image of a river winding through farmland"
+
+
+def draw(name, shape):
+    """Uniform values from the words of torch's generator, the same bits wherever they are drawn."""
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    words = torch.randint(0, 1 << 24, (math.prod(shape),), generator=generator)
+    uniform = words.double() / (1 << 23) - 1  # [-1, 1)
+    if len(shape) == 1:
+        values = 1 + 0.3 * uniform if name.endswith("weight") else 0.1 * uniform
+    elif "embeddings" in name:
+        values = 0.5 * uniform
+    else:
+        values = uniform * math.sqrt(3 / math.prod(shape[1:]))
+    return values.float().reshape(shape)
+
+
+def fill(component, model):
+    """Draws every weight; returns the state."""
+    state = {name: draw(f"{component}.{name}", value.shape) for name, value in model.state_dict().items() if value.is_floating_point()}
+    model.load_state_dict(state, strict=False)
+    model.eval()
+    return state
+
+
+RESNET = dict(norm1="in_layers.0", conv1="in_layers.2", time_emb_proj="emb_layers.1", norm2="out_layers.0", conv2="out_layers.3", conv_shortcut="skip_connection")
+ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+OUTER = {
+    "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0", "conv_out": "out.2", "controlnet_mid_block": "middle_block_out.0",
+    "controlnet_cond_embedding.conv_in": "input_hint_block.0", "controlnet_cond_embedding.conv_out": "input_hint_block.14",
+}  # fmt: skip
+
+
+def unet_key(name, layers, attention):
+    """`layers` of a block; `attention[i]` of block i on the way up."""
+    module, kind = name.rsplit(".", 1)
+    parts = name.split(".")
+    if module in OUTER:
+        return f"{OUTER[module]}.{kind}"
+    if parts[0] == "controlnet_cond_embedding":
+        return f"input_hint_block.{2 * int(parts[2]) + 2}.{kind}"
+    if parts[0] == "controlnet_down_blocks":
+        return f"zero_convs.{parts[1]}.0.{kind}"
+    if parts[0] == "mid_block":
+        at, inner = f"middle_block.{1 if parts[1] == 'attentions' else 2 * int(parts[2])}", parts[3:]
+    else:
+        block, inner = int(parts[1]), parts[4:]
+        first, side = ("input_blocks", 1) if parts[0] == "down_blocks" else ("output_blocks", 0)
+        at = side + block * (layers + 1) + int(parts[3])
+        if parts[2] == "downsamplers":
+            return f"input_blocks.{(block + 1) * (layers + 1)}.0.op.{kind}"
+        if parts[2] == "upsamplers":
+            return f"output_blocks.{block * (layers + 1) + layers}.{1 + attention[block]}.conv.{kind}"
+        at = f"{first}.{at}.{int(parts[2] == 'attentions')}"
+    if "resnets" in parts[:3]:
+        inner = [RESNET[inner[0]], *inner[1:]]
+    return ".".join([at, *inner])
+
+
+def vae_key(name, levels):
+    parts = name.split(".")
+    name = name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
+    if parts[1] == "mid_block":
+        if parts[2] == "resnets":
+            return name.replace(f"mid_block.resnets.{parts[3]}", f"mid.block_{int(parts[3]) + 1}")
+        inner = ".".join(parts[4:-1])
+        return f"{parts[0]}.mid.attn_1.{ATTENTION[inner]}.{parts[-1]}"
+    if parts[1] in ("down_blocks", "up_blocks"):
+        way, block = parts[1].split("_")[0], int(parts[2])
+        name = name.replace(f"{parts[1]}.{block}", f"{way}.{block if way == 'down' else levels - 1 - block}")
+        return name.replace("resnets", "block").replace("downsamplers.0", "downsample").replace("upsamplers.0", "upsample")
+    return name
+
+
+def open_clip_key(name):
+    fixed = {
+        "embeddings.position_embedding.weight": "positional_embedding", "embeddings.token_embedding.weight": "token_embedding.weight",
+        "final_layer_norm.weight": "ln_final.weight", "final_layer_norm.bias": "ln_final.bias",
+    }  # fmt: skip
+    if name in fixed:
+        return fixed[name]
+    name = name.replace("encoder.layers", "transformer.resblocks").replace("layer_norm", "ln_").replace("self_attn", "attn")
+    name = name.replace("mlp.fc1", "mlp.c_fc").replace("mlp.fc2", "mlp.c_proj")
+    for projection in "qkv":
+        name = name.replace(f"{projection}_proj.weight", "in_proj_weight").replace(f"{projection}_proj.bias", "in_proj_bias")
+    return name
+
+
+def same(found, expected):
+    assert found.keys() == expected.keys(), found.keys() ^ expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def checkpoint(states, unet, vae, open_clip):
+    """The tensors of a single file, and where each comes from."""
+    layers, attention = unet.config.layers_per_block, [kind.startswith("Cross") for kind in unet.config.up_block_types]
+    keys = {
+        "unet": lambda name: "model.diffusion_model." + unet_key(name, layers, attention),
+        "vae": lambda name: "first_stage_model." + vae_key(name, len(vae.config.block_out_channels)),
+        "text_encoder": lambda name: "cond_stage_model.model." + open_clip_key(name) if open_clip else "cond_stage_model.transformer.text_model." + name,
+        "controlnet": lambda name: "control_model." + unet_key(name, layers, attention),
+    }  # fmt: skip
+    tensors, names = {}, {}
+    for component, state in states.items():
+        for name, value in state.items():
+            key = keys[component](name)
+            if component == "vae" and ".attn_1." in key and value.ndim == 2:
+                value = value[:, :, None, None]
+            names.setdefault(key, [component, [], list(state[name].shape)])[1].append(name)
+            tensors.setdefault(key, []).append(value)
+    for key, (_, parts, _) in names.items():
+        # torch's order in a joint projection.
+        order = sorted(range(len(parts)), key=lambda i: "qkv".index(parts[i].rsplit(".", 2)[1][0]) if len(parts) > 1 else 0)
+        names[key][1] = [parts[i] for i in order]
+        tensors[key] = torch.cat([tensors[key][i] for i in order])
+    return tensors, names
+
+
+def check(tensors, states, unet, vae, text_encoder, open_clip):
+    """diffusers' converters make the folder's tensors of ours."""
+    same(theirs.convert_ldm_unet_checkpoint(tensors, unet.config), states["unet"])
+    same(theirs.convert_ldm_vae_checkpoint(tensors, vae.config), states["vae"])
+    if open_clip:
+        found = theirs.convert_open_clip_checkpoint(text_encoder, tensors)
+    else:
+        found = theirs.convert_ldm_clip_checkpoint(tensors)
+    same({name.removeprefix("text_model."): value for name, value in found.items()}, states["text_encoder"])
+    if "controlnet" in states:
+        same(theirs.convert_controlnet_checkpoint(tensors, unet.config), states["controlnet"])
+
+
+def write(name, tokenizer, scheduler, unet, vae, text, open_clip, prediction):
+    unet, vae = UNet2DConditionModel(**unet), AutoencoderKL(**vae)
+    config = CLIPTextConfig(
+        vocab_size=VOCABULARY, max_position_embeddings=77, bos_token_id=VOCABULARY - 2, eos_token_id=VOCABULARY - 1,
+        num_attention_heads=text["hidden_size"] // 64, **text,
+    )  # fmt: skip
+    text_encoder = CLIPTextModel(config)
+    models = {"unet": unet, "vae": vae, "text_encoder": text_encoder}
+    if not open_clip:
+        models["controlnet"] = ControlNetModel.from_unet(unet)
+    states = {component: fill(component, model) for component, model in models.items()}
+    tensors, names = checkpoint(states, unet, vae, open_clip)
+    check(tensors, states, unet, vae, text_encoder, open_clip)
+
+    out = FOLDER / name
+    out.mkdir(parents=True, exist_ok=True)
+    whole = StableDiffusionPipeline(
+        vae=vae, text_encoder=text_encoder, tokenizer=CLIPTokenizer.from_pretrained(PIPELINES / tokenizer), unet=unet,
+        scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    call = dict(
+        prompt=PROMPT, negative_prompt="low quality", guidance_scale=5.0, num_inference_steps=6, height=HEIGHT, width=WIDTH,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, file = Path(scratch) / "folder", Path(scratch) / "file.safetensors"
+        whole.save_pretrained(folder)
+        save_file({key: value.contiguous() for key, value in tensors.items()}, file)
+        single = StableDiffusionPipeline.from_single_file(
+            str(file), config=str(folder), local_files_only=True, safety_checker=None, requires_safety_checker=False,
+        )  # fmt: skip
+        image = {}
+        for kind, pipe in (("single", single), ("folder", whole)):
+            pipe.set_progress_bar_config(disable=True)
+            image[kind] = torch.from_numpy(pipe(**call, generator=torch.Generator().manual_seed(1), output_type="np").images)
+        # Projections that were cut out of one matrix lie otherwise in memory, and are multiplied in another order.
+        assert (image["single"] - image["folder"]).abs().max() < 1e-4
+        for part in ("unet", "vae", "text_encoder"):
+            (out / part).mkdir(exist_ok=True)
+            (out / part / "config.json").write_bytes((folder / part / "config.json").read_bytes())
+        (out / "scheduler").mkdir(exist_ok=True)
+        for part in ("scheduler/scheduler_config.json", "model_index.json"):
+            (out / part).write_bytes((folder / part).read_bytes())
+        if "controlnet" in models:
+            models["controlnet"].save_config(out / "controlnet")
+    image = image["single"]
+    print(f"{name}: image mean {image.mean():.3f} std {image.std():.3f}")
+    assert image.std() > 0.1 and ((image <= 0) | (image >= 1)).float().mean() < 0.3
+    Image.fromarray((image[0] * 255).round().byte().numpy()).save(out / "image.png")
+    save_json(out / "case.json", {"tokenizer": tokenizer, "prediction": prediction, "seed": 1, "arguments": call})
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(names.items()))
+    text = "{\n" + lines + "\n}\n"
+    (out / "names.json.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+def main():
+    diffusers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    vae = dict(
+        block_out_channels=(32, 32, 64), layers_per_block=1, down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3, sample_size=512,
+    )  # fmt: skip
+    # Eight heads everywhere, projections that are convolutions, CLIP; blocks with and without attention on the way up.
+    write(
+        "sd1", "tokenizer", PNDMScheduler(**SD, skip_prk_steps=True),
+        dict(
+            sample_size=64, block_out_channels=(32, 64, 64), layers_per_block=1, attention_head_dim=8, cross_attention_dim=128,
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        ),
+        vae, dict(hidden_size=128, intermediate_size=256, num_hidden_layers=2, hidden_act="quick_gelu"), False, "epsilon",
+    )  # fmt: skip
+    # Heads of 64 channels, linear projections, OpenCLIP; two layers a block.
+    write(
+        "sd2", "tokenizer_sd2", DDIMScheduler(**SD, prediction_type="v_prediction", clip_sample=False),
+        dict(
+            sample_size=96, block_out_channels=(64, 128), layers_per_block=2, attention_head_dim=(1, 2), cross_attention_dim=128,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            use_linear_projection=True,
+        ),
+        vae | dict(sample_size=768),
+        dict(hidden_size=128, intermediate_size=512, num_hidden_layers=3, hidden_act="gelu"), True, "v",
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
