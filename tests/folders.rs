@@ -119,8 +119,8 @@ fn models_that_contradict_themselves() {
         (
             "model_index.json",
             "\"unet\": [",
-            "\"controlnet\": [\"diffusers\", \"ControlNetModel\"], \"unet\": [",
-            &["model_index.json", "\"controlnet\""],
+            "\"adapter\": [\"diffusers\", \"T2IAdapter\"], \"unet\": [",
+            &["model_index.json", "\"adapter\""],
         ),
         (
             "model_index.json",
