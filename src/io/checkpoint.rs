@@ -20,7 +20,7 @@ use self::names::{Blocks, Names};
 use super::TensorSource;
 use super::config::Config;
 use super::folder::Weights;
-use super::safetensors::SafeTensors;
+use super::safetensors::{SafeTensors, refuse_pickle};
 use crate::error::{Error, Result};
 
 /// What a UNet predicts.
@@ -121,6 +121,11 @@ impl Checkpoint {
     /// say what its UNet predicts, and nor does `supplement`.
     pub fn open(path: impl AsRef<Path>, supplement: &Supplement) -> Result<Self> {
         let path = path.as_ref();
+        refuse_pickle(path, &[])?;
+        if !path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("safetensors")) {
+            let expected = "a folder of diffusers, or an original checkpoint (.safetensors)";
+            return Err(Error::file(path, "model", expected, "another file", "Name one of these."));
+        }
         let source = SafeTensors::open(path)?;
         let layout = Layout::of(&source, path)?;
         let said = source.metadata().get(PREDICTION).map(|said| {
