@@ -139,7 +139,8 @@ fn every_weight_gets_a_gradient_and_is_saved() -> Result<()> {
 #[test]
 fn what_is_not_told_as_the_model_takes_it_is_an_error() -> Result<()> {
     let fails = |model: &Unet, class: &[f32], metadata: &[f32], words: &str| {
-        let vector = Vector { class: class.to_vec(), metadata: metadata.to_vec() };
+        let (class, metadata) = (class.to_vec(), metadata.to_vec());
+        let vector = Vector { class, metadata, ..Vector::default() };
         let error = model.embed(&[1.0], &vector).err().unwrap().to_string();
         assert!(error.contains(words), "{error}");
     };

@@ -287,7 +287,12 @@ impl Encoder {
         }
         let encoder = Self {
             mid: MidBlock::load(config, &p.pp("mid_block"))?,
-            time: TimestepEmbedding::load(&precise.pp("time_embedding"), first, temb)?,
+            time: TimestepEmbedding::load_guided(
+                &precise.pp("time_embedding"),
+                first,
+                temb,
+                config.vector.guidance,
+            )?,
             vector: VectorEmbedding::load(config.vector, &precise, sinusoids, temb)?,
             sinusoids,
             in_channels: config.in_channels,
@@ -302,16 +307,17 @@ impl Encoder {
 
     /// SiLU of what all blocks share of `timesteps` `[N]` and a picture: [N, 4 * width].
     fn embedding(&self, timesteps: &[f32], vector: &Vector) -> Result<Tensor> {
-        let mut temb = self.time_embedding(timesteps)?; // [N, 4 * width]
+        let mut temb = self.time_embedding(timesteps, vector.guidance)?; // [N, 4 * width]
         if let Some(vector) = self.vector.of(vector)? {
             temb = add(&temb, &vector)?;
         }
         silu(&temb)?.to_dtype(self.dtype)
     }
 
-    fn time_embedding(&self, timesteps: &[f32]) -> Result<Tensor> {
+    fn time_embedding(&self, timesteps: &[f32], guidance: Option<f32>) -> Result<Tensor> {
         let t = self.sinusoids.of(timesteps)?; // [N, width]
-        self.time.forward(&t.to_dtype(self.precise)?.to_device(self.device)?) // [N, 4 * width]
+        let t = t.to_dtype(self.precise)?.to_device(self.device)?;
+        self.time.forward_guided(&t, guidance) // [N, 4 * width]
     }
 
     /// What each of `resnets` makes of `temb` of [`Self::embedding`], side by side.
@@ -424,9 +430,9 @@ impl Unet {
     /// The embedding of `timesteps` `[N]` that all blocks share: [N, 4 * width], f32 (f64 for an f64 model).
     ///
     /// # Errors
-    /// None for a model that loaded, but those of the device.
+    /// `Value` for a model that is told the scale of guidance.
     pub fn time_embedding(&self, timesteps: &[f32]) -> Result<Tensor> {
-        self.encoder.time_embedding(timesteps)
+        self.encoder.time_embedding(timesteps, None)
     }
 
     /// Keys and values of `text` [B, T, D] in every cross attention.

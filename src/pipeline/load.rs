@@ -12,6 +12,7 @@ use crate::models::unet::{ControlNet, ControlNetConfig, Unet, UnetConfig};
 use crate::models::vae::{Vae, VaeConfig};
 use crate::nn::lora::{Adapter, Adapters};
 use crate::nn::{Keep, Params};
+use crate::pipeline::family::Family;
 use crate::pipeline::sampler::SamplerConfig;
 use crate::pipeline::text_to_image::TextToImage;
 use crate::tensor::{DType, Device, release_unused_memory};
@@ -73,7 +74,16 @@ impl Suggestions {
     /// # Errors
     /// The file is there and cannot be understood.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
-        let (path, default) = (folder.as_ref().join("nadir.json"), Self::default());
+        Self::read(folder.as_ref(), Self::default())
+    }
+
+    /// Those of a model: what its `nadir.json` does not say is what diffusers' pipeline of its class does.
+    pub(super) fn of(folder: &PipelineFolder) -> Result<Self> {
+        Self::read(folder.root(), Family::of(&folder.class()?).suggestions())
+    }
+
+    fn read(folder: &Path, default: Self) -> Result<Self> {
+        let path = folder.join("nadir.json");
         if !path.exists() {
             return Ok(default);
         }
@@ -95,7 +105,7 @@ impl TextToImage {
     pub fn load(folder: impl AsRef<Path>, options: &LoadOptions) -> Result<Self> {
         let folder = options.open(folder)?;
         check_classes(&folder)?;
-        let suggestions = Suggestions::open(folder.root())?;
+        let suggestions = Suggestions::of(&folder)?;
         let mut notes = Vec::new();
         let mut fingerprint = Fingerprint::of_settings(&folder)?;
         let adapters = open_adapters(&folder, &options.adapters)?;
@@ -155,6 +165,7 @@ impl TextToImage {
             controlnets,
             vae,
             scheduler,
+            family: Family::of(&folder.class()?),
             suggestions,
             device: options.device,
             notes,
@@ -214,6 +225,8 @@ fn check_classes(folder: &PipelineFolder) -> Result<()> {
         "StableDiffusionControlNetPipeline",
         "StableDiffusionControlNetImg2ImgPipeline",
         "StableDiffusionControlNetInpaintPipeline",
+        "LatentConsistencyModelPipeline",
+        "LatentConsistencyModelImg2ImgPipeline",
         "Text2EarthDiffusionPipeline",
         "Text2EarthDiffusionInpaintPipeline",
         "DiffusionSatPipeline",

@@ -49,7 +49,7 @@ impl MemoryEstimate {
             }
         }
         let sizes = dtypes.map(|dtype: DType| dtype.size() as u64);
-        let suggestions = Suggestions::open(folder.root())?;
+        let suggestions = Suggestions::of(&folder)?;
         Ok(Self { unet, vae, suggestions, weights, sizes })
     }
 
@@ -71,7 +71,7 @@ impl MemoryEstimate {
         let (width, height) = self.size(settings)?;
         let factor = self.vae.factor();
         let scale = settings.guidance_scale.unwrap_or(self.suggestions.guidance_scale);
-        let rows = batch as u64 * if scale > 1.0 { 2 } else { 1 };
+        let rows = batch as u64 * if scale > 1.0 && self.unet.vector.guidance == 0 { 2 } else { 1 };
         let latents = ((width / factor) * (height / factor)) as u64;
         let step =
             (latents * self.unet_channels()).saturating_mul(self.sizes[0]).saturating_mul(rows);

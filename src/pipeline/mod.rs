@@ -5,6 +5,7 @@ pub mod clip_score;
 mod control;
 pub mod convert;
 mod evaluation;
+mod family;
 pub(crate) mod guidance;
 pub mod language;
 mod load;

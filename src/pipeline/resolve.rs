@@ -2,6 +2,8 @@
 
 use crate::error::{Error, Result};
 use crate::models::unet::VectorConfig;
+use crate::pipeline::family::Family;
+use crate::pipeline::guidance::Guidance;
 use crate::pipeline::request::Request;
 use crate::pipeline::sampler::Sampler;
 use crate::pipeline::settings::Settings;
@@ -44,7 +46,7 @@ impl TextToImage {
 
     /// Settings that say what the model has to be told beside a prompt, and nothing else: to measure it.
     pub fn least_settings(&self) -> Settings {
-        let VectorConfig { class, metadata } = self.unet.config().vector;
+        let VectorConfig { class, metadata, .. } = self.unet.config().vector;
         Settings {
             class_labels: class.map(|class| vec![0.0; class.inputs()]),
             cloud: (metadata > 0).then_some(0.0),
@@ -64,8 +66,22 @@ impl TextToImage {
         settings.steps.unwrap_or(self.suggestions.steps)
     }
 
-    pub(super) fn guidance_scale(&self, settings: &Settings) -> f32 {
+    fn guidance_scale(&self, settings: &Settings) -> f32 {
         settings.guidance_scale.unwrap_or(self.suggestions.guidance_scale)
+    }
+
+    /// Whether the UNet was distilled with guidance: it is told the scale, and a picture takes one row.
+    fn is_told_guidance(&self) -> bool {
+        self.unet.config().vector.guidance > 0
+    }
+
+    /// Guidance by two predictions, and the scale that the UNet is told in its place.
+    pub(super) fn guidance(&self, settings: &Settings) -> (Option<Guidance>, Option<f32>) {
+        let scale = self.guidance_scale(settings);
+        match self.is_told_guidance() {
+            true => (None, Some(scale)),
+            false => (Guidance::new(scale, settings.guidance_rescale), None),
+        }
     }
 
     /// Height, width and channels of the latents.
@@ -112,6 +128,10 @@ impl TextToImage {
             return Err(Error::argument("guess_mode", "given", expected));
         }
         Told::new(&self.unet.config().vector, &request.settings)?;
+        if self.is_told_guidance() && !request.settings.negative_prompt.is_empty() {
+            let expected = "none: this model (LCM) was distilled with guidance away from no prompt";
+            return Err(Error::argument("negative_prompt", "one", expected));
+        }
         let (settings, layers) = (&request.settings, self.text_encoder.config().num_hidden_layers);
         if settings.clip_skip > layers {
             let expected = format!("the text encoder has {layers} layers");
@@ -121,7 +141,15 @@ impl TextToImage {
         if let Some(name) = &settings.scheduler {
             config = config.with_sampler(name)?;
         }
-        let config = config.for_stable_diffusion(mask);
+        let config = match (self.family, &request.init) {
+            (Family::StableDiffusion, _) => config.for_stable_diffusion(mask),
+            (Family::Consistency, _) if mask => {
+                let expected = "none: a latent consistency model paints no part of a picture";
+                return Err(Error::argument("mask_image", "one", expected));
+            }
+            (Family::Consistency, Some(_)) => config.over_strength(request.strength()),
+            (Family::Consistency, None) => config,
+        };
         let sampler = config.build(self.steps(settings), f64::from(settings.eta))?;
         if request.init.is_some() {
             sampler.start_index(request.strength())?;

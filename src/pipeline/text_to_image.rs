@@ -9,13 +9,13 @@ use image::RgbImage;
 use crate::error::Result;
 use crate::io::image::from_tensor;
 use crate::models::clip::ClipText;
-use crate::models::unet::{ControlNet, Unet};
+use crate::models::unet::{ControlNet, Unet, Vector};
 use crate::models::vae::Vae;
 use crate::ops::elementwise::scale;
 use crate::ops::layout::concat;
 use crate::pipeline::control::{Net, Texts};
 use crate::pipeline::evaluation::{Evaluation, Inputs};
-use crate::pipeline::guidance::Guidance;
+use crate::pipeline::family::Family;
 use crate::pipeline::load::Suggestions;
 use crate::pipeline::prompt::{Warning, tokenize};
 use crate::pipeline::recent::Recent;
@@ -37,6 +37,7 @@ pub struct TextToImage {
     pub(super) controlnets: Vec<ControlNet>,
     pub(super) vae: Vae,
     pub(super) scheduler: SamplerConfig,
+    pub(super) family: Family,
     pub(super) suggestions: Suggestions,
     pub(super) device: Device,
     pub(super) notes: Vec<String>,
@@ -57,7 +58,7 @@ impl TextToImage {
         let (settings, cancel) =
             (&Settings { prompt, ..request.settings.clone() }, &request.cancel);
         // 1. prompt -> tokens -> hidden states -> keys and values
-        let guidance = Guidance::new(self.guidance_scale(settings), settings.guidance_rescale);
+        let (guidance, scale) = self.guidance(settings);
         let (prompts, warnings) = tokenize(&self.tokenizer, settings, guidance.is_some())?;
         let text = recent.text(prompts, |prompt| {
             let states = prompt.hidden_states(&self.text_encoder, cancel)?; // [1, T, D]
@@ -79,7 +80,8 @@ impl TextToImage {
         };
         // 3. schedule, and what is known of the picture -> time embeddings
         let rows = told.vectors.iter().skip(told.vectors.len() - text.len()).map(|vector| {
-            let times = self.unet.embed(sampler.timesteps(), vector)?; // [evaluations, E]
+            let vector = Vector { guidance: scale, ..vector.clone() };
+            let times = self.unet.embed(sampler.timesteps(), &vector)?; // [evaluations, E]
             times.reshape([times.dim(0), 1, times.dim(1)])
         });
         let rows = rows.collect::<Result<Vec<_>>>()?;

@@ -300,7 +300,12 @@ impl<'a> Told<'a> {
             metadata = [vec![0.0; config.metadata], numbers_of(settings)?.to_vec()];
         }
         let ([labels, class], [unknown, metadata]) = (class, metadata);
-        let vectors = [Vector { class: labels, metadata: unknown }, Vector { class, metadata }];
+        // The scale of guidance is the picture's, not told with a prompt.
+        let guidance = None;
+        let vectors = [
+            Vector { class: labels, metadata: unknown, guidance },
+            Vector { class, metadata, guidance },
+        ];
         Ok(Self { prompt, vectors })
     }
 }
@@ -369,7 +374,7 @@ mod tests {
     use super::*;
 
     fn config(class: Option<ClassEmbedding>, metadata: usize) -> VectorConfig {
-        VectorConfig { class, metadata }
+        VectorConfig { class, metadata, ..VectorConfig::default() }
     }
 
     fn field(error: Error) -> &'static str {

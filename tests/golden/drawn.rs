@@ -1,11 +1,15 @@
 //! Weights that are drawn from their names, here and in `decoder.py` and `conditioning.py`.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 use nadir::Result;
+use nadir::io::safetensors::save;
 use nadir::io::{TensorInfo, TensorSource};
+use nadir::nn::Params;
 use nadir::noise::Mt19937;
-use nadir::tensor::{DType, Tensor};
+use nadir::tensor::{DType, Device, Tensor};
 
 use crate::golden;
 
@@ -26,7 +30,29 @@ impl Drawn {
     /// As `golden/conditioning.py` draws them: outputs are about as large as inputs.
     #[allow(dead_code, reason = "not all tests that share this file ask")]
     pub fn by_inputs(folder: &str) -> Self {
-        Self::at(folder, |shape| (3.0 / shape[1..].iter().product::<usize>() as f64).sqrt())
+        Self::at(folder, by_inputs)
+    }
+
+    /// Those that a network asks for, drawn as [`Self::by_inputs`].
+    #[allow(dead_code, reason = "not all tests that share this file ask")]
+    pub fn asked<T>(load: impl FnOnce(&Params) -> Result<T>) -> Result<Self> {
+        let asked = Arc::new(Mutex::new(BTreeMap::new()));
+        let seen = asked.clone();
+        let initial = move |name: &str, shape: &[usize]| {
+            seen.lock().unwrap().insert(name.to_owned(), shape.to_vec());
+            Tensor::zeros(shape, DType::F32, Device::Cpu)
+        };
+        load(&Params::initial(initial, DType::F32, Device::Cpu))?;
+        let shapes = std::mem::take(&mut *asked.lock().unwrap());
+        Ok(Self { shapes, largest: by_inputs })
+    }
+
+    /// Writes them as a file.
+    #[allow(dead_code, reason = "not all tests that share this file ask")]
+    pub fn save(&self, path: &Path) {
+        let read = |name: String| (name.clone(), self.read(&name).unwrap());
+        let tensors: Vec<_> = self.names().into_iter().map(read).collect();
+        save(path, &tensors, &BTreeMap::new()).unwrap();
     }
 
     fn at(folder: &str, largest: fn(&[usize]) -> f64) -> Self {
@@ -34,6 +60,10 @@ impl Drawn {
         let shapes = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
         Self { shapes, largest }
     }
+}
+
+fn by_inputs(shape: &[usize]) -> f64 {
+    (3.0 / shape[1..].iter().product::<usize>() as f64).sqrt()
 }
 
 impl TensorSource for Drawn {

@@ -31,6 +31,24 @@ impl Sinusoids {
     }
 }
 
+/// Sinusoids of the scale of guidance, [1, `width`] f32: `get_guidance_scale_embedding` of diffusers' LCM pipelines. Each
+/// operation is rounded to f32 as there: the angles reach thousands, and their rounding shows in the sinusoids.
+fn guidance_embedding(scale: f32, width: usize) -> Result<Tensor> {
+    /// diffusers' scale of 1 is the paper's 0.
+    const NONE: f64 = 1.0;
+    // A user's 7.3 is that to 64 bits there.
+    let scale = scale.to_string().parse().unwrap_or(f64::from(scale));
+    let angle = (scale - NONE) as f32 * 1000.0;
+    let half = width / 2;
+    let fall = 10_000f64.ln() as f32 / (half as f32 - 1.0);
+    let angles = (0..half).map(|i| f64::from(angle * f64::from(i as f32 * -fall).exp() as f32));
+    let angles: Vec<f64> = angles.collect();
+    let (sines, cosines) = (angles.iter().map(|x| x.sin()), angles.iter().map(|x| x.cos()));
+    let mut row: Vec<f32> = sines.chain(cosines).map(|x| x as f32).collect();
+    row.resize(width, 0.0);
+    Tensor::from_vec(row, [1, width])
+}
+
 /// How labels of a picture are embedded: `class_embed_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClassEmbedding {
@@ -65,6 +83,8 @@ pub struct VectorConfig {
     pub class: Option<ClassEmbedding>,
     /// Numbers of DiffusionSat's kind, each embedded by layers of its own.
     pub metadata: usize,
+    /// Sinusoids that tell the scale of guidance, of a model that was distilled with it (LCM); 0 of any other.
+    pub guidance: usize,
 }
 
 impl VectorConfig {
@@ -104,7 +124,11 @@ impl VectorConfig {
         if metadata != 0 && metadata != 7 {
             return Err(c.wrong("num_metadata", "the 7 that DiffusionSat has: longitude to day"));
         }
-        Ok(Self { class, metadata })
+        let guidance: Option<usize> = c.get("time_cond_proj_dim", "a number of sinusoids")?;
+        if guidance.is_some_and(|guidance| guidance < 4) {
+            return Err(c.wrong("time_cond_proj_dim", "4 sinusoids or more"));
+        }
+        Ok(Self { class, metadata, guidance: guidance.unwrap_or(0) })
     }
 
     /// Whether there is nothing to tell.
@@ -120,27 +144,61 @@ pub struct Vector {
     pub class: Vec<f32>,
     /// DiffusionSat's, [`VectorConfig::metadata`] of them.
     pub metadata: Vec<f32>,
+    /// The scale of guidance, where it is told.
+    pub guidance: Option<f32>,
 }
 
 /// Two layers with SiLU between them.
 pub(super) struct TimestepEmbedding {
+    /// Of what is added to the input, so many sinusoids.
+    condition: Option<Linear>,
+    guidance: usize,
     first: Linear,
     second: Linear,
 }
 
-module!(TimestepEmbedding { "linear_1": first, "linear_2": second });
+module!(TimestepEmbedding { "cond_proj": condition, "linear_1": first, "linear_2": second });
 
 impl TimestepEmbedding {
     pub(super) fn load(p: &Params, inputs: usize, outputs: usize) -> Result<Self> {
         let first = Linear::load(&p.pp("linear_1"), inputs, outputs, true)?;
         let second = Linear::load(&p.pp("linear_2"), outputs, outputs, true)?;
-        Ok(Self { first, second })
+        Ok(Self { condition: None, guidance: 0, first, second })
+    }
+
+    /// That of timesteps, which may be told the scale of guidance by so many sinusoids.
+    pub(super) fn load_guided(
+        p: &Params,
+        inputs: usize,
+        outputs: usize,
+        guidance: usize,
+    ) -> Result<Self> {
+        let condition = || Linear::load(&p.pp("cond_proj"), guidance, inputs, false);
+        let condition = (guidance > 0).then(condition).transpose()?;
+        Ok(Self { condition, guidance, ..Self::load(p, inputs, outputs)? })
     }
 
     /// `x` [N, inputs] -> [N, outputs]
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let silu = Epilogue { act: Activation::Silu, ..Epilogue::default() };
         self.second.forward(&self.first.forward_with(x, silu)?)
+    }
+
+    /// `x` [N, inputs], of a scale of guidance where the layers are told one.
+    pub(super) fn forward_guided(&self, x: &Tensor, scale: Option<f32>) -> Result<Tensor> {
+        let Some(layer) = &self.condition else {
+            return match scale {
+                None => self.forward(x),
+                Some(scale) => Err(Error::value("unet", format!("guidance: none, not {scale}"))),
+            };
+        };
+        let Some(scale) = scale.filter(|scale| scale.is_finite()) else {
+            let found = scale.map_or("none".to_owned(), |scale| scale.to_string());
+            return Err(Error::value("unet", format!("guidance: a finite scale, not {found}")));
+        };
+        let scale = guidance_embedding(scale, self.guidance)?;
+        let told = layer.forward(&scale.to_dtype(x.dtype())?.to_device(x.device())?)?; // [1, inputs]
+        self.forward(&add(x, &told.reshape([told.dim(1)])?)?)
     }
 }
 

@@ -14,7 +14,7 @@ use super::ddpm::ddpm;
 use super::dpmsolver::DpmSolver;
 use super::euler::Euler;
 use super::heun::Heun;
-use super::lcm::lcm;
+use super::lcm::{self, lcm};
 use super::lms::Lms;
 use super::pndm::Pndm;
 use super::unipc::UniPc;
@@ -201,6 +201,14 @@ impl SamplerConfig {
             let target = if present { &mut self.fields } else { &mut self.mended };
             target.insert(name.to_owned(), value);
         }
+        self
+    }
+
+    /// The settings as diffusers' image-to-image pipeline of latent consistency models has them: all steps lie in the part of
+    /// the schedule that the strength leaves. Samplers but LCM's pass it over.
+    #[must_use]
+    pub fn over_strength(mut self, strength: f64) -> Self {
+        self.mended.insert(lcm::STRENGTH.to_owned(), strength.into());
         self
     }
 

@@ -44,6 +44,7 @@ pub(super) fn ddim(config: &Config, steps: usize, eta: f64) -> Result<StepTable>
         }
     };
     Ok(StepTable {
+        is_whole: false,
         clip,
         steps: visited.iter().map(step).collect(),
         timesteps: timesteps.into_iter().map(|t| t as f32).collect(),

@@ -43,6 +43,7 @@ pub(super) fn ddpm(config: &Config, steps: usize) -> Result<StepTable> {
         }
     };
     Ok(StepTable {
+        is_whole: false,
         clip,
         steps: (0..visited.len()).map(step).collect(),
         timesteps: timesteps.into_iter().map(|t| t as f32).collect(),

@@ -8,6 +8,9 @@ use super::prediction::{Clip, Prediction, Weights};
 use super::schedule::{BetaDefaults, NoiseSchedule};
 use super::step_table::{Step, StepTable};
 
+/// Where a pipeline writes the strength of an image-to-image run, which shortens the schedule.
+pub(super) const STRENGTH: &str = "_strength";
+
 /// Deviation of the data that the boundary condition assumes.
 const SIGMA_DATA: f64 = 0.5;
 
@@ -22,19 +25,22 @@ pub(super) fn lcm(config: &Config, steps: usize) -> Result<StepTable> {
         let expected = format!("a count from 1 to num_train_timesteps = {}", schedule.len());
         return Err(config.wrong("original_inference_steps", &expected));
     }
-    if !(1..=original).contains(&steps) {
-        return Err(Error::argument(
-            "steps",
-            steps,
-            format!("this consistency model was distilled for 1 to {original} steps"),
-        ));
+    // What an image-to-image run leaves of them.
+    let strength: Option<f64> = config.get(STRENGTH, "a number from 0 to 1")?;
+    let used = strength.map_or(original, |strength| (original as f64 * strength) as usize);
+    if !(1..=used).contains(&steps) {
+        let of =
+            strength.map_or(String::new(), |strength| format!(", of which {strength} is left"));
+        let expected =
+            format!("this consistency model was distilled for 1 to {original} steps{of}");
+        return Err(Error::argument("steps", steps, expected));
     }
+    let spread = used as f64 / steps as f64;
 
     // The timesteps of the distillation, every `stride`-th of training, evenly thinned from the noisiest on.
     let stride = schedule.len() / original;
-    let spread = original as f64 / steps as f64;
     let visited: Vec<usize> =
-        (0..steps).map(|i| (original - (i as f64 * spread) as usize) * stride - 1).collect();
+        (0..steps).map(|i| (used - (i as f64 * spread) as usize) * stride - 1).collect();
 
     let step = |i: usize| {
         let level = NoiseLevel::of_alpha_bar(schedule.alpha_bar(visited[i]));
@@ -52,6 +58,7 @@ pub(super) fn lcm(config: &Config, steps: usize) -> Result<StepTable> {
         }
     };
     Ok(StepTable {
+        is_whole: strength.is_some(),
         clip,
         steps: (0..steps).map(step).collect(),
         timesteps: visited.iter().map(|&t| t as f32).collect(),

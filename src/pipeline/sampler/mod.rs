@@ -122,17 +122,27 @@ pub trait Sampler: Send {
     /// # Errors
     /// `Argument` when the strength is outside 0 to 1, or leaves no step.
     fn start_index(&self, strength: f64) -> Result<usize> {
-        if !(0.0..=1.0).contains(&strength) {
-            return Err(Error::argument("strength", strength, "it goes from 0 to 1"));
-        }
-        let steps = self.steps();
-        let made = ((steps as f64 * strength) as usize).min(steps);
-        if made == 0 {
-            let expected =
-                format!("of {steps} steps none would be left: take more steps or more strength");
-            return Err(Error::argument("strength", strength, expected));
-        }
-        Ok((steps - made) * self.evaluations_per_step())
+        steps_left(self, strength)
+    }
+}
+
+/// [`Sampler::start_index`] of a sampler whose steps are those of any strength.
+fn steps_left(sampler: &(impl Sampler + ?Sized), strength: f64) -> Result<usize> {
+    check_strength(strength)?;
+    let steps = sampler.steps();
+    let made = ((steps as f64 * strength) as usize).min(steps);
+    if made == 0 {
+        let expected =
+            format!("of {steps} steps none would be left: take more steps or more strength");
+        return Err(Error::argument("strength", strength, expected));
+    }
+    Ok((steps - made) * sampler.evaluations_per_step())
+}
+
+fn check_strength(strength: f64) -> Result<()> {
+    match (0.0..=1.0).contains(&strength) {
+        true => Ok(()),
+        false => Err(Error::argument("strength", strength, "it goes from 0 to 1")),
     }
 }
 

@@ -4,13 +4,15 @@ use crate::error::Result;
 use crate::tensor::Tensor;
 
 use super::prediction::{Clip, Mix, Weights};
-use super::{DrawNoise, LinearStep, NoiseLevel, Sampler};
+use super::{DrawNoise, LinearStep, NoiseLevel, Sampler, check_strength, steps_left};
 
 pub(super) struct StepTable {
     pub clip: Clip,
     pub timesteps: Vec<f32>,
     /// One for each of `timesteps`.
     pub steps: Vec<Step>,
+    /// Whether an image-to-image run makes them all, since they were laid over what its strength leaves of the schedule.
+    pub is_whole: bool,
 }
 
 pub(super) struct Step {
@@ -30,6 +32,14 @@ impl Sampler for StepTable {
 
     fn noise_level(&self, i: usize) -> NoiseLevel {
         self.steps[i].level
+    }
+
+    fn start_index(&self, strength: f64) -> Result<usize> {
+        check_strength(strength)?;
+        match self.is_whole {
+            true => Ok(0),
+            false => steps_left(self, strength),
+        }
     }
 
     fn linear(&self, start: usize) -> Option<Vec<LinearStep>> {
