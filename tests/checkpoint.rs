@@ -1,5 +1,8 @@
 //! Original checkpoints: the names that diffusers converts, the pictures of its folders, and what is no such file.
 
+#[path = "golden/case.rs"]
+#[allow(dead_code, reason = "the tests of other pipelines use the rest")]
+mod case;
 #[allow(dead_code, reason = "networks are compared bit for bit, pictures as such")]
 mod golden;
 #[path = "golden/original.rs"]
@@ -16,7 +19,7 @@ use nadir::io::checkpoint::{Prediction, Supplement, open_controlnet};
 use nadir::io::folder::{PipelineFolder, Weights};
 use nadir::io::safetensors::{SafeTensors, save};
 use nadir::pipeline::convert::{controlnet_to_folder, to_file, to_folder};
-use nadir::pipeline::{LoadOptions, Request, Settings, TextToImage};
+use nadir::pipeline::{LoadOptions, Request, TextToImage};
 use nadir::tensor::{DType, Device, Tensor};
 use original::Original;
 use tempfile::TempDir;
@@ -55,18 +58,7 @@ impl Bench {
     fn picture(&self, model: &Path, supplement: Supplement) -> Result<RgbImage> {
         let model =
             TextToImage::load(model, &LoadOptions { supplement, ..LoadOptions::default() })?;
-        let arguments = &self.original.case["arguments"];
-        let text = |name: &str| arguments[name].as_str().unwrap().to_owned();
-        let count = |name: &str| arguments[name].as_u64().map(|n| n as usize);
-        let settings = Settings {
-            prompt: text("prompt"),
-            negative_prompt: text("negative_prompt"),
-            width: count("width"),
-            height: count("height"),
-            steps: count("num_inference_steps"),
-            guidance_scale: arguments["guidance_scale"].as_f64().map(|x| x as f32),
-            ..Settings::default()
-        };
+        let settings = case::settings(&self.original.case["arguments"]);
         let seed = self.original.case["seed"].as_u64().unwrap();
         model.draw(Request { settings, seed, ..Request::default() })
     }

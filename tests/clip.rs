@@ -227,10 +227,7 @@ fn what_is_no_clip_is_refused() {
     let preprocessor = "preprocessor_config.json";
     // A text encoder alone, as Stable Diffusion has it.
     let text_alone = |folder: &std::path::Path| {
-        let from = golden::path("models/clip_l");
-        for file in ["config.json", "model.safetensors"] {
-            std::fs::copy(from.join(file), folder.join(file)).unwrap();
-        }
+        golden::drawn::write("models/clip_l", folder);
     };
     refused("gelu", text_alone, &["clip_text_model", "both encoders", "text encoder alone"]);
     refused(

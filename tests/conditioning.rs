@@ -4,26 +4,23 @@
 #[path = "golden/case.rs"]
 #[allow(dead_code, reason = "the tests of other pipelines use the rest")]
 mod case;
-#[path = "golden/drawn.rs"]
-mod drawn;
 mod golden;
 #[path = "golden/gpu.rs"]
 mod gpu;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use case::{Case, assert_drawn_alike, check_case, copy, generate};
-use drawn::Drawn;
+use case::{Case, check_case, check_company};
+use golden::drawn::Drawn;
 use golden::{assert_close, assert_same, get};
 use gpu::gpu;
 use nadir::Result;
 use nadir::io::TensorSource;
 use nadir::io::config::Config;
 use nadir::io::png::read_replay;
-use nadir::io::safetensors::{SafeTensors, save};
+use nadir::io::safetensors::SafeTensors;
 use nadir::models::unet::{ClassEmbedding, Unet, UnetConfig, Vector};
 use nadir::nn::{Keep, Params, parameters, save as save_module};
 use nadir::ops::elementwise::mul;
@@ -180,19 +177,8 @@ fn what_is_not_told_as_the_model_takes_it_is_an_error() -> Result<()> {
     Ok(())
 }
 
-/// A case, its UNet drawn.
 fn open(name: &str) -> Result<Case> {
-    Case::assemble("conditioning", name, |source, to| {
-        let from = golden::path(if source.contains('/') { "conditioning" } else { "models" });
-        copy(&from.join(source), to);
-        if to.join("weights.json").exists() {
-            let drawn = Drawn::by_inputs(&format!("conditioning/{source}"));
-            let read = |name: String| (name.clone(), drawn.read(&name).unwrap());
-            let tensors: Vec<_> = drawn.names().into_iter().map(read).collect();
-            let file = to.join("diffusion_pytorch_model.safetensors");
-            save(&file, &tensors, &BTreeMap::new()).unwrap();
-        }
-    })
+    Case::of("conditioning", name)
 }
 
 #[test]
@@ -224,18 +210,7 @@ fn company_changes_nothing_that_is_told() -> Result<()> {
         settings.guidance_scale = Some(if seed == 3 { 1.0 } else { 5.0 });
         Request { settings, seed: 1, ..Request::default() }
     };
-    let requests: Vec<Request> = (0..7).map(request).collect();
-    let alone = generate(&model, requests.clone(), 1)?;
-    for i in 1..7 {
-        assert_ne!(alone[0].picture, alone[i].picture, "{i}");
-    }
-    for limit in [2, 7] {
-        let together = generate(&model, requests.clone(), limit)?;
-        for (i, (one, other)) in alone.iter().zip(&together).enumerate() {
-            assert_drawn_alike(&format!("{i} of {limit}"), one, other);
-        }
-    }
-    Ok(())
+    check_company(&model, &(0..7).map(request).collect::<Vec<_>>())
 }
 
 fn nadir(at: &Path, args: &[&str]) -> Output {

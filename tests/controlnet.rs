@@ -4,29 +4,25 @@
 #[path = "golden/case.rs"]
 #[allow(dead_code, reason = "the tests of other pipelines use the rest")]
 mod case;
-#[path = "golden/drawn.rs"]
-mod drawn;
 mod golden;
 #[path = "golden/gpu.rs"]
 mod gpu;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use case::{Case, assert_drawn_alike, check_drawn, copy, generate, psnr};
-use drawn::Drawn;
+use case::{Case, check_company, check_drawn, psnr};
+use golden::drawn::{self, Drawn};
 use golden::{assert_close, assert_same, get};
 use gpu::gpu;
 use image::{Rgb, RgbImage};
 use nadir::Result;
 use nadir::io::TensorSource;
 use nadir::io::config::Config;
-use nadir::io::folder::Weights;
 use nadir::io::raster::{Levels, Raster};
-use nadir::io::safetensors::{SafeTensors, save};
+use nadir::io::safetensors::SafeTensors;
 use nadir::models::unet::{ControlNet, ControlNetConfig, Unet, UnetConfig};
 use nadir::nn::{Params, parameters};
 use nadir::pipeline::{Control, LoadOptions, Preprocessor, Request, TextToImage, canny};
@@ -54,9 +50,9 @@ fn load(name: &str, device: Device) -> Result<ControlNet> {
 }
 
 fn unet(device: Device) -> Result<Unet> {
-    let folder = golden::path("models/unet_sd15");
-    let config = UnetConfig::read(&Config::open(folder.join("config.json"))?)?;
-    Unet::load(config, &Params::new(Weights::open(&folder, None)?, DType::F32, device))
+    let config = Config::open(golden::path("models/unet_sd15/config.json"))?;
+    let weights = Drawn::by_inputs("models/unet_sd15");
+    Unet::load(UnetConfig::read(&config)?, &Params::new(weights, DType::F32, device))
 }
 
 fn check_net(name: &str, unet: &Unet, device: Device) -> Result<()> {
@@ -100,14 +96,8 @@ fn a_gpu_adds_what_the_cpu_does() -> Result<()> {
     check_net("pooled", &unet, gpu)
 }
 
-/// Writes a network whose weights are drawn, as diffusers would.
 fn write(name: &str, to: &Path) {
-    copy(&golden::path("controlnet").join(name), to);
-    let drawn = Drawn::by_inputs(&format!("controlnet/{name}"));
-    let read = |name: String| (name.clone(), drawn.read(&name).unwrap());
-    let tensors: Vec<_> = drawn.names().into_iter().map(read).collect();
-    let file = to.join("diffusion_pytorch_model.safetensors");
-    save(&file, &tensors, &BTreeMap::new()).unwrap();
+    drawn::write(&format!("controlnet/{name}"), to);
 }
 
 /// A pipeline, and ControlNets beside it.
@@ -119,12 +109,7 @@ struct Desk {
 
 impl Desk {
     fn open(name: &str) -> Result<Self> {
-        let case = Case::assemble("controlnet", name, |source, to| {
-            match source.strip_prefix("controlnet/") {
-                Some(net) => write(net, to),
-                None => copy(&golden::path("models").join(source), to),
-            }
-        })?;
+        let case = Case::of("controlnet", name)?;
         let beside = tempfile::tempdir().unwrap();
         let own = case.json["components"].get("controlnet").is_some();
         let mut nets = Vec::new();
@@ -223,18 +208,7 @@ fn company_changes_nothing_that_is_followed() -> Result<()> {
         }
         request
     };
-    let requests: Vec<Request> = (0..7).map(request).collect();
-    let alone = generate(&model, requests.clone(), 1)?;
-    for i in 1..7 {
-        assert_ne!(alone[0].picture, alone[i].picture, "{i}");
-    }
-    for limit in [2, 7] {
-        let together = generate(&model, requests.clone(), limit)?;
-        for (i, (one, other)) in alone.iter().zip(&together).enumerate() {
-            assert_drawn_alike(&format!("{i} of {limit}"), one, other);
-        }
-    }
-    Ok(())
+    check_company(&model, &(0..7).map(request).collect::<Vec<_>>())
 }
 
 #[test]

@@ -1,7 +1,5 @@
 //! Causal language models against transformers, on the small random configurations of `golden/decoder.py`.
 
-#[path = "golden/drawn.rs"]
-mod drawn;
 mod golden;
 #[path = "golden/gpu.rs"]
 mod gpu;
@@ -10,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use drawn::Drawn;
+use golden::drawn::Drawn;
 use golden::{assert_close, assert_same, get};
 use nadir::Result;
 use nadir::io::TensorSource;

@@ -4,9 +4,6 @@
 #[path = "golden/case.rs"]
 #[allow(dead_code, reason = "the tests of other pipelines use the rest")]
 mod case;
-#[path = "golden/drawn.rs"]
-#[allow(dead_code, reason = "the tests of other networks use the rest")]
-mod drawn;
 mod golden;
 #[path = "golden/gpu.rs"]
 mod gpu;
@@ -15,7 +12,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use case::{Case, assert_drawn_alike, check_case, check_drawn, copy, generate};
-use drawn::Drawn;
+use golden::drawn::{Drawn, write};
 use golden::{assert_close, assert_same, get};
 use gpu::gpu;
 use nadir::io::TensorSource;
@@ -103,7 +100,7 @@ fn open(name: &str) -> Result<Case> {
             copy(&golden::path("lcm/unet"), to);
             weights().unwrap().save(&to.join("diffusion_pytorch_model.safetensors"));
         }
-        other => copy(&golden::path("models").join(other), to),
+        other => write(&format!("models/{other}"), to),
     })
 }
 

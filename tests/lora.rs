@@ -5,11 +5,11 @@ mod golden;
 
 use std::path::{Path, PathBuf};
 
+use golden::drawn::{Drawn, write};
 use nadir::Result;
 use nadir::data::{DataSettings, Dataset};
 use nadir::io::TensorSource;
 use nadir::io::config::Config;
-use nadir::io::folder::Weights;
 use nadir::io::safetensors::{SafeTensors, save};
 use nadir::models::clip::{ClipText, ClipTextConfig};
 use nadir::models::unet::{Unet, UnetConfig};
@@ -31,8 +31,8 @@ fn adapter(name: &str, weight: f32) -> Adapter {
     Adapter { path: file(name), weight }
 }
 
-fn weights(name: &str) -> Weights {
-    Weights::open(golden::path("models").join(name), None).unwrap()
+fn weights(name: &str) -> Drawn {
+    Drawn::by_inputs(&format!("models/{name}"))
 }
 
 fn open(adapters: &[Adapter]) -> Result<Adapters> {
@@ -243,13 +243,12 @@ fn an_adapter_is_a_file_and_maybe_a_weight() {
 /// A model of golden components, as diffusers lays it out.
 fn model(folder: &Path) -> PathBuf {
     let folder = folder.join("model");
-    for (part, from) in [
-        ("unet", "models/unet_sd15"),
-        ("text_encoder", "models/clip_l"),
-        ("vae", "models/vae"),
-        ("tokenizer", "pipelines/tokenizer"),
-        ("scheduler", "pipelines/pndm/scheduler"),
-    ] {
+    for (part, from) in [("unet", "unet_sd15"), ("text_encoder", "clip_l"), ("vae", "vae")] {
+        write(&format!("models/{from}"), &folder.join(part));
+    }
+    for (part, from) in
+        [("tokenizer", "pipelines/tokenizer"), ("scheduler", "pipelines/pndm/scheduler")]
+    {
         std::fs::create_dir_all(folder.join(part)).unwrap();
         for entry in std::fs::read_dir(golden::path(from)).unwrap() {
             let file = entry.unwrap().path();

@@ -5,6 +5,7 @@ mod golden;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use golden::drawn::{Drawn, component};
 use golden::{assert_close, assert_same, get};
 use nadir::Result;
 use nadir::io::TensorSource;
@@ -53,8 +54,8 @@ fn vae(folder: &Path, dtype: DType) -> Result<Vae> {
 }
 
 fn check_text_encoder(name: &str) -> Result<()> {
-    let (folder, golden) = (format!("models/{name}"), golden::open(&format!("models/{name}"))?);
-    let model = text_encoder(&golden::path(&folder), DType::F32)?;
+    let golden = golden::open(&format!("models/{name}"))?;
+    let model = text_encoder(component(name).path(), DType::F32)?;
     for (clip_skip, output) in
         ["last_hidden_state", "clip_skip_1", "clip_skip_2"].into_iter().enumerate()
     {
@@ -88,8 +89,8 @@ fn predict(model: &Unet, golden: &SafeTensors, index: usize) -> Result<(Tensor, 
 }
 
 fn check_unet(name: &str, batches: usize) -> Result<()> {
-    let (folder, golden) = (format!("models/{name}"), golden::open(&format!("models/{name}"))?);
-    let model = unet(&golden::path(&folder), DType::F32)?;
+    let golden = golden::open(&format!("models/{name}"))?;
+    let model = unet(component(name).path(), DType::F32)?;
     for index in 0..batches {
         let timesteps = get(&golden, &format!("{index}.timesteps"));
         let theirs = get(&golden, &format!("{index}.time_embedding"));
@@ -129,8 +130,8 @@ fn unet_that_inpaints_is_diffusers() -> Result<()> {
 }
 
 fn check_vae(name: &str, images: usize, latents: usize) -> Result<()> {
-    let (folder, golden) = (format!("models/{name}"), golden::open(&format!("models/{name}"))?);
-    let model = vae(&golden::path(&folder), DType::F32)?;
+    let golden = golden::open(&format!("models/{name}"))?;
+    let model = vae(component(name).path(), DType::F32)?;
     for i in 0..images {
         let posterior = model.encode(&get(&golden, &format!("encode.{i}.image")))?;
         assert_close(
@@ -175,15 +176,15 @@ fn contents(file: &Path) -> BTreeMap<String, (String, Vec<usize>, Vec<u8>)> {
     tensors.tensors().into_iter().map(describe).collect()
 }
 
-/// What is written under `name` holds the names, dtypes, shapes and bytes that diffusers or transformers wrote.
+/// What is written under `name` holds the names, dtypes, shapes and bytes that were read.
 fn check_saved<M: Module>(
     name: &str,
     file: &str,
     build: impl Fn(&Config, &Params) -> Result<M>,
 ) -> Result<()> {
-    let folder = golden::path(&format!("models/{name}"));
-    let theirs = contents(&folder.join(file));
-    let config = Config::open(folder.join("config.json"))?;
+    let folder = component(name);
+    let theirs = contents(&folder.path().join(file));
+    let config = Config::open(folder.path().join("config.json"))?;
     let to = tempfile::tempdir().unwrap();
     for keep in [Keep::Frozen, Keep::Plain, Keep::Trainable] {
         let params = Params::new(Weights::open(&folder, None)?, DType::F32, Device::Cpu);
@@ -258,8 +259,8 @@ fn a_saved_pipeline_is_the_folder_that_was_read() -> Result<()> {
 
 #[test]
 fn changed_weights_are_saved_and_used() -> Result<()> {
-    let folder = golden::path("models/unet_sd15");
-    let config = UnetConfig::read(&Config::open(folder.join("config.json"))?)?;
+    let folder = component("unet_sd15");
+    let config = UnetConfig::read(&Config::open(folder.path().join("config.json"))?)?;
     let params = Params::new(Weights::open(&folder, None)?, DType::F32, Device::Cpu);
     let golden = golden::open("models/unet_sd15")?;
     let frozen = Unet::load(config.clone(), &params)?;
@@ -315,14 +316,14 @@ fn rewrite(
 
 #[test]
 fn names_of_transformers_4_give_the_same_text_encoder() -> Result<()> {
-    let (folder, old) = (golden::path("models/clip_l"), tempfile::tempdir().unwrap());
-    rewrite(&folder, "model.safetensors", old.path(), |name, tensor| {
+    let (folder, old) = (component("clip_l"), tempfile::tempdir().unwrap());
+    rewrite(folder.path(), "model.safetensors", old.path(), |name, tensor| {
         (format!("text_model.{name}"), tensor)
     })?;
     let ids = get(&golden::open("models/clip_l")?, "ids");
     let (ours, theirs) = (
         text_encoder(old.path(), DType::F32)?.forward(&ids, 0)?,
-        text_encoder(&folder, DType::F32)?.forward(&ids, 0)?,
+        text_encoder(folder.path(), DType::F32)?.forward(&ids, 0)?,
     );
     assert_same("hidden states", &ours, &theirs);
     Ok(())
@@ -330,25 +331,34 @@ fn names_of_transformers_4_give_the_same_text_encoder() -> Result<()> {
 
 #[test]
 fn names_of_old_diffusers_give_the_same_autoencoder() -> Result<()> {
-    let folder = golden::path("models/vae");
+    let folder = component("vae");
     let latent = get(&golden::open("models/vae")?, "decode.1.latent");
-    let theirs = vae(&folder, DType::F32)?.decode(&latent)?;
+    let theirs = vae(folder.path(), DType::F32)?.decode(&latent)?;
     // The oldest files hold the projections as 1x1 convolutions.
     for pointwise in [false, true] {
         let old = tempfile::tempdir().unwrap();
-        rewrite(&folder, "diffusion_pytorch_model.safetensors", old.path(), |name, tensor| {
-            let names =
-                [("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")];
-            let (new, old) = names
-                .into_iter()
-                .find(|(new, _)| name.contains(&format!("{new}.")))
-                .unwrap_or_default();
-            let is_matrix = !new.is_empty() && tensor.rank() == 2;
-            let dims = [tensor.dims(), &[1, 1]].concat();
-            let tensor =
-                if pointwise && is_matrix { tensor.reshape(&dims).unwrap() } else { tensor };
-            (if new.is_empty() { name.to_owned() } else { name.replace(new, old) }, tensor)
-        })?;
+        rewrite(
+            folder.path(),
+            "diffusion_pytorch_model.safetensors",
+            old.path(),
+            |name, tensor| {
+                let names = [
+                    ("to_q", "query"),
+                    ("to_k", "key"),
+                    ("to_v", "value"),
+                    ("to_out.0", "proj_attn"),
+                ];
+                let (new, old) = names
+                    .into_iter()
+                    .find(|(new, _)| name.contains(&format!("{new}.")))
+                    .unwrap_or_default();
+                let is_matrix = !new.is_empty() && tensor.rank() == 2;
+                let dims = [tensor.dims(), &[1, 1]].concat();
+                let tensor =
+                    if pointwise && is_matrix { tensor.reshape(&dims).unwrap() } else { tensor };
+                (if new.is_empty() { name.to_owned() } else { name.replace(new, old) }, tensor)
+            },
+        )?;
         assert_same("image", &vae(old.path(), DType::F32)?.decode(&latent)?, &theirs);
     }
     Ok(())
@@ -360,19 +370,19 @@ fn the_networks_compute_in_f64_too() -> Result<()> {
     let f64_of = |golden: &SafeTensors, name: &str| get(golden, name).to_dtype(DType::F64);
 
     let golden = golden::open("models/clip_l")?;
-    let model = text_encoder(&golden::path("models/clip_l"), DType::F64)?;
+    let model = text_encoder(component("clip_l").path(), DType::F64)?;
     let states = model.forward(&get(&golden, "ids"), 0)?;
     assert_close("hidden states", &states, &get(&golden, "last_hidden_state"), TOLERANCE);
 
     let golden = golden::open("models/unet_sd15")?;
-    let model = unet(&golden::path("models/unet_sd15"), DType::F64)?;
+    let model = unet(component("unet_sd15").path(), DType::F64)?;
     let temb = model.embed_timesteps(get(&golden, "0.timesteps").as_slice()?)?;
     let context = model.context(&f64_of(&golden, "0.text")?)?;
     let noise = model.forward(&f64_of(&golden, "0.sample")?, &temb, &context)?;
     assert_close("noise", &noise, &get(&golden, "0.out"), TOLERANCE);
 
     let golden = golden::open("models/vae")?;
-    let model = vae(&golden::path("models/vae"), DType::F64)?;
+    let model = vae(component("vae").path(), DType::F64)?;
     let image = model.decode(&f64_of(&golden, "decode.0.latent")?)?;
     assert_close("image", &image, &get(&golden, "decode.0.image"), TOLERANCE);
     Ok(())
@@ -407,22 +417,23 @@ fn check_gradients(model: &dyn Module, loss: Tensor, zero: impl Fn(&str) -> bool
     Ok(())
 }
 
-fn trainable(folder: &str, dtype: DType) -> Result<(Config, Params)> {
-    let folder = golden::path(folder);
-    let params = Params::new(Weights::open(&folder, None)?, dtype, Device::Cpu);
-    Ok((Config::open(folder.join("config.json"))?, params.keeping(Keep::Trainable)))
+fn trainable(name: &str, dtype: DType) -> Result<(Config, Params)> {
+    let folder = format!("models/{name}");
+    let params = Params::new(Drawn::by_inputs(&folder), dtype, Device::Cpu);
+    let config = Config::open(golden::path(&folder).join("config.json"))?;
+    Ok((config, params.keeping(Keep::Trainable)))
 }
 
 #[test]
 fn every_weight_gets_a_gradient() -> Result<()> {
     for name in ["unet_sd15", "unet_sd21"] {
-        let (config, params) = trainable(&format!("models/{name}"), DType::F32)?;
+        let (config, params) = trainable(name, DType::F32)?;
         let model = Unet::load(UnetConfig::read(&config)?, &params)?;
         let (noise, _) = predict(&model, &golden::open(&format!("models/{name}"))?, 0)?;
         check_gradients(&model, mean_square(&noise)?, |_| false)?;
     }
 
-    let (config, params) = trainable("models/vae", DType::F32)?;
+    let (config, params) = trainable("vae", DType::F32)?;
     let model = Vae::load(VaeConfig::read(&config)?, &params)?;
     let golden = golden::open("models/vae")?;
     let posterior = model.encode(&get(&golden, "encode.0.image"))?;
@@ -431,7 +442,7 @@ fn every_weight_gets_a_gradient() -> Result<()> {
     // A key's bias adds the same to all scores of a query, which softmax does not see.
     check_gradients(&model, loss, |name| name.ends_with("to_k.bias"))?;
 
-    let (config, params) = trainable("models/clip_l", DType::F32)?;
+    let (config, params) = trainable("clip_l", DType::F32)?;
     let model = ClipText::load(ClipTextConfig::read(&config)?, &params)?;
     let golden = golden::open("models/clip_l")?;
     let states = model.forward(&get(&golden, "ids"), 0)?;
@@ -446,7 +457,7 @@ fn every_weight_gets_a_gradient() -> Result<()> {
 #[test]
 fn gradients_of_the_unet_are_those_of_differences() -> Result<()> {
     let golden = golden::open("models/unet_sd15")?;
-    let (config, params) = trainable("models/unet_sd15", DType::F64)?;
+    let (config, params) = trainable("unet_sd15", DType::F64)?;
     let model = Unet::load(UnetConfig::read(&config)?, &params)?;
     let f64_of = |name: &str| get(&golden, name).to_dtype(DType::F64);
     let (sample, text) = (f64_of("0.sample")?, f64_of("0.text")?);

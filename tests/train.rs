@@ -6,11 +6,11 @@ mod golden;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use golden::drawn::Drawn;
 use image::RgbImage;
 use nadir::data::{Batch, DataSettings, Dataset};
 use nadir::io::TensorSource;
 use nadir::io::config::Config;
-use nadir::io::folder::Weights;
 use nadir::io::png;
 use nadir::io::safetensors::SafeTensors;
 use nadir::models::unet::{Unet, UnetConfig};
@@ -42,10 +42,10 @@ fn load<M>(
     dtype: DType,
     build: impl FnOnce(&Config, &Params) -> nadir::Result<M>,
 ) -> M {
-    let folder = golden::path("models").join(name);
-    let weights = Weights::open(&folder, None).unwrap();
-    let params = Params::new(weights, dtype, Device::Cpu).keeping(Keep::Trainable);
-    build(&Config::open(folder.join("config.json")).unwrap(), &params).unwrap()
+    let folder = format!("models/{name}");
+    let params =
+        Params::new(Drawn::by_inputs(&folder), dtype, Device::Cpu).keeping(Keep::Trainable);
+    build(&Config::open(golden::path(&folder).join("config.json")).unwrap(), &params).unwrap()
 }
 
 /// Twenty steps on one batch, as `golden/training.py` takes them.

@@ -1,14 +1,12 @@
 //! Training of language models: against PyTorch's losses, against peft, and against itself when it is stopped and goes on.
 
-#[path = "golden/drawn.rs"]
-mod drawn;
 #[path = "golden/mod.rs"]
 mod golden;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use drawn::Drawn;
+use golden::drawn::Drawn;
 use golden::{assert_close, assert_same, get};
 use nadir::data::Examples;
 use nadir::data::text::{FILLING, Framing, TextSet, TextSettings, TokenBatch};

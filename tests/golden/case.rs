@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::golden::drawn::write;
 use crate::golden::{self, assert_close, assert_same, get};
 use image::{DynamicImage, GrayImage, RgbImage};
 use nadir::Result;
@@ -37,10 +38,40 @@ pub fn copy(from: &Path, to: &Path) {
     }
 }
 
+/// What the arguments of a call ask for.
+pub fn settings(arguments: &Value) -> Settings {
+    let text = |name: &str| arguments[name].as_str().unwrap_or_default().to_owned();
+    let number = |name: &str| arguments[name].as_f64().map(|x| x as f32);
+    let count = |name: &str| arguments[name].as_u64().map(|x| x as usize);
+    Settings {
+        prompt: text("prompt"),
+        negative_prompt: text("negative_prompt"),
+        width: count("width"),
+        height: count("height"),
+        steps: count("num_inference_steps"),
+        guidance_scale: number("guidance_scale"),
+        guidance_rescale: number("guidance_rescale").unwrap_or_default(),
+        eta: number("eta").unwrap_or_default(),
+        clip_skip: count("clip_skip").unwrap_or_default(),
+        strength: arguments["strength"].as_f64(),
+        place: arguments["place"].as_str().map(|place| place.parse().unwrap()),
+        date: arguments["date"].as_str().map(|date| date.parse().unwrap()),
+        gsd: arguments["gsd"].as_f64().map(|metres| Metres::new(metres).unwrap()),
+        cloud: arguments["cloud"].as_f64(),
+        ..Settings::default()
+    }
+}
+
 impl Case {
     pub fn open(name: &str) -> Result<Self> {
-        Self::assemble("pipelines", name, |source, to| {
-            copy(&golden::path("models").join(source), to);
+        Self::of("pipelines", name)
+    }
+
+    /// The case `name` of a folder of goldens. Its components are in `models/`, or where their names say.
+    pub fn of(kind: &str, name: &str) -> Result<Self> {
+        Self::assemble(kind, name, |source, to| match source.contains('/') {
+            true => write(source, to),
+            false => write(&format!("models/{source}"), to),
         })
     }
 
@@ -79,27 +110,7 @@ impl Case {
 
     /// The request for the first picture of the case.
     pub fn request(&self) -> Request {
-        let arguments = &self.json["arguments"];
-        let text = |name: &str| arguments[name].as_str().unwrap_or_default().to_owned();
-        let number = |name: &str| arguments[name].as_f64().map(|x| x as f32);
-        let count = |name: &str| arguments[name].as_u64().map(|x| x as usize);
-        let settings = Settings {
-            prompt: text("prompt"),
-            negative_prompt: text("negative_prompt"),
-            width: count("width"),
-            height: count("height"),
-            steps: count("num_inference_steps"),
-            guidance_scale: number("guidance_scale"),
-            guidance_rescale: number("guidance_rescale").unwrap_or_default(),
-            eta: number("eta").unwrap_or_default(),
-            clip_skip: count("clip_skip").unwrap_or_default(),
-            strength: arguments["strength"].as_f64(),
-            place: arguments["place"].as_str().map(|place| place.parse().unwrap()),
-            date: arguments["date"].as_str().map(|date| date.parse().unwrap()),
-            gsd: arguments["gsd"].as_f64().map(|metres| Metres::new(metres).unwrap()),
-            cloud: arguments["cloud"].as_f64(),
-            ..Settings::default()
-        };
+        let settings = settings(&self.json["arguments"]);
         let seed = self.json["seed"].as_u64().unwrap();
         Request { settings, seed, init: self.init().map(Arc::new), ..Request::default() }
     }
@@ -199,6 +210,22 @@ pub fn check_drawn(
     let psnr = psnr(&bytes, &get(&case.golden, "image").to_vec()?);
     println!("{name} on {device}: {psnr:.1} dB (59 at most, since pixels are rounded)");
     assert!(psnr >= 50.0, "{name}: {psnr} dB");
+    Ok(())
+}
+
+/// Asserts that pictures that are drawn together are those drawn alone, bit for bit, and none of them the first.
+#[allow(dead_code, reason = "not all tests that share this file ask")]
+pub fn check_company(model: &TextToImage, requests: &[Request]) -> Result<()> {
+    let alone = generate(model, requests.to_vec(), 1)?;
+    for i in 1..alone.len() {
+        assert_ne!(alone[0].picture, alone[i].picture, "{i}");
+    }
+    for limit in [2, 7] {
+        let together = generate(model, requests.to_vec(), limit)?;
+        for (i, (one, other)) in alone.iter().zip(&together).enumerate() {
+            assert_drawn_alike(&format!("{i} of {limit}"), one, other);
+        }
+    }
     Ok(())
 }
 

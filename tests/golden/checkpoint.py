@@ -12,11 +12,10 @@ them exactly the tensors of the folder.
 
 import gzip
 import json
-import math
 import tempfile
-import zlib
 from pathlib import Path
 
+import common
 import diffusers
 import torch
 import transformers
@@ -36,17 +35,9 @@ PROMPT = "a satellite image of a river winding through farmland"
 
 
 def draw(name, shape):
-    """Uniform values from the words of torch's generator, the same bits wherever they are drawn."""
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    words = torch.randint(0, 1 << 24, (math.prod(shape),), generator=generator)
-    uniform = words.double() / (1 << 23) - 1  # [-1, 1)
-    if len(shape) == 1:
-        values = 1 + 0.3 * uniform if name.endswith("weight") else 0.1 * uniform
-    elif "embeddings" in name:
-        values = 0.5 * uniform
-    else:
-        values = uniform * math.sqrt(3 / math.prod(shape[1:]))
-    return values.float().reshape(shape)
+    if "embeddings" in name and len(shape) > 1:
+        return common.draw(name, shape, largest=lambda _: 0.5)
+    return common.draw(name, shape, bias=0.1)
 
 
 def fill(component, model):

@@ -9,8 +9,8 @@ from its name (`draw`). References compute in f64. Texts are in `texts.json`, in
 
 import json
 import math
-import zlib
 
+import common
 import torch
 from common import HERE, PIPELINES, nhwc, save_json, save_tensors
 from torchmetrics.functional.multimodal import clip_score
@@ -27,15 +27,7 @@ TEXTS = [
 
 
 def draw(name, shape):
-    """Uniform values from the words of torch's generator, the same bits wherever they are drawn."""
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    words = torch.randint(0, 1 << 24, (math.prod(shape),), generator=generator)
-    values = words.double() / (1 << 23) - 1  # [-1, 1)
-    if len(shape) == 1:
-        values = 1 + 0.3 * values if name.endswith("weight") else 0.2 * values
-    else:
-        values = values * math.sqrt(6 / math.prod(shape[1:]))
-    return values.float().reshape(shape)
+    return common.draw(name, shape, largest=lambda inputs: math.sqrt(6 / inputs))
 
 
 def picture(name, height, width):

@@ -1,9 +1,11 @@
-"""What the golden generators share: random weights, component folders, tensor files."""
+"""What the golden generators share: drawn weights, component folders, tensor files."""
 
 import json
 import math
 import pathlib
+import zlib
 
+import diffusers
 import torch
 from safetensors.torch import save_file
 
@@ -17,39 +19,72 @@ torch.set_num_threads(1)
 torch.set_grad_enabled(False)
 
 
-def randomize(model, seed):
-    """Gives every parameter a value that matters.
+def draw(name, shape, bias=0.2, largest=lambda inputs: math.sqrt(3 / inputs)):
+    """The weight `name`: uniform values from the words of torch's generator, the same bits wherever they are drawn.
 
-    Initialisers leave norms at (1, 0) and biases at 0 or nearly so, and a loader that forgets
-    them would go unnoticed. Values are rounded to f16, the dtype of the file, and kept in f32:
-    the reference is then computed from exactly what a reader of the file finds.
+    Every one matters: weights of norms lie around 1, other vectors within `bias`, matrices and convolutions within `largest` of
+    the number of their inputs, by default so that outputs are about as large as inputs.
     """
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.ndim == 1:
-            value = 1 + 0.2 * noise if name.endswith("weight") else 0.1 * noise
-        elif "embedding" in name and "time" not in name:
-            value = 0.5 * noise
-        else:
-            value = noise / math.sqrt(parameter[0].numel())
-        parameter.copy_(value.half().float())
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    words = torch.randint(0, 1 << 24, (math.prod(shape),), generator=generator)
+    uniform = words.double() / (1 << 23) - 1  # [-1, 1)
+    if len(shape) == 1:
+        values = 1 + 0.3 * uniform if name.endswith("weight") else bias * uniform
+    else:
+        values = largest(math.prod(shape[1:])) * uniform
+    return values.float().reshape(shape)
+
+
+def fill(model, half=False):
+    """Draws every weight of `model`; with `half` those of an f16 file, kept in f32: what a reader of the file finds."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            drawn = draw(name, value.shape)
+            value.copy_(drawn.half() if half else drawn)
     return model.eval()
 
 
-def save_component(model, folder):
-    """Writes `config.json` and f16 safetensors as diffusers and transformers lay them out."""
+def save_shapes(model, folder):
+    """Writes `weights.json`, the name and shape of every weight: what tests draw them by."""
+    weights = {name: list(value.shape) for name, value in model.state_dict().items() if value.is_floating_point()}
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(shape)}" for name, shape in weights.items())
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "weights.json").write_text("{" + lines + "}\n")
+
+
+def drawn(model, folder, class_name=None, **more):
+    """Draws the weights of `model`, of diffusers, and writes what says so; `more` are fields of the configuration."""
+    fill(model)
+    save_shapes(model, folder)
+    config = {name: value for name, value in model.config.items() if not name.startswith("_")}
+    config = {"_class_name": class_name or type(model).__name__, "_diffusers_version": diffusers.__version__} | config
+    save_json(folder / "config.json", config | more)
+    return model
+
+
+def save_component(model, name):
+    """Draws the weights of the component `models/NAME`, which are f16 in its file, and writes what says so."""
+    folder = MODELS / name
+    fill(model, half=True)
+    save_shapes(model, folder)
     if hasattr(model, "save_config"):
         model.save_config(folder)
-        file = "diffusion_pytorch_model.safetensors"
     else:
         model.config.architectures = [type(model).__name__]
         model.config.dtype = "float16"
         model.config.save_pretrained(folder)
-        file = "model.safetensors"
-    tensors = {k: v.half().contiguous() for k, v in model.state_dict().items() if v.is_floating_point()}
-    save_file(tensors, folder / file, metadata={"format": "pt"})
+    return model
+
+
+def component(kind, name, dtype=torch.float32):
+    """The component `models/NAME`, which `models.py` has written, of the class `kind`."""
+    folder = MODELS / name
+    if issubclass(kind, diffusers.ModelMixin):
+        model = kind.from_config(kind.load_config(folder))
+    else:
+        model = kind(kind.config_class.from_pretrained(folder))
+    model = fill(model, half=True)
+    return model if dtype == torch.float32 else model.to(dtype)
 
 
 def save_tensors(path, tensors):

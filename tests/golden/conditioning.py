@@ -10,15 +10,12 @@ code needs a diffusers of 2023.
     python tests/golden/conditioning.py
 """
 
-import json
-import math
-import sys
 import zlib
 
 import diffusers
 import pipelines
 import torch
-from common import HERE, MODELS, PIPELINES, nhwc, save_json, save_tensors
+from common import HERE, PIPELINES, component, drawn, nhwc, save_json, save_tensors
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.embeddings import TimestepEmbedding
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -30,18 +27,6 @@ CROSS = dict(
     down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
     block_out_channels=(16, 24),
 )  # fmt: skip
-
-
-def draw(name, shape):
-    """As `decoder.py`'s, matrices by the number of their inputs."""
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    words = torch.randint(0, 1 << 24, (math.prod(shape),), generator=generator)
-    uniform = words.double() / (1 << 23) - 1  # [-1, 1)
-    if len(shape) == 1:
-        values = 1 + 0.3 * uniform if name.endswith("weight") else 0.2 * uniform
-    else:
-        values = math.sqrt(3 / math.prod(shape[1:])) * uniform
-    return values.float().reshape(shape)
 
 
 class SatUNet(UNet2DConditionModel):
@@ -57,19 +42,6 @@ class SatUNet(UNet2DConditionModel):
         """`class_labels`: the metadata [B, 7]."""
         embedded = [layers(self.time_proj(class_labels[:, i])) for i, layers in enumerate(self.metadata_embedding)]
         return sum(embedded)
-
-
-def drawn(model, folder, class_name=None, **more):
-    """Draws the weights of `model`, and writes what says so."""
-    weights = {name: list(value.shape) for name, value in model.state_dict().items()}
-    for name, value in model.state_dict().items():
-        value.copy_(draw(name, weights[name]))
-    config = {name: value for name, value in model.config.items() if not name.startswith("_")}
-    config = {"_class_name": class_name or type(model).__name__, "_diffusers_version": diffusers.__version__} | config
-    save_json(folder / "config.json", config | more)
-    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(shape)}" for name, shape in weights.items())
-    (folder / "weights.json").write_text("{" + lines + "}\n")
-    return model.eval()
 
 
 def unet(name, labels, model=UNet2DConditionModel, prepare=lambda model: model, more={}, **config):
@@ -110,7 +82,7 @@ def picture(name, unet, label, call, settings, **kwargs):
     """A whole picture, whose unconditional half is told zeros. `settings` are what nadir is asked for."""
     seed = 3
     loaders = dict(text_encoder=CLIPTextModel, vae=AutoencoderKL)
-    components = {part: loaders[part].from_pretrained(MODELS / PARTS[part], dtype=torch.float32) for part in loaders}
+    components = {part: component(loaders[part], PARTS[part]) for part in loaders}
     components["tokenizer"] = CLIPTokenizer.from_pretrained(PIPELINES / PARTS["tokenizer"])
     scheduler = diffusers.DDIMScheduler(**SCHEDULER)
     pipeline = StableDiffusionPipeline(
@@ -136,7 +108,7 @@ def picture(name, unet, label, call, settings, **kwargs):
     save_json(
         CONDITIONING / name / "case.json",
         {
-            "components": PARTS | {"unet": f"{name}/unet"}, "seed": seed, "num_images_per_prompt": 1,
+            "components": PARTS | {"unet": f"conditioning/{name}/unet"}, "seed": seed, "num_images_per_prompt": 1,
             "arguments": call | settings,
         },
     )  # fmt: skip

@@ -1,6 +1,6 @@
 """Golden activations and pictures of ControlNets.
 
-Writes `controlnet/NAME/`: for each network `config.json`, `weights.json` (weights are drawn, as those of `conditioning.py`)
+Writes `controlnet/NAME/`: for each network `config.json`, `weights.json` (weights are drawn)
 and `golden.safetensors`, what diffusers' UNet (`models/unet_sd15`) predicts with it; for each picture `case.json`,
 `model_index.json`, `scheduler/` and `golden.safetensors`, as `pipelines.py` has them, of `StableDiffusionControlNetPipeline`.
 And `controlnet/edges.safetensors`: edges that OpenCV's Canny finds, where cv2 is installed.
@@ -12,8 +12,7 @@ import diffusers
 import numpy as np
 import pipelines
 import torch
-from common import HERE, MODELS, PIPELINES, nhwc, save_json, save_tensors
-from conditioning import drawn
+from common import HERE, PIPELINES, component, drawn, nhwc, save_json, save_tensors
 from diffusers import AutoencoderKL, ControlNetModel, StableDiffusionControlNetPipeline, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -59,7 +58,7 @@ def picture(name, nets, images, controls, guess_mode=False, **call):
     """`controls`: (scale, start, end) of each of `nets`."""
     loaders = dict(text_encoder=CLIPTextModel, unet=UNet2DConditionModel, vae=AutoencoderKL)
     parts = {part: pipelines.SD1[part] for part in loaders}
-    components = {part: loaders[part].from_pretrained(MODELS / parts[part], dtype=torch.float32) for part in loaders}
+    components = {part: component(loaders[part], parts[part]) for part in loaders}
     scheduler = diffusers.DDIMScheduler(**pipelines.SD, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     models = [network(net) for net in nets]
     pipeline = StableDiffusionControlNetPipeline(
@@ -125,7 +124,7 @@ def main():
     diffusers.logging.set_verbosity_error()
     # As `pipelines.py` has it.
     CLIPTextModel.text_model = property(lambda self: self)
-    unet = UNet2DConditionModel.from_pretrained(MODELS / "unet_sd15", dtype=torch.float32)
+    unet = component(UNet2DConditionModel, "unet_sd15")
     for name in NETS:
         activations(name, network(name), unet)
     chip, mask = pipelines.inputs()

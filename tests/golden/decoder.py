@@ -7,10 +7,9 @@ And `decoder/tokenizer/`: a byte-level tokenizer of a few hundred tokens, with a
     python tests/golden/decoder.py
 """
 
-import json
 import math
-import zlib
 
+import common
 import torch
 from common import HERE, ROOT, save_json, save_tensors
 from tokenizers import ByteLevelBPETokenizer
@@ -43,15 +42,7 @@ TEMPLATE = """{%- for message in messages %}
 
 
 def draw(name, shape):
-    """Uniform values from the words of torch's generator, the same bits wherever they are drawn."""
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    words = torch.randint(0, 1 << 24, (math.prod(shape),), generator=generator)
-    uniform = words.double() / (1 << 23) - 1  # [-1, 1)
-    if len(shape) == 1:
-        values = 1 + 0.3 * uniform if name.endswith("weight") else 0.2 * uniform
-    else:
-        values = 0.3 * uniform
-    return values.float().reshape(shape)
+    return common.draw(name, shape, largest=lambda _: 0.3)
 
 
 def tokenizer():

@@ -1,4 +1,4 @@
-//! Weights that are drawn from their names, here and in `decoder.py` and `conditioning.py`.
+//! Weights that are drawn from their names, here and by `draw` of `golden/common.py`, and folders that hold them.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,31 +10,31 @@ use nadir::io::{TensorInfo, TensorSource};
 use nadir::nn::Params;
 use nadir::noise::Mt19937;
 use nadir::tensor::{DType, Device, Tensor};
+use tempfile::TempDir;
 
-use crate::golden;
+use crate::golden::path;
 
-/// The weights that `draw` of `golden/decoder.py` makes.
+/// The weights of a folder of goldens that has a `weights.json`.
 pub struct Drawn {
     shapes: BTreeMap<String, Vec<usize>>,
     /// The largest element of a matrix or a convolution of a shape.
     largest: fn(&[usize]) -> f64,
+    dtype: DType,
 }
 
 impl Drawn {
     /// Of the family `name` of language models.
-    #[allow(dead_code, reason = "not all tests that share this file ask")]
     pub fn of(name: &str) -> Self {
-        Self::at(&format!("decoder/{name}"), |_| 0.3)
+        Self::at(&format!("decoder/{name}"), |_| 0.3, DType::F32)
     }
 
-    /// As `golden/conditioning.py` draws them: outputs are about as large as inputs.
-    #[allow(dead_code, reason = "not all tests that share this file ask")]
+    /// Outputs are about as large as inputs. The components in `models/` are f16, as files often are.
     pub fn by_inputs(folder: &str) -> Self {
-        Self::at(folder, by_inputs)
+        let dtype = if folder.starts_with("models/") { DType::F16 } else { DType::F32 };
+        Self::at(folder, by_inputs, dtype)
     }
 
     /// Those that a network asks for, drawn as [`Self::by_inputs`].
-    #[allow(dead_code, reason = "not all tests that share this file ask")]
     pub fn asked<T>(load: impl FnOnce(&Params) -> Result<T>) -> Result<Self> {
         let asked = Arc::new(Mutex::new(BTreeMap::new()));
         let seen = asked.clone();
@@ -44,21 +44,20 @@ impl Drawn {
         };
         load(&Params::initial(initial, DType::F32, Device::Cpu))?;
         let shapes = std::mem::take(&mut *asked.lock().unwrap());
-        Ok(Self { shapes, largest: by_inputs })
+        Ok(Self { shapes, largest: by_inputs, dtype: DType::F32 })
     }
 
     /// Writes them as a file.
-    #[allow(dead_code, reason = "not all tests that share this file ask")]
     pub fn save(&self, path: &Path) {
         let read = |name: String| (name.clone(), self.read(&name).unwrap());
         let tensors: Vec<_> = self.names().into_iter().map(read).collect();
         save(path, &tensors, &BTreeMap::new()).unwrap();
     }
 
-    fn at(folder: &str, largest: fn(&[usize]) -> f64) -> Self {
-        let path = golden::path(&format!("{folder}/weights.json"));
+    fn at(folder: &str, largest: fn(&[usize]) -> f64, dtype: DType) -> Self {
+        let path = path(&format!("{folder}/weights.json"));
         let shapes = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-        Self { shapes, largest }
+        Self { shapes, largest, dtype }
     }
 }
 
@@ -72,7 +71,7 @@ impl TensorSource for Drawn {
     }
 
     fn info(&self, name: &str) -> Option<TensorInfo> {
-        Some(TensorInfo { shape: self.shapes.get(name)?.clone(), dtype: DType::F32 })
+        Some(TensorInfo { shape: self.shapes.get(name)?.clone(), dtype: self.dtype })
     }
 
     fn read(&self, name: &str) -> Result<Tensor> {
@@ -87,10 +86,29 @@ impl TensorSource for Drawn {
             };
             value as f32
         });
-        Tensor::from_vec(values.collect(), &shape[..])
+        Tensor::from_vec(values.collect(), &shape[..])?.to_dtype(self.dtype)
     }
 
     fn origin(&self, _: &str) -> String {
         "drawn".into()
     }
+}
+
+/// Writes a component into `to` as the library whose it is would: the configuration, and the weights, drawn by inputs.
+pub fn write(folder: &str, to: &Path) {
+    let config = std::fs::read_to_string(path(folder).join("config.json")).unwrap();
+    let file = match config.contains("\"_class_name\"") {
+        true => "diffusion_pytorch_model.safetensors",
+        false => "model.safetensors",
+    };
+    std::fs::create_dir_all(to).unwrap();
+    std::fs::write(to.join("config.json"), config).unwrap();
+    Drawn::by_inputs(folder).save(&to.join(file));
+}
+
+/// The component `models/{name}`, as a folder which is gone when this is.
+pub fn component(name: &str) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    write(&format!("models/{name}"), folder.path());
+    folder
 }

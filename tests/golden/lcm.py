@@ -11,8 +11,8 @@ import diffusers
 import numpy
 import pipelines
 import torch
-from common import HERE, MODELS, PIPELINES, nhwc, save_json, save_tensors
-from conditioning import CROSS, draw
+from common import HERE, PIPELINES, component, fill, nhwc, save_json, save_tensors
+from conditioning import CROSS
 from diffusers import AutoencoderKL, LatentConsistencyModelImg2ImgPipeline, LatentConsistencyModelPipeline, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -23,14 +23,8 @@ PARTS = dict(text_encoder="clip_l", vae="vae", tokenizer="tokenizer")
 SCALES = [8.5, 7.3, 1.0, 0.0, 1.5, 14.2, 3.7]
 
 
-def drawn(model):
-    for name, value in model.state_dict().items():
-        value.copy_(draw(name, list(value.shape)))
-    return model.eval()
-
-
 def unet():
-    model = drawn(UNet2DConditionModel(**CROSS, time_cond_proj_dim=15))
+    model = fill(UNet2DConditionModel(**CROSS, time_cond_proj_dim=15))
     config = {name: value for name, value in model.config.items() if not name.startswith("_")}
     save_json(LCM / "unet/config.json", {"_class_name": "UNet2DConditionModel"} | config)
     generator = torch.Generator().manual_seed(1)
@@ -89,8 +83,8 @@ def main():
     CLIPTextModel.text_model = property(lambda self: self)
     model = unet()
     parts = dict(
-        text_encoder=CLIPTextModel.from_pretrained(MODELS / "clip_l", dtype=torch.float32),
-        vae=AutoencoderKL.from_pretrained(MODELS / "vae", dtype=torch.float32),
+        text_encoder=component(CLIPTextModel, "clip_l"),
+        vae=component(AutoencoderKL, "vae"),
         tokenizer=CLIPTokenizer.from_pretrained(PIPELINES / "tokenizer"),
         unet=model, scheduler=diffusers.LCMScheduler(**pipelines.SD), safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,

@@ -12,7 +12,7 @@ import shutil
 import warnings
 
 import torch
-from common import HERE, MODELS, PIPELINES, nhwc, save_tensors
+from common import HERE, PIPELINES, component, nhwc, save_tensors
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_kohya
 from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model, set_peft_model_state_dict
@@ -35,7 +35,7 @@ TEXT = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 
 def pipeline(dtype=torch.float32):
     """Each time anew: adapters leave traces in a network."""
-    part = lambda kind, name: kind.from_pretrained(MODELS / name, torch_dtype=dtype).eval()
+    part = lambda kind, name: component(kind, name, dtype)
     return StableDiffusionPipeline(
         vae=part(AutoencoderKL, "vae"),
         text_encoder=part(CLIPTextModel, "clip_l"),

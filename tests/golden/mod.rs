@@ -1,5 +1,8 @@
 //! Reads the golden tensors (`README.md` beside this file) and compares with them.
 
+#[allow(dead_code, reason = "not all tests draw weights")]
+pub mod drawn;
+
 use std::path::PathBuf;
 
 use nadir::Result;

@@ -1,14 +1,14 @@
 """Golden activations of the text encoder, the UNet and the autoencoder.
 
-Writes `models/NAME/`: a component folder with small random weights (`config.json`, f16
-safetensors) and `golden.safetensors`, inputs and f32 outputs of transformers / diffusers.
+Writes `models/NAME/`: `config.json`, `weights.json` (names and shapes: weights are drawn) and `golden.safetensors`, inputs and
+f32 outputs of transformers / diffusers.
 Images are [B, H, W, C].
 
     python tests/golden/models.py
 """
 
 import torch
-from common import MODELS, nhwc, randomize, save_component, save_tensors
+from common import MODELS, nhwc, save_component, save_tensors
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -20,8 +20,7 @@ START, END = VOCABULARY - 2, VOCABULARY - 1
 def text_encoder(name, seed, **config):
     config = CLIPTextConfig(vocab_size=VOCABULARY, max_position_embeddings=77, bos_token_id=START, **config)
     config._attn_implementation = "eager"
-    model = randomize(CLIPTextModel(config), seed)
-    save_component(model, MODELS / name)
+    model = save_component(CLIPTextModel(config), name)
 
     # Two prompts of different length, as the tokenizer pads them: CLIP-L with its end token,
     # OpenCLIP with token 0. Position 76 of the second is the end token, nothing is padded.
@@ -47,8 +46,7 @@ def text_encoder(name, seed, **config):
 
 def unet(name, seed, sizes, **config):
     """`sizes`: [(height, width, timesteps)], one batch each."""
-    model = randomize(UNet2DConditionModel(norm_num_groups=8, sample_size=8, **config), seed)
-    save_component(model, MODELS / name)
+    model = save_component(UNet2DConditionModel(norm_num_groups=8, sample_size=8, **config), name)
 
     seen = {}
     model.time_embedding.register_forward_hook(lambda _module, _inputs, out: seen.update(time_embedding=out))
@@ -73,8 +71,7 @@ def unet(name, seed, sizes, **config):
 
 def vae(name, seed, images, latents, **config):
     """`images`, `latents`: [(height, width)], what is encoded and what is decoded."""
-    model = randomize(AutoencoderKL(norm_num_groups=8, latent_channels=4, **config), seed)
-    save_component(model, MODELS / name)
+    model = save_component(AutoencoderKL(norm_num_groups=8, latent_channels=4, **config), name)
     generator = torch.Generator().manual_seed(seed + 1)
     tensors = {}
     for index, (height, width) in enumerate(images):

@@ -20,7 +20,7 @@ import diffusers
 import numpy as np
 import torch
 import transformers
-from common import MODELS, PIPELINES, ROOT, nhwc, save_json, save_tensors
+from common import PIPELINES, ROOT, component, nhwc, save_json, save_tensors
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from models import VOCABULARY
 from PIL import Image
@@ -138,7 +138,7 @@ def build(case, dtype):
     components = {
         part: CLIPTokenizer.from_pretrained(PIPELINES / folder)
         if part == "tokenizer"
-        else loaders[part].from_pretrained(MODELS / folder, dtype=dtype)
+        else component(loaders[part], folder, dtype)
         for part, folder in case["components"].items()
     }
     scheduler, config = case["scheduler"]
@@ -147,8 +147,9 @@ def build(case, dtype):
     return pipeline(**components, scheduler=scheduler, **unused)
 
 
-def run(case, dtype):
+def run(case, dtype, change=lambda pipeline: None):
     pipeline = build(case, dtype)
+    change(pipeline)
     pipeline.set_progress_bar_config(disable=True)
     picture, mask = inputs()
     call = dict(case["call"])
@@ -169,14 +170,14 @@ def run(case, dtype):
     return torch.from_numpy(image), torch.stack(steps)
 
 
-def write_folder(case, folder):
+def write_folder(case, folder, vae="AutoencoderKL"):
     """What `save_pretrained` would write, without the components."""
     scheduler, config = case["scheduler"]
     getattr(diffusers, scheduler)(**config).save_config(folder / "scheduler")
     classes = dict(
         scheduler=["diffusers", scheduler], text_encoder=["transformers", "CLIPTextModel"],
         tokenizer=["transformers", "CLIPTokenizer"], unet=["diffusers", "UNet2DConditionModel"],
-        vae=["diffusers", "AutoencoderKL"], safety_checker=[None, None], feature_extractor=[None, None],
+        vae=["diffusers", vae], safety_checker=[None, None], feature_extractor=[None, None],
     )  # fmt: skip
     save_json(
         folder / "model_index.json",

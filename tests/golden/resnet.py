@@ -38,7 +38,7 @@ def narrow(block, layers, width):
 
 
 def randomize(model, seed):
-    """As `common.randomize`, running statistics included."""
+    """Gives every parameter and running statistic a value that matters, rounded to f16, the dtype of the file, and kept in f32."""
     generator = torch.Generator().manual_seed(seed)
     for name, value in model.state_dict().items():
         if not value.is_floating_point():

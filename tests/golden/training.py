@@ -7,7 +7,7 @@ every step, and a weight with its average behind the last; and how far losses in
 """
 
 import torch
-from common import HERE, MODELS, nhwc, save_tensors
+from common import HERE, component, nhwc, save_tensors
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 STEPS = 20
@@ -51,7 +51,7 @@ def train(model, loss, watched, dtype, seed):
 
 
 def unet(dtype=torch.float32, seed=0):
-    model = UNet2DConditionModel.from_pretrained(MODELS / "unet_sd21", torch_dtype=torch.float32)
+    model = component(UNet2DConditionModel, "unet_sd21")
     generator = torch.Generator().manual_seed(1)
     sample = torch.randn(3, 4, 8, 12, generator=generator)
     text = torch.randn(3, 77, 48, generator=generator)
@@ -66,15 +66,18 @@ def unet(dtype=torch.float32, seed=0):
 
 
 def vae(dtype=torch.float32, seed=0):
-    model = AutoencoderKL.from_pretrained(MODELS / "vae_plain", torch_dtype=torch.float32)
-    generator = torch.Generator().manual_seed(2)
+    model = component(AutoencoderKL, "vae_plain")
+    generator = torch.Generator().manual_seed(11)
     image = torch.rand(2, 3, 20, 16, generator=generator) * 2 - 1
     noise = torch.randn(2, 4, 5, 4, generator=generator)
 
     def loss():
         posterior = model.encode(image).latent_dist
         decoded = model.decode(posterior.mean + posterior.std * noise).sample
-        return (decoded - image).abs().mean() + 1e-3 * posterior.kl().mean()
+        off = (decoded - image).abs()
+        # Slopes that hang on rounding would make no test: those of pixels that are all but right.
+        assert seed or dtype != torch.float32 or off.min() > 1e-5
+        return off.mean() + 1e-3 * posterior.kl().mean()
 
     result = train(model, loss, "decoder.conv_in.weight", dtype, seed)
     return result | {"image": nhwc(image), "noise": nhwc(noise)}
