@@ -27,6 +27,8 @@ struct Server {
     process: Child,
     url: String,
     agent: ureq::Agent,
+    /// For what one that is killed cannot take away.
+    _temporary: tempfile::TempDir,
 }
 
 /// A reply, whatever its status.
@@ -76,14 +78,17 @@ impl Server {
 
     /// Starts one.
     fn begin(args: &[&str]) -> Self {
-        let mut process = command(args).stdout(Stdio::piped()).spawn().unwrap();
+        let temporary = tempfile::tempdir().unwrap();
+        let mut process =
+            command(args).env("TMPDIR", temporary.path()).stdout(Stdio::piped()).spawn().unwrap();
         let mut url = String::new();
         BufReader::new(process.stdout.as_mut().unwrap()).read_line(&mut url).unwrap();
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .timeout_global(Some(PATIENCE))
             .build();
-        Self { process, url: url.trim().to_owned(), agent: config.into() }
+        let (url, agent) = (url.trim().to_owned(), config.into());
+        Self { process, url, agent, _temporary: temporary }
     }
 
     fn get(&self, path: &str) -> Reply {

@@ -465,3 +465,6 @@ impl Canceller {
         self.engine.cancel(self.task);
     }
 }
+
+#[cfg(test)]
+mod tests;
