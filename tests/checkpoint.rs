@@ -17,9 +17,10 @@ use nadir::Result;
 use nadir::io::TensorSource;
 use nadir::io::checkpoint::{Prediction, Supplement, open_controlnet};
 use nadir::io::folder::{PipelineFolder, Weights};
+use nadir::io::raster::{Levels, Raster};
 use nadir::io::safetensors::{SafeTensors, save};
 use nadir::pipeline::convert::{controlnet_to_folder, to_file, to_folder};
-use nadir::pipeline::{LoadOptions, Request, TextToImage};
+use nadir::pipeline::{Control, LoadOptions, Request, Settings, TextToImage};
 use nadir::tensor::{DType, Device, Tensor};
 use original::Original;
 use tempfile::TempDir;
@@ -154,6 +155,45 @@ fn a_controlnet_is_diffusers() -> Result<()> {
             assert_eq!(config.value(field).unwrap(), &theirs[field], "{field}");
         }
     }
+    Ok(())
+}
+
+/// An original file is followed as the folder is that is made of it.
+#[test]
+fn the_file_of_a_controlnet_is_followed() -> Result<()> {
+    let bench = Bench::new("sd1");
+    // The autoencoder halves twice, the network thrice: its last halving is left out.
+    let mut tensors = Vec::new();
+    for (key, tensor) in bench.original.tensors(true) {
+        if let Some((root, rest)) = key.split_once("hint_block.14.") {
+            let wide =
+                if rest == "weight" { tensor.narrow(1, 0, 96)?.contiguous()? } else { tensor };
+            tensors.push((format!("{root}hint_block.10.{rest}"), wide));
+        } else if !key.contains("hint_block.10.") && !key.contains("hint_block.12.") {
+            tensors.push((key, tensor));
+        }
+    }
+    let (file, folder) = (bench.path("control"), bench.path("control.d"));
+    save(&file, &tensors, &BTreeMap::new())?;
+    controlnet_to_folder(&file, &folder)?;
+    let followed = |net: &Path, level: u8| {
+        let options = LoadOptions { controlnets: vec![net.to_owned()], ..LoadOptions::default() };
+        let model = TextToImage::load(bench.path("folder"), &options)?;
+        let picture =
+            Raster { height: 8, width: 8, bands: 3, levels: Levels::U8(vec![level; 8 * 8 * 3]) };
+        let settings =
+            Settings { steps: Some(2), ..case::settings(&bench.original.case["arguments"]) };
+        let controls = vec![Control::new(picture)];
+        model.draw(Request { settings, controls, ..Request::default() })
+    };
+    let picture = followed(&file, 9)?;
+    assert!(picture == followed(&folder, 9)?);
+    assert!(picture != followed(&file, 200)?);
+    // What the network does not have is named.
+    tensors.push(("control_model.more".to_owned(), tensors[0].1.clone()));
+    save(&file, &tensors, &BTreeMap::new())?;
+    let error = followed(&file, 9).unwrap_err().to_string();
+    assert!(error.contains("control") && error.contains("more"), "{error}");
     Ok(())
 }
 

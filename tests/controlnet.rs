@@ -9,10 +9,14 @@ mod golden;
 mod gpu;
 
 use std::fs;
+use std::io::{BufRead, BufReader, Cursor};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use case::{Case, check_company, check_drawn, psnr};
 use golden::drawn::{self, Drawn};
 use golden::{assert_close, assert_same, get};
@@ -27,13 +31,13 @@ use nadir::models::unet::{ControlNet, ControlNetConfig, Unet, UnetConfig};
 use nadir::nn::{Params, parameters};
 use nadir::pipeline::{Control, LoadOptions, Preprocessor, Request, TextToImage, canny};
 use nadir::tensor::{DType, Device};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// As in `models.rs`: sums of a few hundred terms in another order, through some dozens of layers.
 const TOLERANCE: f32 = 1e-5;
 
-const NETS: [&str; 4] = ["plain", "bgr", "five", "pooled"];
+const NETS: [&str; 5] = ["plain", "bgr", "five", "pooled", "sd21"];
 
 fn load(name: &str, device: Device) -> Result<ControlNet> {
     let weights = Drawn::by_inputs(&format!("controlnet/{name}"));
@@ -49,15 +53,17 @@ fn load(name: &str, device: Device) -> Result<ControlNet> {
     Ok(model)
 }
 
-fn unet(device: Device) -> Result<Unet> {
-    let config = Config::open(golden::path("models/unet_sd15/config.json"))?;
-    let weights = Drawn::by_inputs("models/unet_sd15");
+/// The UNet that a network goes with.
+fn unet(net: &str, device: Device) -> Result<Unet> {
+    let name = if net == "sd21" { "models/unet_sd21" } else { "models/unet_sd15" };
+    let config = Config::open(golden::path(&format!("{name}/config.json")))?;
+    let weights = Drawn::by_inputs(name);
     Unet::load(UnetConfig::read(&config)?, &Params::new(weights, DType::F32, device))
 }
 
-fn check_net(name: &str, unet: &Unet, device: Device) -> Result<()> {
+fn check_net(name: &str, device: Device) -> Result<()> {
     let golden = golden::open(&format!("controlnet/{name}"))?;
-    let net = load(name, device)?;
+    let (net, unet) = (load(name, device)?, unet(name, device)?);
     let of = |name: &str| get(&golden, name).to_device(device);
     let (sample, text, picture) = (of("sample")?, of("text")?, of("picture")?);
     let timesteps = get(&golden, "timesteps").to_vec::<f32>()?;
@@ -85,15 +91,13 @@ fn check_net(name: &str, unet: &Unet, device: Device) -> Result<()> {
 
 #[test]
 fn every_network_adds_what_diffusers_does() -> Result<()> {
-    let unet = unet(Device::Cpu)?;
-    NETS.iter().try_for_each(|name| check_net(name, &unet, Device::Cpu))
+    NETS.iter().try_for_each(|name| check_net(name, Device::Cpu))
 }
 
 #[test]
 fn a_gpu_adds_what_the_cpu_does() -> Result<()> {
     let Some(gpu) = gpu() else { return Ok(()) };
-    let unet = unet(gpu)?;
-    check_net("pooled", &unet, gpu)
+    check_net("pooled", gpu)
 }
 
 fn write(name: &str, to: &Path) {
@@ -157,7 +161,7 @@ fn pictures() -> [RgbImage; 2] {
 
 fn check_picture(name: &str, device: Device) -> Result<()> {
     let [chip, mask] = pictures();
-    let pictures = if name == "pool" { vec![mask] } else { vec![chip, mask] };
+    let pictures = if matches!(name, "pool" | "image") { vec![mask] } else { vec![chip, mask] };
     let desk = Desk::open(name)?;
     check_drawn(&desk.case, name, &desk.load(device)?, &desk.request(&pictures), device)
 }
@@ -180,6 +184,16 @@ fn in_guess_mode_the_unconditional_half_sees_nothing() -> Result<()> {
 #[test]
 fn a_pooled_one_is_in_guess_mode_always() -> Result<()> {
     check_picture("pool", Device::Cpu)
+}
+
+#[test]
+fn a_picture_is_started_from_and_another_followed() -> Result<()> {
+    check_picture("image", Device::Cpu)
+}
+
+#[test]
+fn a_picture_is_painted_into_as_another_says() -> Result<()> {
+    check_picture("paint", Device::Cpu)
 }
 
 #[test]
@@ -298,6 +312,120 @@ fn the_command_line_gives_pictures_to_follow() -> Result<()> {
         let again = nadir(at, &["replay", "out.png", "-o", "again.png"]);
         assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
         assert!(picture("again.png") == picture("out.png"), "{name}");
+    }
+    Ok(())
+}
+
+/// A server, which ends with this.
+struct Server {
+    process: Child,
+    url: String,
+    agent: ureq::Agent,
+}
+
+impl Server {
+    fn start(at: &Path, args: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nadir"));
+        command.args(["serve", "--port=0", "-q", "--lm=none", "--classifier=none"]).args(args);
+        command.current_dir(at).env("TMPDIR", at).env_remove("NADIR_WEIGHTS");
+        let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut url = String::new();
+        BufReader::new(process.stdout.as_mut().unwrap()).read_line(&mut url).unwrap();
+        let agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+        let server = Self { process, url: url.trim().to_owned(), agent };
+        while server.get("/health/ready").0 != 200 {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        server
+    }
+
+    fn get(&self, path: &str) -> (u16, Vec<u8>) {
+        let mut reply = self.agent.get(format!("{}{path}", self.url)).call().unwrap();
+        (reply.status().as_u16(), reply.body_mut().read_to_vec().unwrap())
+    }
+
+    fn post(&self, body: &Value) -> (u16, Value) {
+        let request = self.agent.post(format!("{}/api/jobs", self.url));
+        let request = request.header("content-type", "application/json");
+        let mut reply = request.send(body.to_string()).unwrap();
+        let told = reply.body_mut().read_to_vec().unwrap();
+        (reply.status().as_u16(), serde_json::from_slice(&told).unwrap())
+    }
+
+    /// The first picture of a job, once it is there.
+    fn picture(&self, body: &Value) -> Vec<u8> {
+        let (status, job) = self.post(body);
+        assert_eq!(status, 201, "{job}");
+        let path = format!("/api/jobs/{}", job["id"].as_str().unwrap());
+        loop {
+            let job: Value = serde_json::from_slice(&self.get(&path).1).unwrap();
+            match job["state"].as_str().unwrap() {
+                "done" => return self.get(&format!("{path}/images/0")).1,
+                "queued" | "running" => std::thread::sleep(Duration::from_millis(20)),
+                _ => panic!("{job}"),
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn a_server_is_sent_pictures_to_follow() -> Result<()> {
+    let base64 = |picture: &RgbImage| {
+        let mut png = Cursor::new(Vec::new());
+        picture.write_to(&mut png, image::ImageFormat::Png).unwrap();
+        STANDARD.encode(png.into_inner())
+    };
+    let [chip, mask] = pictures().map(|picture| base64(&picture));
+    for name in ["one", "two"] {
+        let desk = Desk::open(name)?;
+        let (nets, controls) = match name {
+            "one" => (vec![], json!([{"image": chip, "scale": 0.8, "start": 0.2, "end": 0.75}])),
+            _ => (
+                vec!["--controlnet=plain", "--controlnet=bgr"],
+                json!([{"image": chip, "scale": 0.6}, {"image": mask, "scale": 0.9, "end": 0.5}]),
+            ),
+        };
+        let folder = format!("--model={}", desk.case.folder().display());
+        let server = Server::start(desk.beside.path(), &[&[folder.as_str()], &nets[..]].concat());
+        let arguments = &desk.case.json["arguments"];
+        let mut body = json!({
+            "kind": "image", "prompt": arguments["prompt"],
+            "negative_prompt": arguments["negative_prompt"], "seed": 2, "steps": 10,
+            "width": 24, "height": 32, "guidance_scale": 7.5, "control_images": controls,
+        });
+        // 1. it is diffusers' picture
+        let png = server.picture(&body);
+        let ours = image::load_from_memory(&png).unwrap().into_rgb8().into_raw();
+        let theirs = get(&golden::open(&format!("controlnet/{name}"))?, "image").to_vec()?;
+        let psnr = psnr(&ours, &theirs);
+        assert!(psnr >= 50.0, "{name}: {psnr} dB");
+        // 2. what cannot be is refused by its name
+        let none = json!([]);
+        let of = |field: &str, value: Value| {
+            let mut controls = controls.clone();
+            controls[0][field] = value;
+            controls
+        };
+        for (wrong, field) in [
+            (none, "control_images"),
+            (of("image", json!("AAAA")), "control_images"),
+            (of("scale", json!(-1)), "control_images.scale"),
+            (of("end", json!(0)), "control_images.end"),
+            (of("preprocessor", json!("palette:/etc/passwd")), "control_images.preprocessor"),
+            (of("preprocessor", json!("depth")), "control_images.preprocessor"),
+            (of("path", json!("chip.png")), "control_images[0].path"),
+        ] {
+            body["control_images"] = wrong;
+            let (status, told) = server.post(&body);
+            assert_eq!((status, &told["error"]["field"]), (400, &json!(field)), "{told}");
+        }
     }
     Ok(())
 }

@@ -171,8 +171,9 @@ pub struct Generate {
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "ControlNet")]
 pub struct ControlArgs {
-    /// Follow a picture by this ControlNet, a diffusers folder; may be repeated. One that the model has comes first
-    #[arg(long, value_name = "DIR")]
+    /// Follow a picture by this ControlNet, a diffusers folder or an original file (.safetensors); may be repeated. One that the
+    /// model has comes first
+    #[arg(long, value_name = "PATH")]
     pub controlnet: Vec<PathBuf>,
 
     /// The picture to follow, one for each ControlNet, in their order
@@ -306,8 +307,9 @@ pub struct Execution {
 pub struct Time {
     /// Milliseconds for each batch of pictures, from its prompts to its last one
     ///
-    /// The machine is measured for some seconds; then batch (--min-batch to --batch) and steps (down to --min-steps) are chosen, and at
-    /// the end it is said how long batches took.
+    /// The machine is measured for some seconds; then batch (--min-batch to --batch) and steps (down to --min-steps) are chosen, and,
+    /// unless --scheduler names one, a sampler for few steps where there is no time for all. At the end it is said how long batches
+    /// took.
     #[arg(long, value_name = "N")]
     pub deadline_ms: Option<u64>,
 

@@ -2,20 +2,21 @@
 
 use std::fmt::Display;
 use std::io::Write;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
 use image::RgbImage;
 
-use nadir::io::raster::Levels;
-use nadir::pipeline::plan::{self, Choice, Target, Timings};
+use nadir::io::raster::{Levels, Raster};
+use nadir::pipeline::plan::{Target, Timings};
 use nadir::pipeline::{
-    Control, Event, InitImage, LoadOptions, Request, SIZE_STEP, Settings, SlotId, TextToImage,
-    Warning,
+    Control, Event, InitImage, LoadOptions, Request, SIZE_STEP, SlotId, TextToImage, Warning,
 };
 use nadir::tensor::{Device, cuda};
 use nadir::{Error, Result, io};
 
 use super::args::{Execution, Time};
+use super::deadline;
 use super::destination::{Destination, Which};
 use super::interrupt;
 use super::limits;
@@ -49,15 +50,11 @@ pub fn draw(drawing: Drawing) -> anyhow::Result<()> {
     recipe.check()?;
     let mut batch = limits::check_batch(execution.batch, recipe.num_images)?;
     let target = time.target()?;
-    if target.is_some() && (recipe.init_image.is_some() || !recipe.control.is_empty()) {
-        let expected = "with --init-image or --control-image no time can be kept to";
-        return Err(Error::argument("deadline_ms", "a time", expected).into());
-    }
     destination.check(&pictures(&recipe, separately, grid))?;
     limits::set_threads(execution.threads)?;
     let progress = Progress::new(execution.quiet);
-    let sampler = model.sampler_name(recipe.settings.scheduler.as_deref())?;
-    let init = read_init(&mut recipe, &progress)?;
+    let mut sampler = model.sampler_name(recipe.settings.scheduler.as_deref())?;
+    let init = read_init(&mut recipe, &progress)?.map(Arc::new);
     let controls = read_controls(&mut recipe, &progress)?;
     let device = choose_device(&execution.device, |line| progress.say(line))?;
     recipe.device = device.to_string();
@@ -99,17 +96,29 @@ pub fn draw(drawing: Drawing) -> anyhow::Result<()> {
     ));
 
     if let Some(target) = target {
-        let choice = time.choice(&pipeline, &recipe.settings, wanted_steps, batch)?;
         progress.busy("measuring this machine");
         let texts = if metadata { Vec::from(recipe.texts(&sampler)?) } else { Vec::new() };
         let mut keep =
             |picture: &RgbImage| destination.rehearse(|out| encode(out, picture, &texts));
-        let pace =
-            plan::calibrate(&pipeline, &recipe.settings, batch, &mut keep, &interrupt::switch())?;
-        let plan = target.plan(&pace, pipeline.size(&recipe.settings)?, choice)?;
+        let like = Request {
+            settings: recipe.settings.clone(),
+            init: init.clone(),
+            controls: controls.clone(),
+            guess_mode: recipe.guess_mode,
+            cancel: interrupt::switch(),
+            ..Request::default()
+        };
+        let limits = time.limits(wanted_steps, batch);
+        let (plan, other) = deadline::plan(target, limits, &pipeline, &like, &mut keep)?;
         (recipe.settings.steps, batch) = (Some(plan.steps), plan.batch);
+        let mut by = String::new();
+        if let Some(name) = other {
+            recipe.settings.scheduler = Some(name.to_owned());
+            sampler = model.sampler_name(Some(name))?;
+            by = format!(" of {sampler}");
+        }
         progress.say(&format!(
-            "{} at once with {} steps: done in {:.0} ms",
+            "{} at once with {} steps{by}: done in {:.0} ms",
             plan.batch,
             plan.steps,
             plan.expected.as_secs_f64() * 1e3
@@ -252,59 +261,6 @@ impl Session<'_> {
     }
 }
 
-impl Time {
-    /// What is asked for.
-    ///
-    /// # Errors
-    /// It cannot be.
-    fn target(&self) -> Result<Option<Target>> {
-        let wrong =
-            |name, found: &dyn Display, expected: &str| Err(Error::argument(name, found, expected));
-        match (self.deadline_ms, self.images_per_second) {
-            (Some(0), _) => wrong("deadline_ms", &0, "at least 1"),
-            (_, Some(rate)) if !(rate > 0.0 && rate.is_finite()) => {
-                wrong("images_per_second", &rate, "a number above 0")
-            }
-            (Some(ms), _) => Ok(Some(Target::Deadline(Duration::from_millis(ms)))),
-            (None, Some(rate)) => Ok(Some(Target::Rate(rate))),
-            (None, None) => {
-                let given = [("min_steps", self.min_steps), ("min_batch", self.min_batch)];
-                match given.iter().find_map(|(name, found)| found.map(|found| (name, found))) {
-                    Some((name, found)) => {
-                        wrong(name, &found, "it goes with --deadline-ms or --images-per-second")
-                    }
-                    None => Ok(None),
-                }
-            }
-        }
-    }
-
-    /// What may be chosen to keep to it: up to `batch` at once, of the `asked` steps or those of `settings`.
-    ///
-    /// # Errors
-    /// More are wanted at least than at most.
-    fn choice(
-        &self,
-        pipeline: &TextToImage,
-        settings: &Settings,
-        asked: Option<usize>,
-        batch: usize,
-    ) -> Result<Choice> {
-        let steps = settings.steps.unwrap_or_default();
-        let least = self.min_steps.unwrap_or_else(|| asked.unwrap_or(steps.div_ceil(2)));
-        let fewest = self.min_batch.unwrap_or(1);
-        for (name, found, most) in [("min_steps", least, steps), ("min_batch", fewest, batch)] {
-            if !(1..=most).contains(&found) {
-                return Err(Error::argument(name, found, format!("1 to {most}")));
-            }
-        }
-        let sampler =
-            pipeline.sampler(&Request { settings: settings.clone(), ..Request::default() })?;
-        let evaluations = sampler.timesteps().len() as f64 / steps as f64;
-        Ok(Choice { batch, fewest, steps, least, evaluations })
-    }
-}
-
 fn encode(out: &mut dyn Write, image: &RgbImage, texts: &[(&str, String)]) -> std::io::Result<()> {
     let texts: Vec<_> = texts.iter().map(|(keyword, text)| (*keyword, text.as_str())).collect();
     io::png::encode(out, image, &texts)
@@ -370,15 +326,7 @@ fn read_controls(recipe: &mut Recipe, progress: &Progress) -> Result<Vec<Control
     let mut controls = Vec::new();
     for source in &mut recipe.control {
         let picture = source.preprocessor.open(&source.path)?;
-        let mut sum = crc32fast::Hasher::new();
-        for side in [picture.height, picture.width, picture.bands] {
-            sum.update(&(side as u32).to_le_bytes());
-        }
-        match &picture.levels {
-            Levels::U8(levels) => sum.update(levels),
-            Levels::U16(levels) => levels.iter().for_each(|x| sum.update(&x.to_le_bytes())),
-        }
-        let found = format!("{:08x}", sum.finalize());
+        let found = checksum_of_levels(&picture);
         replace_checksum(&mut source.hash, found, source.path.display(), progress);
         let ControlSource { scale, start, end, .. } = *source;
         let control = Control { scale, start, end, ..Control::new(picture) };
@@ -415,5 +363,18 @@ pub fn checksum(image: &RgbImage) -> String {
     let mut sum = crc32fast::Hasher::new();
     sum.update(&image.width().to_le_bytes());
     sum.update(image.as_raw());
+    format!("{:08x}", sum.finalize())
+}
+
+/// Tells rasters apart, likewise.
+pub fn checksum_of_levels(raster: &Raster) -> String {
+    let mut sum = crc32fast::Hasher::new();
+    for side in [raster.height, raster.width, raster.bands] {
+        sum.update(&(side as u32).to_le_bytes());
+    }
+    match &raster.levels {
+        Levels::U8(levels) => sum.update(levels),
+        Levels::U16(levels) => levels.iter().for_each(|x| sum.update(&x.to_le_bytes())),
+    }
     format!("{:08x}", sum.finalize())
 }

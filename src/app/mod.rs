@@ -7,6 +7,7 @@ mod clip_score;
 mod convert;
 mod corpus;
 mod data;
+mod deadline;
 mod destination;
 mod doctor;
 mod draw;

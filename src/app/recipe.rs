@@ -187,11 +187,10 @@ impl Recipe {
     /// What the pipeline is asked for, a request for each picture.
     pub fn requests(
         &self,
-        init: Option<InitImage>,
+        init: Option<Arc<InitImage>>,
         controls: Vec<Control>,
         cancel: Cancel,
     ) -> impl Iterator<Item = Request> {
-        let init = init.map(Arc::new);
         (0..self.num_images as u64).map(move |i| Request {
             settings: self.settings.clone(),
             seed: self.seed + i,

@@ -182,19 +182,30 @@ impl Preprocessor {
     pub fn open(&self, path: &Path) -> Result<Raster> {
         match self {
             Self::AsItIs => raster::open(path),
-            Self::Canny(low, high) => {
-                let picture = pictures::open(path)?;
-                let grey = canny(&picture, i32::from(*low), i32::from(*high));
-                Ok(rgb(&picture, grey.into_iter().flat_map(|level| [level; 3]).collect()))
-            }
+            Self::Canny(..) => self.of(pictures::open(path)?),
             Self::Palette(file) => paint(&raster::open_mask(path)?, path, file),
         }
     }
-}
 
-fn rgb(like: &RgbImage, levels: Vec<u8>) -> Raster {
-    let (width, height) = (like.width() as usize, like.height() as usize);
-    Raster { height, width, bands: 3, levels: Levels::U8(levels) }
+    /// A picture, as a ControlNet is to see it.
+    ///
+    /// # Errors
+    /// A palette: its file says what classes look like, and a picture has none.
+    pub fn of(&self, picture: RgbImage) -> Result<Raster> {
+        let (width, height) = (picture.width() as usize, picture.height() as usize);
+        let levels = match self {
+            Self::AsItIs => picture.into_raw(),
+            Self::Canny(low, high) => {
+                let grey = canny(&picture, i32::from(*low), i32::from(*high));
+                grey.into_iter().flat_map(|level| [level; 3]).collect()
+            }
+            Self::Palette(_) => {
+                let expected = "as-is or canny: a palette colours the classes of a mask";
+                return Err(Error::argument("control_preprocessor", self, expected));
+            }
+        };
+        Ok(Raster { height, width, bands: 3, levels: Levels::U8(levels) })
+    }
 }
 
 /// A mask in colours; `file` is JSON, `{"0": "#000000", "1": "#00ff00"}` or a list of colours by class.

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::io::checkpoint::Supplement;
-use crate::io::config::{self, Config};
+use crate::io::checkpoint::{self, Supplement};
+use crate::io::config::Config;
 use crate::io::folder::{PipelineFolder, Weights};
 use crate::io::{TensorSource, read_bounded};
 use crate::models::clip::{ClipText, ClipTextConfig};
@@ -132,15 +132,14 @@ impl TextToImage {
             |config, params| Unet::load(UnetConfig::read(config)?, params),
         )?;
         let mut controlnets = Vec::new();
-        for path in controlnet_folders(&folder, options)? {
-            let weights = Weights::open(&path, options.variant.as_deref())?;
-            let config = Config::open(path.join("config.json"))?.bounded_by(&weights);
-            fingerprint.add(config::read_text(config.path())?.as_bytes());
+        for (path, config, weights) in open_controlnets(&folder, options)? {
+            fingerprint.add(config.to_value().to_string().as_bytes());
             let shape = read_controlnet(&config)?;
             check_controlnet(&config, &shape, unet.config(), &vae_config)?;
+            let checkpoint = path.is_file().then_some(path.as_path());
             controlnets.push(build(
                 "controlnet",
-                ((config, weights), None),
+                ((config, weights), checkpoint),
                 (options, &adapters),
                 options.dtype,
                 &mut (&mut notes, &mut fingerprint),
@@ -314,8 +313,11 @@ fn build<T>(
     Ok(model)
 }
 
-/// Where the ControlNets are: first the pipeline's own, of which several are numbered from the second on.
-fn controlnet_folders(folder: &PipelineFolder, options: &LoadOptions) -> Result<Vec<PathBuf>> {
+/// The ControlNets, folders and original files: first the pipeline's own, of which several are numbered from the second on.
+pub(super) fn open_controlnets(
+    folder: &PipelineFolder,
+    options: &LoadOptions,
+) -> Result<Vec<(PathBuf, Config, Weights)>> {
     let mut folders = Vec::new();
     if let Some(class) = folder.component("controlnet")? {
         let first = folder.folder("controlnet")?;
@@ -326,7 +328,16 @@ fn controlnet_folders(folder: &PipelineFolder, options: &LoadOptions) -> Result<
         }
     }
     folders.extend(options.controlnets.iter().cloned());
-    Ok(folders)
+    let open = |path: PathBuf| {
+        let (config, weights) = if path.is_file() {
+            checkpoint::open_controlnet(&path)?
+        } else {
+            let weights = Weights::open(&path, options.variant.as_deref())?;
+            (Config::open(path.join("config.json"))?.bounded_by(&weights), weights)
+        };
+        Ok((path, config, weights))
+    };
+    folders.into_iter().map(open).collect()
 }
 
 /// Reads the shape of a ControlNet, and tells those that nadir does not run by their names.

@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::io::TensorSource;
 use crate::models::unet::UnetConfig;
 use crate::models::vae::VaeConfig;
-use crate::pipeline::load::{LoadOptions, Suggestions, vae_dtype};
+use crate::pipeline::load::{LoadOptions, Suggestions, open_controlnets, vae_dtype};
 use crate::pipeline::settings::Settings;
 use crate::tensor::DType;
 
@@ -39,9 +39,14 @@ impl MemoryEstimate {
         let vae = VaeConfig::read(&folder.network("vae")?.0)?;
         let dtypes = [options.dtype, vae_dtype(options.dtype, &vae)];
         let mut weights = 0;
-        for (part, dtype) in [("text_encoder", dtypes[0]), ("unet", dtypes[0]), ("vae", dtypes[1])]
-        {
-            let source = folder.weights(part)?;
+        let parts = [("text_encoder", dtypes[0]), ("unet", dtypes[0]), ("vae", dtypes[1])];
+        let mut sources = Vec::new();
+        for (part, dtype) in parts {
+            sources.push((folder.weights(part)?, dtype));
+        }
+        let controlnets = open_controlnets(&folder, options)?.into_iter();
+        sources.extend(controlnets.map(|(_, _, weights)| (weights, dtypes[0])));
+        for (source, dtype) in sources {
             for shape in source.names().iter().filter_map(|name| Some(source.info(name)?.shape)) {
                 // Saturating throughout: a header may say anything.
                 let elements = shape.iter().fold(1u64, |n, &d| n.saturating_mul(d as u64));

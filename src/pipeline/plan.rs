@@ -1,4 +1,4 @@
-//! Which batch and how many steps meet a time: decided before anything is drawn, from times that were measured on this machine.
+//! Which batch, sampler and how many steps meet a time: decided before anything is drawn, from times that were measured on this machine.
 
 use std::time::{Duration, Instant};
 
@@ -6,9 +6,8 @@ use image::RgbImage;
 
 use crate::error::{Error, Result};
 use crate::pipeline::pace::{Estimate, Pace, Size, nearest};
-use crate::pipeline::request::{Cancel, Request};
+use crate::pipeline::request::Request;
 use crate::pipeline::run::{Event, Run};
-use crate::pipeline::settings::Settings;
 use crate::pipeline::text_to_image::TextToImage;
 
 /// Time that is kept free, for what a machine does besides.
@@ -53,35 +52,38 @@ pub struct Plan {
 const MEASURED: (Duration, usize) = (Duration::from_secs(1), 24);
 
 /// Steps of a picture that is drawn to be measured.
-const STEPS: usize = 4;
+const STEPS: f64 = 4.0;
 
 /// Batches between which times are taken to lie on a straight line.
 fn sizes(batch: usize) -> impl Iterator<Item = usize> {
     std::iter::successors(Some(1), move |n| (*n < batch).then(|| (n * 2).min(batch)))
 }
 
-/// Measures the work of up to `batch` pictures as `settings` have them: a second for each of some companies, and no less than
-/// a short picture. `keep` does what becomes of each when it is drawn, and counts as part of it.
+/// Measures the work of up to `batch` pictures like `request`: a second for each of some companies, and no less than a picture
+/// of few steps. `keep` does what becomes of each when it is drawn, and counts as part of it.
 ///
 /// # Errors
 /// What keeps such a picture from being drawn; that of `keep`; `Interrupted`.
 pub fn calibrate(
     model: &TextToImage,
-    settings: &Settings,
+    request: &Request,
     batch: usize,
     keep: &mut dyn FnMut(&RgbImage) -> Result<()>,
-    cancel: &Cancel,
 ) -> Result<Pace> {
-    let size = model.size(settings)?;
-    let settings = Settings { steps: Some(STEPS), ..settings.clone() };
+    let size = model.size(&request.settings)?;
+    let mut request = request.clone();
+    // Of a picture that starts from another only the last steps are made.
+    let made = if request.init.is_some() { request.strength() } else { 1.0 };
+    let few = (STEPS / made).ceil() as usize;
+    let steps = &mut request.settings.steps;
+    *steps = Some(steps.map_or(few, |wanted| wanted.min(few)));
     let mut pace = Pace::default();
     for company in sizes(batch) {
         let mut run = Run::new(model, size, company)?;
         let (clock, mut steps) = (Instant::now(), 0);
         while steps == 0 || (clock.elapsed() < MEASURED.0 && steps <= MEASURED.1) {
             for seed in 0..company as u64 {
-                let settings = settings.clone();
-                run.join(Request { settings, seed, cancel: cancel.clone(), ..Request::default() })?;
+                run.join(Request { seed, ..request.clone() })?;
             }
             while !run.is_empty() {
                 let clock = Instant::now();

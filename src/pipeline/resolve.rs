@@ -1,7 +1,9 @@
 //! What a request means for a model: its defaults filled in, its sampler, and what the model cannot do.
 
 use crate::error::{Error, Result};
-use crate::models::unet::VectorConfig;
+use crate::io::raster::{Levels, Raster};
+use crate::models::unet::{ControlNet, VectorConfig};
+use crate::pipeline::control::Control;
 use crate::pipeline::family::Family;
 use crate::pipeline::guidance::Guidance;
 use crate::pipeline::request::Request;
@@ -44,14 +46,27 @@ impl TextToImage {
         })
     }
 
-    /// Settings that say what the model has to be told beside a prompt, and nothing else: to measure it.
-    pub fn least_settings(&self) -> Settings {
+    /// The sampler to take where there is time for fewer steps than the model wants: see [`SamplerConfig::for_few_steps`](crate::pipeline::sampler::SamplerConfig::for_few_steps).
+    pub fn sampler_for_few_steps(&self) -> Option<&'static str> {
+        self.scheduler.for_few_steps()
+    }
+
+    /// A request that says what the model has to be told beside a prompt, and nothing else: to measure it.
+    pub fn least_request(&self) -> Request {
         let VectorConfig { class, metadata, .. } = self.unet.config().vector;
-        Settings {
+        let settings = Settings {
             class_labels: class.map(|class| vec![0.0; class.inputs()]),
             cloud: (metadata > 0).then_some(0.0),
             ..Settings::default()
-        }
+        };
+        let (width, height) = self.default_size();
+        let black = |net: &ControlNet| {
+            let bands = net.config().conditioning_channels;
+            let levels = Levels::U8(vec![0; width * height * bands]);
+            Control::new(Raster { height, width, bands, levels })
+        };
+        let controls = self.controlnets.iter().map(black).collect();
+        Request { settings, controls, ..Request::default() }
     }
 
     /// Width and height in pixels.

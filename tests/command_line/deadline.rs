@@ -31,6 +31,34 @@ fn a_time_is_kept_to_or_refused_with_what_can_be() {
 }
 
 #[test]
+fn where_steps_have_to_go_a_sampler_for_few_comes() {
+    let desk = Desk::new();
+    fs::create_dir(desk.path("out")).unwrap();
+    desk.files(&["generate", "a river", "--seed=2", "-o", "first.png"]);
+    let start = ["--init-image=first.png", "--strength=0.5", "--steps=80"];
+    // 1. what all steps take, from the picture on: the refusal says it
+    let (_, told, _) = run(&desk, &[&start[..], &["--deadline-ms=1"]].concat());
+    let nearest = told.split("nearest is ").nth(1).and_then(|told| told.split(' ').next());
+    let all: f64 = nearest.unwrap_or_else(|| panic!("{told}")).parse().unwrap();
+    // 2. in less than half of that, with far fewer allowed
+    let deadline = format!("--deadline-ms={:.0}", 0.45 * all);
+    let (code, told, drawn) = run(&desk, &[&start[..], &["--min-steps=12", &deadline]].concat());
+    assert_eq!((code, drawn), (Some(0), 1), "{told}");
+    let steps = told.split(" at once with ").nth(1).and_then(|told| told.split(' ').next());
+    let steps: usize = steps.unwrap_or_else(|| panic!("{told}")).parse().unwrap();
+    assert!((12..80).contains(&steps) && told.contains(" steps of DPM++ 2M: done"), "{told}");
+    // 3. it is what that sampler draws, and says so itself
+    let steps = format!("--steps={steps}");
+    let same = ["--seed=1", "--scheduler=dpm++2m", "-o", "same.png", start[0], start[1], &steps];
+    let files = desk.files(&[&["generate", "a river"][..], &same].concat());
+    assert!(read(&files[0]) == read(&desk.path("out/nadir-1.png")));
+    // 4. who names a sampler keeps it
+    let kept = ["--scheduler=ddim", "--min-steps=12", &deadline];
+    let (code, told, _) = run(&desk, &[&start[..], &kept].concat());
+    assert!(code == Some(0) && !told.contains("DPM"), "{told}");
+}
+
+#[test]
 fn what_a_time_cannot_be_is_told() {
     let desk = Desk::new();
     fs::create_dir(desk.path("out")).unwrap();

@@ -1,8 +1,9 @@
 """Golden activations and pictures of ControlNets.
 
 Writes `controlnet/NAME/`: for each network `config.json`, `weights.json` (weights are drawn)
-and `golden.safetensors`, what diffusers' UNet (`models/unet_sd15`) predicts with it; for each picture `case.json`,
-`model_index.json`, `scheduler/` and `golden.safetensors`, as `pipelines.py` has them, of `StableDiffusionControlNetPipeline`.
+and `golden.safetensors`, what diffusers' UNet (`models/unet_sd15`, for `sd21` `models/unet_sd21`) predicts with it; for each
+picture `case.json`, `model_index.json`, `scheduler/` and `golden.safetensors`, as `pipelines.py` has them, of
+`StableDiffusionControlNetPipeline` and those for image to image and inpainting.
 And `controlnet/edges.safetensors`: edges that OpenCV's Canny finds, where cv2 is installed.
 
     python tests/golden/controlnet.py
@@ -13,7 +14,7 @@ import numpy as np
 import pipelines
 import torch
 from common import HERE, PIPELINES, component, drawn, nhwc, save_json, save_tensors
-from diffusers import AutoencoderKL, ControlNetModel, StableDiffusionControlNetPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -30,6 +31,7 @@ SHAPE = dict(
 NETS = dict(
     plain={}, bgr=dict(controlnet_conditioning_channel_order="bgr"), five=dict(conditioning_channels=5),
     pooled=dict(global_pool_conditions=True),
+    sd21=dict(attention_head_dim=(2, 3, 4), use_linear_projection=True, cross_attention_dim=48, layers_per_block=1),
 )  # fmt: skip
 
 
@@ -40,7 +42,7 @@ def network(name):
 def activations(name, model, unet):
     generator = torch.Generator().manual_seed(len(name))
     sample = torch.randn(2, 4, 5, 3, generator=generator)
-    text = torch.randn(2, 77, 32, generator=generator)
+    text = torch.randn(2, 77, model.config.cross_attention_dim, generator=generator)
     picture = torch.rand(2, model.config.conditioning_channels, 40, 24, generator=generator)
     timesteps = torch.tensor([981, 12])
     tensors = {"sample": nhwc(sample), "text": text, "picture": nhwc(picture), "timesteps": timesteps.float()}
@@ -54,14 +56,15 @@ def activations(name, model, unet):
     save_tensors(CONTROLNET / name / "golden.safetensors", tensors)
 
 
-def picture(name, nets, images, controls, guess_mode=False, **call):
-    """`controls`: (scale, start, end) of each of `nets`."""
+def picture(name, nets, images, controls, guess_mode=False, init=None, mask=None, **call):
+    """`controls`: (scale, start, end) of each of `nets`; `init`, `mask`: arrays to start from."""
     loaders = dict(text_encoder=CLIPTextModel, unet=UNet2DConditionModel, vae=AutoencoderKL)
     parts = {part: pipelines.SD1[part] for part in loaders}
     components = {part: component(loaders[part], parts[part]) for part in loaders}
     scheduler = diffusers.DDIMScheduler(**pipelines.SD, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     models = [network(net) for net in nets]
-    pipeline = StableDiffusionControlNetPipeline(
+    kind = "" if init is None else "Img2Img" if mask is None else "Inpaint"
+    pipeline = getattr(diffusers, f"StableDiffusionControlNet{kind}Pipeline")(
         **components, tokenizer=CLIPTokenizer.from_pretrained(PIPELINES / "tokenizer"), scheduler=scheduler,
         controlnet=models if len(models) > 1 else models[0], safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
@@ -71,8 +74,13 @@ def picture(name, nets, images, controls, guess_mode=False, **call):
     scales, starts, ends = zip(*controls)
     many = lambda values: list(values) if len(models) > 1 else values[0]  # noqa: E731
     steps = []
+    given = {"control_image" if kind else "image": many(images)}
+    if kind:
+        given["image"] = Image.fromarray(init)
+    if mask is not None:
+        given["mask_image"] = Image.fromarray(mask)
     image = pipeline(
-        **call, height=HEIGHT, width=WIDTH, image=many(images), guess_mode=guess_mode,
+        **call, **given, height=HEIGHT, width=WIDTH, guess_mode=guess_mode,
         controlnet_conditioning_scale=many(scales), control_guidance_start=many(starts), control_guidance_end=many(ends),
         generator=torch.Generator().manual_seed(2),
         callback_on_step_end=lambda _pipeline, _step, _t, seen: steps.append(nhwc(seen["latents"]).clone()) or {},
@@ -82,7 +90,8 @@ def picture(name, nets, images, controls, guess_mode=False, **call):
     print(f"{name}: image mean {image.mean():.3f} std {image.std():.3f}, latents std {latents[-1].std():.2f}")
     assert image.std() > 0.1 and ((image <= 0) | (image >= 1)).float().mean() < 0.3, name
     folder = CONTROLNET / name
-    save_tensors(folder / "golden.safetensors", {"image": image, "latents": latents})
+    starts_from = {part: torch.from_numpy(levels) for part, levels in (("init", init), ("mask", mask)) if levels is not None}
+    save_tensors(folder / "golden.safetensors", {"image": image, "latents": latents, **starts_from})
     scheduler.save_config(folder / "scheduler")
     # The layout of GeoSynth: one network, a component of the pipeline. Several are given beside the pipeline.
     classes = dict(
@@ -124,8 +133,8 @@ def main():
     diffusers.logging.set_verbosity_error()
     # As `pipelines.py` has it.
     CLIPTextModel.text_model = property(lambda self: self)
-    unet = component(UNet2DConditionModel, "unet_sd15")
     for name in NETS:
+        unet = component(UNet2DConditionModel, "unet_sd21" if name == "sd21" else "unet_sd15")
         activations(name, network(name), unet)
     chip, mask = pipelines.inputs()
     first, second = Image.fromarray(chip), Image.fromarray(mask).convert("RGB")
@@ -133,6 +142,9 @@ def main():
     picture("two", ["plain", "bgr"], [first, second], [(0.6, 0.0, 1.0), (0.9, 0.0, 0.5)])
     picture("guess", ["plain"], [first], [(1.0, 0.0, 1.0)], guess_mode=True, guidance_scale=4.0)
     picture("pool", ["pooled"], [second], [(1.0, 0.0, 1.0)], guidance_scale=4.0)
+    small = [np.array(Image.fromarray(levels).resize((WIDTH, HEIGHT), Image.Resampling.NEAREST)) for levels in (chip, mask)]
+    picture("image", ["plain"], [second], [(0.8, 0.2, 0.75)], init=small[0], strength=0.6)
+    picture("paint", ["plain"], [first], [(0.8, 0.0, 1.0)], init=small[0], mask=small[1], strength=0.75)
     edges(chip)
 
 

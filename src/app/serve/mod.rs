@@ -107,6 +107,10 @@ pub struct Serve {
     #[arg(long, value_name = "FILE[:WEIGHT]", help_heading = "Models", value_parser = typed::<Adapter>)]
     lora: Vec<Adapter>,
 
+    /// Follow pictures by this ControlNet, a diffusers folder or an original file; may be repeated. One that the model has comes first
+    #[arg(long, value_name = "PATH", help_heading = "Models")]
+    controlnet: Vec<PathBuf>,
+
     /// Language model, likewise; `none` for none
     #[arg(long, value_name = "MODEL", default_value = "rsicd-lm", help_heading = "Models")]
     lm: String,
@@ -221,6 +225,8 @@ pub struct About {
     pub variant: Option<String>,
     pub original: super::args::Original,
     pub lora: Vec<Lora>,
+    /// Beside those of the model.
+    pub controlnet: Vec<PathBuf>,
     pub device: Device,
     pub dtype: DType,
     pub text: Option<String>,
@@ -309,6 +315,7 @@ pub fn run(args: &Serve) -> anyhow::Result<()> {
             variant: args.variant.clone(),
             original: args.original.clone(),
             lora,
+            controlnet: args.controlnet.clone(),
             device,
             dtype: args.dtype,
             text: lm.as_ref().map(|lm| lm.name.clone()),
@@ -407,6 +414,7 @@ fn options(args: &Serve, about: &About) -> LoadOptions {
         variant: args.variant.clone(),
         supplement: about.model.supplement.clone(),
         adapters: args.lora.clone(),
+        controlnets: args.controlnet.clone(),
         ..LoadOptions::default()
     }
 }

@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use image::{ImageReader, RgbImage};
 use nadir::io::{image as pictures, png};
-use nadir::pipeline::{Cancel, InitImage, Request, SIZE_STEP, Settings};
+use nadir::pipeline::{Cancel, Control, InitImage, Preprocessor, Request, SIZE_STEP, Settings};
 use nadir::{Error, Result};
 
 use super::App;
 use super::engine::Work;
 use super::fault::Fault;
 use super::jobs::blocking;
-use crate::app::recipe::{Recipe, Source};
+use crate::app::recipe::{ControlSource, Recipe, Source};
 
 /// Pictures of one kind with consecutive seeds.
 #[derive(Clone, Debug, Default)]
@@ -25,8 +25,22 @@ pub struct Asked {
     pub init: Option<Vec<u8>>,
     /// Where to paint.
     pub mask: Option<Mask>,
+    /// A picture to follow for each ControlNet.
+    pub controls: Vec<Followed>,
+    /// Whether ControlNets leave the unconditional half alone.
+    pub guess_mode: bool,
     /// Whether pictures on the way are wanted.
     pub preview: bool,
+}
+
+/// A picture for a ControlNet, as it was uploaded, and how it counts.
+#[derive(Clone, Debug)]
+pub struct Followed {
+    pub picture: Vec<u8>,
+    pub preprocessor: Preprocessor,
+    pub scale: f32,
+    pub start: f64,
+    pub end: f64,
 }
 
 /// Where to paint, as it was uploaded.
@@ -90,7 +104,7 @@ impl App {
     /// 400 with the field, in the words of [`Settings`]; 503 while the model is loaded.
     pub async fn pictures(self: &Arc<Self>, asked: Asked) -> Result<Ready, Fault> {
         // Uploads are decoded a few at a time: each takes memory.
-        let _turn = match asked.init.is_some() {
+        let _turn = match asked.init.is_some() || !asked.controls.is_empty() {
             true => self.decoders.acquire().await.ok(),
             false => None,
         };
@@ -100,7 +114,8 @@ impl App {
 
     fn ready(&self, asked: Asked) -> Result<Ready, Fault> {
         let models = self.models()?;
-        let Asked { mut settings, seed, num_images, init, mask, preview } = asked;
+        let Asked { mut settings, seed, num_images, init, mask, controls, guess_mode, preview } =
+            asked;
         let limits = &self.limits;
         if !(1..=limits.images).contains(&num_images) {
             let expected = format!("1 to {} at once", limits.images);
@@ -133,6 +148,17 @@ impl App {
                 Some(Arc::new(InitImage { image, mask }))
             }
         };
+        let mut followed = Vec::new();
+        for Followed { picture, preprocessor, scale, start, end } in controls {
+            let picture = preprocessor.of(self.decoded("control_images", &picture)?)?;
+            settings.width.get_or_insert((picture.width / SIZE_STEP).max(1) * SIZE_STEP);
+            settings.height.get_or_insert((picture.height / SIZE_STEP).max(1) * SIZE_STEP);
+            let hash = crate::app::draw::checksum_of_levels(&picture);
+            let path = PathBuf::from("upload");
+            recipe.control.push(ControlSource { path, preprocessor, scale, start, end, hash });
+            followed.push(Control { scale, start, end, ..Control::new(picture) });
+        }
+        recipe.guess_mode = guess_mode;
         // 2. the settings, and how long they take
         let settings = models.image.resolve(&settings)?;
         let size = models.image.size(&settings)?;
@@ -145,6 +171,7 @@ impl App {
         recipe.tokenizer = self.about.original.tokenizer.clone();
         recipe.prediction = self.about.original.prediction;
         recipe.lora = self.about.lora.clone();
+        recipe.controlnet = self.about.controlnet.clone();
         recipe.dtype = self.about.dtype;
         recipe.device = self.about.device.to_string();
         recipe.settings = settings;
@@ -158,8 +185,9 @@ impl App {
                 settings: recipe.settings.clone(),
                 seed: seed + i,
                 init: init.clone(),
+                controls: followed.clone(),
+                guess_mode,
                 cancel: cancel.clone(),
-                ..Request::default()
             })
             .collect();
         let sampler = models.image.sampler(&requests[0])?;

@@ -14,7 +14,7 @@ use nadir::pipeline::language::{LanguageModel, TextRun};
 use nadir::pipeline::pace::{Estimate, Size};
 use nadir::pipeline::pixel_classifier::PixelClassifier;
 use nadir::pipeline::scene::{self, Overlay, Palette, Rows, Source, Watcher, Windows};
-use nadir::pipeline::{Cancel, Event, Request, Run, Settings, SlotId, TextToImage};
+use nadir::pipeline::{Cancel, Event, Request, Run, SlotId, TextToImage};
 use nadir::{Error, Result};
 
 use super::engine::{Engine, Failure, Flight, Profile, Segmented, Unit, What, Work, round};
@@ -66,12 +66,13 @@ struct Desk<'m> {
 pub fn calibrate(engine: &Engine, models: &Models) -> Result<()> {
     let size = models.image.default_size();
     let mut run = Run::new(&models.image, size, engine.batch)?;
-    let settings = Settings { steps: Some(2), ..models.image.least_settings() };
+    let mut least = models.image.least_request();
+    least.settings.steps = Some(2);
     let mut spent = Duration::ZERO;
     let mut company = 1;
     while company <= engine.batch && spent < Duration::from_secs(2) {
         for _ in 0..company {
-            run.join(Request { settings: settings.clone(), ..Request::default() })?;
+            run.join(least.clone())?;
         }
         while !run.is_empty() {
             let clock = Instant::now();

@@ -248,6 +248,15 @@ impl SamplerConfig {
         Ok(self)
     }
 
+    /// The sampler that makes more of few steps: DPM-Solver++ of second order (Lu et al. 2022), for one evaluation a step. None
+    /// where this one is made for few itself.
+    pub fn for_few_steps(&self) -> Option<&'static str> {
+        match self.kind {
+            SamplerKind::DpmSolver | SamplerKind::UniPc | SamplerKind::Lcm => None,
+            _ => Some("dpm++2m"),
+        }
+    }
+
     /// The names that [`with_sampler`](Self::with_sampler) takes, one for each sampler.
     pub fn names() -> impl Iterator<Item = String> {
         NAMES.iter().flat_map(|name| {

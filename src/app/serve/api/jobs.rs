@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use utoipa::ToSchema;
 
 use nadir::pipeline::language::Sampling;
-use nadir::pipeline::{Metres, Settings};
+use nadir::pipeline::{Metres, Preprocessor, Settings};
 
 use super::decoded;
 use crate::app::serve::App;
@@ -26,7 +26,7 @@ use crate::app::serve::fault::{ErrorBody, Fault};
 use crate::app::serve::guard::Peer;
 use crate::app::serve::job::{Job, Kind};
 use crate::app::serve::jobs::{Sent, blocking};
-use crate::app::serve::picture::{self, Mask};
+use crate::app::serve::picture::{self, Followed, Mask};
 use crate::app::serve::queue::Priority;
 use crate::app::serve::text;
 
@@ -91,6 +91,12 @@ pub struct NewPictures {
     init_image: Option<String>,
     /// Where to paint it anew: white
     mask_image: Option<String>,
+    /// Pictures to follow, one for each ControlNet, in their order
+    #[serde(default)]
+    control_images: Vec<NewControl>,
+    /// Whether they are followed whatever the prompt says
+    #[serde(default)]
+    guess_mode: bool,
     #[serde(default)]
     priority: Priority,
     /// Milliseconds in which it has to be done, if it is to be done at all
@@ -98,6 +104,51 @@ pub struct NewPictures {
     /// Whether the events show pictures on their way
     #[serde(default)]
     preview: bool,
+}
+
+/// A picture to follow.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewControl {
+    /// In base64
+    image: String,
+    /// What is made of it: `as-is`, `canny` or `canny:LOW,HIGH`
+    #[serde(default)]
+    preprocessor: Option<String>,
+    /// How much it counts
+    #[serde(default = "whole")]
+    scale: f32,
+    /// Share of the steps at which it begins to count
+    #[serde(default)]
+    start: f64,
+    /// Share of the steps at which it no longer counts
+    #[serde(default = "end")]
+    end: f64,
+}
+
+fn whole() -> f32 {
+    1.0
+}
+
+fn end() -> f64 {
+    1.0
+}
+
+impl NewControl {
+    fn followed(self) -> Result<Followed, Fault> {
+        let Self { image, preprocessor, scale, start, end } = self;
+        let preprocessor = preprocessor.as_deref().map(str::parse).transpose()?;
+        // Nothing that a request says is opened.
+        let preprocessor = match preprocessor.unwrap_or_default() {
+            Preprocessor::Palette(_) => {
+                let text = "as-is or canny: colour the classes of a mask before";
+                return Err(Fault::field("control_preprocessor", text));
+            }
+            other => other,
+        };
+        let picture = decoded("control_images", &image)?;
+        Ok(Followed { picture, preprocessor, scale, start, end })
+    }
 }
 
 /// Texts to be written.
@@ -159,7 +210,14 @@ struct OfKind {
 }
 
 /// Fields of ours, as this interface calls them.
-const NAMES: [(&str, &str); 1] = [("steps", "num_inference_steps")];
+const NAMES: [(&str, &str); 6] = [
+    ("steps", "num_inference_steps"),
+    ("control_image", "control_images"),
+    ("control_scale", "control_images.scale"),
+    ("control_start", "control_images.start"),
+    ("control_end", "control_images.end"),
+    ("control_preprocessor", "control_images.preprocessor"),
+];
 
 impl NewPictures {
     fn asked(self) -> Result<(picture::Asked, Priority, Option<Duration>), Fault> {
@@ -188,12 +246,15 @@ impl NewPictures {
         };
         let init = self.init_image.map(|text| decoded("init_image", &text)).transpose()?;
         let mask = self.mask_image.map(|text| decoded("mask_image", &text)).transpose()?;
+        let controls = self.control_images.into_iter().map(NewControl::followed);
         let asked = picture::Asked {
             settings,
             seed: self.seed,
             num_images: self.num_images,
             init,
             mask: mask.map(Mask::White),
+            controls: controls.collect::<Result<_, _>>()?,
+            guess_mode: self.guess_mode,
             preview: self.preview,
         };
         Ok((asked, self.priority, self.deadline_ms.map(Duration::from_millis)))
@@ -247,7 +308,8 @@ pub async fn create(
     let id = app.jobs.next_id();
     let (job, signature, ticket) = match kind {
         Kind::Image => {
-            let (asked, priority, deadline) = parsed::<NewPictures>(&body)?.asked()?;
+            let asked = parsed::<NewPictures>(&body)?.asked();
+            let (asked, priority, deadline) = asked.map_err(|fault| fault.renamed(&NAMES))?;
             let ready = app.pictures(asked).await.map_err(|fault| fault.renamed(&NAMES))?;
             let picture::Ready { works, seeds, cancel, signature } = ready;
             let mut request = plain(signature.settings());

@@ -129,7 +129,7 @@ impl Images {
             ..Settings::default()
         };
         let num_images = self.n.unwrap_or(1);
-        Ok(Asked { settings, seed: self.seed, num_images, init, mask, preview: false })
+        Ok(Asked { settings, seed: self.seed, num_images, init, mask, ..Asked::default() })
     }
 }
 

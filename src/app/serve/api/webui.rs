@@ -171,7 +171,7 @@ impl Pictures {
         let many = self.batch_size.unwrap_or(1).checked_mul(self.n_iter.unwrap_or(1));
         let num_images = many.unwrap_or(usize::MAX);
         let mask = mask.map(Mask::White);
-        let asked = Asked { settings, seed, num_images, init, mask, preview: false };
+        let asked = Asked { settings, seed, num_images, init, mask, ..Asked::default() };
         Ok((asked, self.send_images.unwrap_or(true)))
     }
 }
