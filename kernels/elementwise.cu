@@ -209,6 +209,12 @@ __device__ void quick_gelu(T* y, const T* x, MapDims d) {
 }
 FOR_EACH_FLOAT(quick_gelu, (T* y, const T* x, MapDims d), (y, x, d))
 
+template <typename T>
+__device__ void tanh(T* y, const T* x, MapDims d) {
+    map(y, x, d.len, [](float a) { return tanhf(a); });
+}
+FOR_EACH_FLOAT(tanh, (T* y, const T* x, MapDims d), (y, x, d))
+
 // y = value * gelu(gate) where a row of x is [value | gate]. A block walks whole rows, so no
 // element pays for a division.
 template <typename T>

@@ -10,7 +10,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use nadir::Error;
 use nadir::io::checkpoint::Prediction;
 use nadir::nn::lora::Adapter;
-use nadir::pipeline::{Preprocessor, Settings};
+use nadir::pipeline::{Inversion, Preprocessor, Settings};
 use nadir::tensor::DType;
 
 use super::recipe::ControlSource;
@@ -83,6 +83,8 @@ Examples:
   nadir generate \"a harbour\" -m models/my-sd -W 768 --scheduler dpm++2m_karras --steps 25
   nadir generate \"a harbour\" -m v2-1_768.safetensors --prediction v
   nadir generate \"a harbour\" -m models/my-sd --lora harbours.safetensors:0.8 --lora winter.safetensors
+  nadir generate \"a harbour\" -m models/my-sd --vae models/taesd
+  nadir generate \"a harbour in the style of <coast>\" -m models/my-sd --embedding \"coast.safetensors:<coast>\"
   nadir generate --manifest prompts.jsonl --shard 3/8 --batch 8 -o pictures/
   nadir generate \"16_GOOGLE_LEVEL_a harbour\" -m lcybuaa/Text2Earth -W 256 -H 256
   nadir generate \"a harbour\" -m models/diffusionsat --gsd 1.2m --place 48.85,2.35 --date 2021-07-04
@@ -117,12 +119,24 @@ pub struct Generate {
     #[arg(long, value_name = "NAME", help_heading = "Model")]
     pub variant: Option<String>,
 
+    /// Autoencoder in the place of the model's: a diffusers folder with an AutoencoderKL or an AutoencoderTiny
+    ///
+    /// TAESD (madebyollin/taesd) is of the second kind: coarser, and many times faster. A model that has one as its vae needs none.
+    #[arg(long, value_name = "DIR", visible_alias = "taesd", help_heading = "Model")]
+    pub vae: Option<PathBuf>,
+
     /// Add this low-rank adapter to the model's weights, WEIGHT times [default: 1]; may be repeated
     ///
     /// A safetensors file of diffusers, peft or kohya, for UNet and text encoder, or the folder that one of the first two
     /// has saved it in.
     #[arg(long, value_name = "FILE[:WEIGHT]", help_heading = "Model", value_parser = typed::<Adapter>)]
     pub lora: Vec<Adapter>,
+
+    /// Teach the model a word: a textual inversion, which stands in prompts as TOKEN; may be repeated
+    ///
+    /// A safetensors file of diffusers, whose tensor is named by its token, or of the web UI, whose file is.
+    #[arg(long, value_name = "FILE[:TOKEN]", help_heading = "Model", value_parser = typed::<Inversion>)]
+    pub embedding: Vec<Inversion>,
 
     /// Number of pictures, with the seeds SEED, SEED+1, ...; each equals the one made alone
     #[arg(short = 'b', long, value_name = "N", default_value_t = 1, help_heading = "Picture")]
@@ -365,9 +379,17 @@ pub struct Replay {
     #[arg(long, value_name = "FOLDER", help_heading = "Model")]
     pub tokenizer: Option<PathBuf>,
 
+    /// The autoencoder beside the model, where it has moved since [default: what the picture names]
+    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    pub vae: Option<PathBuf>,
+
     /// The adapter, where it has moved since; of several all, in their order [default: what the picture names]
     #[arg(long, value_name = "FILE", help_heading = "Model")]
     pub lora: Vec<PathBuf>,
+
+    /// The textual inversion, where it has moved since; of several all, in their order [default: what the picture names]
+    #[arg(long, value_name = "FILE", help_heading = "Model")]
+    pub embedding: Vec<PathBuf>,
 
     #[command(flatten)]
     pub execution: Execution,

@@ -22,7 +22,7 @@ use super::interrupt;
 use super::limits;
 use super::model::Model;
 use super::progress::Progress;
-use super::recipe::{ControlSource, Lora, Recipe, Source};
+use super::recipe::{ControlSource, Embedding, Lora, Recipe, Source};
 
 /// One command's work.
 pub struct Drawing {
@@ -64,13 +64,19 @@ pub fn draw(drawing: Drawing) -> anyhow::Result<()> {
         variant: recipe.variant.clone(),
         supplement: model.supplement.clone(),
         adapters: recipe.lora.iter().map(Lora::adapter).collect(),
+        embeddings: recipe.embedding.iter().map(Embedding::inversion).collect(),
         controlnets: recipe.controlnet.clone(),
+        vae: recipe.vae.clone(),
         ..LoadOptions::default()
     };
     let mut same = true;
     for (lora, adapter) in recipe.lora.iter_mut().zip(&options.adapters) {
         let (found, what) = (adapter.checksum()?, lora.path.display());
         same &= replace_checksum(&mut lora.hash, found, what, &progress);
+    }
+    for (source, inversion) in recipe.embedding.iter_mut().zip(&options.embeddings) {
+        let (found, what) = (inversion.checksum()?, source.path.display());
+        same &= replace_checksum(&mut source.hash, found, what, &progress);
     }
     limits::check_memory(&model, &options, &recipe, batch, grid)?;
     progress.busy(&format!("loading {}", model.name));

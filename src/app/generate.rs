@@ -11,7 +11,7 @@ use super::destination::Destination;
 use super::draw::{self, Drawing};
 use super::manifest;
 use super::model::Model;
-use super::recipe::{Lora, Recipe, Source};
+use super::recipe::{Embedding, Lora, Recipe, Source};
 use super::serve;
 
 pub fn run(args: args::Generate) -> anyhow::Result<()> {
@@ -34,6 +34,7 @@ pub fn run(args: args::Generate) -> anyhow::Result<()> {
         variant: args.variant,
         tokenizer: args.original.tokenizer,
         prediction: args.original.prediction,
+        vae: args.vae,
         dtype: args.execution.dtype.unwrap_or(DType::F32),
         num_images: args.num_images,
         init_image: args.init_image.map(source),
@@ -42,6 +43,7 @@ pub fn run(args: args::Generate) -> anyhow::Result<()> {
         control,
         guess_mode: args.control.guess_mode,
         lora: args.lora.into_iter().map(Lora::from).collect(),
+        embedding: Embedding::all(&args.embedding)?,
         ..Recipe::new(model.name.clone(), Settings { prompt, ..args.settings }, seed)
     };
     let (execution, grid, time) = (args.execution, args.grid, args.time);

@@ -22,7 +22,7 @@ use super::args::{self, Seed};
 use super::destination::Destination;
 use super::model::Model;
 use super::progress::Progress;
-use super::recipe::{Lora, Recipe};
+use super::recipe::{Embedding, Lora, Recipe};
 use super::{draw, interrupt, limits};
 
 /// Where claims are, within the folder of the pictures.
@@ -146,6 +146,8 @@ pub fn run(args: args::Generate, manifest: &Path) -> anyhow::Result<()> {
         variant: args.variant.clone(),
         supplement: model.supplement.clone(),
         adapters: args.lora.clone(),
+        embeddings: args.embedding.clone(),
+        vae: args.vae.clone(),
         ..LoadOptions::default()
     };
     let mut lora: Vec<Lora> = args.lora.iter().cloned().map(Lora::from).collect();
@@ -158,7 +160,9 @@ pub fn run(args: args::Generate, manifest: &Path) -> anyhow::Result<()> {
         variant: args.variant,
         tokenizer: args.original.tokenizer,
         prediction: args.original.prediction,
+        vae: args.vae,
         lora,
+        embedding: Embedding::all(&args.embedding)?,
         dtype,
         device: device.to_string(),
         ..Recipe::new(model.name.clone(), args.settings, 0)
@@ -233,13 +237,16 @@ fn wanted(
 /// A picture's name: of all that it depends on, and of nothing else, as where the model lies.
 fn name(recipe: &Recipe) -> Result<String> {
     let lora = |lora: &Lora| Lora { path: PathBuf::new(), ..lora.clone() };
+    let embedding = |embedding: &Embedding| Embedding { path: PathBuf::new(), ..embedding.clone() };
     let essence = Recipe {
         nadir: String::new(),
         model: String::new(),
         variant: None,
         tokenizer: None,
+        vae: None,
         device: String::new(),
         lora: recipe.lora.iter().map(lora).collect(),
+        embedding: recipe.embedding.iter().map(embedding).collect(),
         ..recipe.clone()
     };
     let json = serde_json::to_vec(&essence).map_err(|e| Error::io("recipe", e.into()))?;

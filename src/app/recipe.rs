@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use nadir::io::checkpoint::Prediction;
 use nadir::io::png::{self, Parameters};
 use nadir::nn::lora::Adapter;
-use nadir::pipeline::{Cancel, Control, InitImage, Preprocessor, Request, Settings};
+use nadir::pipeline::{Cancel, Control, InitImage, Inversion, Preprocessor, Request, Settings};
 use nadir::tensor::DType;
 use nadir::{Error, Result};
 
@@ -33,9 +33,15 @@ pub struct Recipe {
     /// Likewise, what its UNet was said to predict.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prediction: Option<Prediction>,
+    /// An autoencoder in the place of the model's; the hash of the model is of both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vae: Option<PathBuf>,
     /// Adapters, in the order in which they are added.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lora: Vec<Lora>,
+    /// Words that the text encoder was taught.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub embedding: Vec<Embedding>,
     #[serde(with = "nadir::io::as_text")]
     pub dtype: DType,
     /// Where it ran: the last bits of a result depend on it. Empty before that is decided.
@@ -101,6 +107,35 @@ pub struct Lora {
     pub hash: String,
 }
 
+/// A textual inversion.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Embedding {
+    pub path: PathBuf,
+    pub token: String,
+    /// Of its file.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub hash: String,
+}
+
+impl Embedding {
+    /// What is read of each file.
+    ///
+    /// # Errors
+    /// One cannot be read, or holds no embedding.
+    pub fn all(inversions: &[Inversion]) -> Result<Vec<Self>> {
+        let open = |inversion: &Inversion| {
+            let (token, hash) = (inversion.token()?, inversion.checksum()?);
+            Ok(Self { path: inversion.path.clone(), token, hash })
+        };
+        inversions.iter().map(open).collect()
+    }
+
+    pub fn inversion(&self) -> Inversion {
+        Inversion { path: self.path.clone(), token: Some(self.token.clone()) }
+    }
+}
+
 impl From<Adapter> for Lora {
     fn from(Adapter { path, weight }: Adapter) -> Self {
         Self { path, weight, hash: String::new() }
@@ -128,7 +163,9 @@ impl Recipe {
             variant: None,
             tokenizer: None,
             prediction: None,
+            vae: None,
             lora: Vec::new(),
+            embedding: Vec::new(),
             dtype: DType::F32,
             device: String::new(),
             settings,
@@ -166,6 +203,8 @@ impl Recipe {
         let nets = self.controlnet.iter().map(|path| ("controlnet", path));
         let sources = sources.chain(controls).chain(nets);
         let sources = sources.chain(self.tokenizer.iter().map(|folder| ("tokenizer", folder)));
+        let sources = sources.chain(self.vae.iter().map(|folder| ("vae", folder)));
+        let sources = sources.chain(self.embedding.iter().map(|e| ("embedding", &e.path)));
         for (field, path) in sources.chain(self.lora.iter().map(|lora| ("lora", &lora.path))) {
             if path.to_str().is_none() {
                 let expected = "a path in UTF-8, which the picture can keep";
@@ -228,6 +267,11 @@ impl Recipe {
             let hash = |lora: &Lora| format!("{}: {}", lora.name(), lora.hash);
             let hashes: Vec<_> = self.lora.iter().map(hash).collect();
             parameters = parameters.with("Lora hashes", hashes.join(", "));
+        }
+        if !self.embedding.is_empty() {
+            let hash = |e: &Embedding| format!("{}: {}", e.token, e.hash);
+            let hashes: Vec<_> = self.embedding.iter().map(hash).collect();
+            parameters = parameters.with("TI hashes", hashes.join(", "));
         }
         if let Some(strength) = settings.strength {
             parameters = parameters.with("Denoising strength", strength);
@@ -295,6 +339,7 @@ mod tests {
             num_images: 2,
             init_image: Some(Source { path: "chip.png".into(), hash: "89ab".into() }),
             controlnet: vec!["nets/canny".into()],
+            vae: Some("vaes/tiny".into()),
             control: vec![ControlSource {
                 path: "chip.png".into(),
                 preprocessor: Preprocessor::Canny(20, 60),
@@ -304,6 +349,11 @@ mod tests {
                 hash: "1234".into(),
             }],
             guess_mode: true,
+            embedding: vec![Embedding {
+                path: "words/coast.safetensors".into(),
+                token: "<coast>".into(),
+                hash: "0badcafe".into(),
+            }],
             lora: vec![
                 Lora { path: "a/b.c.safetensors".into(), weight: 0.8, hash: "cdef".into() },
                 Lora { path: "x".into(), weight: -1.0, hash: "0123".into() },

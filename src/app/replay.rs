@@ -34,6 +34,15 @@ pub fn run(args: args::Replay) -> anyhow::Result<()> {
     if args.tokenizer.is_some() {
         recipe.tokenizer = args.tokenizer;
     }
+    if args.vae.is_some() {
+        recipe.vae = args.vae;
+    }
+    if !args.embedding.is_empty() && args.embedding.len() != recipe.embedding.len() {
+        let (found, expected) = (args.embedding.len(), recipe.embedding.len());
+        let expected = format!("the picture was made with {expected}: name each, in their order");
+        return Err(Error::argument("embedding", format!("{found} of them"), expected).into());
+    }
+    recipe.embedding.iter_mut().zip(args.embedding).for_each(|(e, path)| e.path = path);
     recipe.lora.iter_mut().zip(args.lora).for_each(|(lora, path)| lora.path = path);
     recipe.check()?;
     if args.dry_run {

@@ -29,6 +29,8 @@ pub struct PipelineFolder {
     index: Config,
     variant: Option<String>,
     checkpoint: Option<Checkpoint>,
+    /// Components that are elsewhere.
+    replaced: BTreeMap<&'static str, PathBuf>,
 }
 
 impl PipelineFolder {
@@ -57,6 +59,7 @@ impl PipelineFolder {
                 index: Config::from_value(root, checkpoint.index())?,
                 variant: None,
                 checkpoint: Some(checkpoint),
+                replaced: BTreeMap::new(),
             });
         }
         let expected = "a diffusers folder (with model_index.json)";
@@ -80,7 +83,15 @@ impl PipelineFolder {
             index: Config::open(index)?,
             variant: variant.map(str::to_owned),
             checkpoint: None,
+            replaced: BTreeMap::new(),
         })
+    }
+
+    /// The same with the component in the folder `with` in the place of its own `name`.
+    #[must_use]
+    pub fn replacing(mut self, name: &'static str, with: PathBuf) -> Self {
+        self.replaced.insert(name, with);
+        self
     }
 
     /// Whether this is an original checkpoint.
@@ -118,6 +129,9 @@ impl PipelineFolder {
     /// # Errors
     /// The entry is not `[library, class]`.
     pub fn component(&self, name: &str) -> Result<Option<String>> {
+        if self.replaced.contains_key(name) {
+            return self.config(name)?.get("_class_name", "the class of the component");
+        }
         match self.index.value(name) {
             None => Ok(None),
             Some(Value::Array(pair)) if pair.len() == 2 && pair[1].is_null() => Ok(None),
@@ -133,6 +147,9 @@ impl PipelineFolder {
     /// # Errors
     /// The pipeline has no such component, or its folder is missing.
     pub fn folder(&self, name: &str) -> Result<PathBuf> {
+        if let Some(folder) = self.replaced.get(name) {
+            return Ok(folder.clone());
+        }
         if self.component(name)?.is_none() {
             return Err(self.index.wrong(name, "a component of the pipeline, [library, class]"));
         }
@@ -165,7 +182,7 @@ impl PipelineFolder {
 
     /// Path and text of a component's configuration.
     pub(crate) fn config_text(&self, name: &str) -> Result<(PathBuf, String)> {
-        if let Some(checkpoint) = &self.checkpoint {
+        if let Some(checkpoint) = self.checkpoint_of(name) {
             let path = format!("{}: {name}", self.root.display());
             return Ok((path.into(), checkpoint.config(name).to_string()));
         }
@@ -206,10 +223,15 @@ impl PipelineFolder {
     /// # Errors
     /// No such component, or its weights cannot be opened (see [`Weights::open`]).
     pub fn weights(&self, name: &str) -> Result<Weights> {
-        match &self.checkpoint {
+        match self.checkpoint_of(name) {
             Some(checkpoint) => checkpoint.weights(name),
             None => Weights::open(self.folder(name)?, self.variant.as_deref()),
         }
+    }
+
+    /// The checkpoint that the component is in.
+    fn checkpoint_of(&self, name: &str) -> Option<&Checkpoint> {
+        self.checkpoint.as_ref().filter(|_| !self.replaced.contains_key(name))
     }
 }
 

@@ -3,9 +3,14 @@
 //! Kingma & Welling 2014, "Auto-Encoding Variational Bayes"; Rombach et al. 2022, section 4.3. Reference
 //! implementation: diffusers, `models/autoencoders/autoencoder_kl.py` and `vae.py`.
 
+mod autoencoder;
+pub mod tiny;
+
 use std::sync::Arc;
 
 use serde_json::json;
+
+pub use autoencoder::{Autoencoder, AutoencoderConfig, Encoded};
 
 use crate::error::Result;
 use crate::io::config::Config;
@@ -213,41 +218,48 @@ impl Vae {
         latents: &Tensor,
         proceed: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Tensor> {
-        let (_, h, w, _) = latents.dims4()?;
-        let factor = self.config.factor();
-        // Neighbours share a quarter of a tile; each is shown up to where the next begins.
-        let tile = (self.config.sample_size / factor / 4 * 4).max(4);
-        let step = tile / 4 * 3;
-        let (blend, shown) = (tile / 4 * factor, step * factor);
-
-        let mut rows: Vec<Tensor> = Vec::new();
-        let mut above: Vec<Tile> = Vec::new();
-        for top in (0..h).step_by(step) {
-            let mut row: Vec<Tile> = Vec::new();
-            let mut strips = Vec::new();
-            for (j, left) in (0..w).step_by(step).enumerate() {
-                let part = latents.narrow(1, top, tile.min(h - top))?.narrow(
-                    2,
-                    left,
-                    tile.min(w - left),
-                )?;
-                let mut decoded = Tile::new(&self.decode_unless(&part.contiguous()?, proceed)?)?;
-                if let Some(above) = above.get(j) {
-                    decoded.blend(above, 1, blend);
-                }
-                if let Some(left) = row.last() {
-                    decoded.blend(left, 2, blend);
-                }
-                let image = Tensor::from_slice(&decoded.pixels, decoded.dims)?;
-                let image = image.narrow(1, 0, shown.min(image.dim(1)))?;
-                strips.push(image.narrow(2, 0, shown.min(image.dim(2)))?);
-                row.push(decoded);
-            }
-            rows.push(concat(&strips.iter().collect::<Vec<_>>(), 2)?); // [B, shown, W, C]
-            above = row;
-        }
-        concat(&rows.iter().collect::<Vec<_>>(), 1) // [B, H, W, C]
+        let (sample, factor) = (self.config.sample_size, self.config.factor());
+        tiled(latents, sample, factor, &mut |part| self.decode_unless(part, proceed))
     }
+}
+
+/// Latents [B, h, w, C] by way of tiles of `sample` pixels a side, of which `factor` are a latent.
+fn tiled(
+    latents: &Tensor,
+    sample: usize,
+    factor: usize,
+    decode: &mut dyn FnMut(&Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let (_, h, w, _) = latents.dims4()?;
+    // Neighbours share a quarter of a tile; each is shown up to where the next begins.
+    let tile = (sample / factor / 4 * 4).max(4);
+    let step = tile / 4 * 3;
+    let (blend, shown) = (tile / 4 * factor, step * factor);
+
+    let mut rows: Vec<Tensor> = Vec::new();
+    let mut above: Vec<Tile> = Vec::new();
+    for top in (0..h).step_by(step) {
+        let mut row: Vec<Tile> = Vec::new();
+        let mut strips = Vec::new();
+        for (j, left) in (0..w).step_by(step).enumerate() {
+            let part =
+                latents.narrow(1, top, tile.min(h - top))?.narrow(2, left, tile.min(w - left))?;
+            let mut decoded = Tile::new(&decode(&part.contiguous()?)?)?;
+            if let Some(above) = above.get(j) {
+                decoded.blend(above, 1, blend);
+            }
+            if let Some(left) = row.last() {
+                decoded.blend(left, 2, blend);
+            }
+            let image = Tensor::from_slice(&decoded.pixels, decoded.dims)?;
+            let image = image.narrow(1, 0, shown.min(image.dim(1)))?;
+            strips.push(image.narrow(2, 0, shown.min(image.dim(2)))?);
+            row.push(decoded);
+        }
+        rows.push(concat(&strips.iter().collect::<Vec<_>>(), 2)?); // [B, shown, W, C]
+        above = row;
+    }
+    concat(&rows.iter().collect::<Vec<_>>(), 1) // [B, H, W, C]
 }
 
 /// A decoded part of an image.

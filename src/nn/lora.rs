@@ -59,13 +59,28 @@ impl Adapter {
     /// # Errors
     /// It cannot be read.
     pub fn checksum(&self) -> Result<String> {
-        Ok(format!("{:08x}", file::checksum(&self.path)?))
+        checksum(&self.path)
     }
+}
+
+/// A checksum of a file that is added to a model.
+///
+/// # Errors
+/// It cannot be read.
+pub fn checksum(path: &Path) -> Result<String> {
+    Ok(format!("{:08x}", file::checksum(path)?))
 }
 
 /// What is to be added to the weights of a model's parts.
 #[derive(Clone, Default)]
-pub struct Adapters(BTreeMap<&'static str, Terms>);
+pub struct Adapters {
+    terms: BTreeMap<&'static str, Terms>,
+    /// Part, name of a table, its rows.
+    rows: BTreeMap<&'static str, (String, Rows)>,
+}
+
+/// Rows [D] of a table by their numbers.
+type Rows = Arc<BTreeMap<usize, Vec<f32>>>;
 
 /// By the weight's name.
 type Terms = BTreeMap<String, Vec<Term>>;
@@ -121,7 +136,7 @@ impl Adapters {
                 };
                 check_shape(&file, pair, &name, &info)?;
                 let term = Term { file: file.clone(), pair: pair.clone(), weight };
-                all.0.entry(part).or_default().entry(name).or_default().push(term);
+                all.terms.entry(part).or_default().entry(name).or_default().push(term);
             }
         }
         Ok(all)
@@ -129,7 +144,16 @@ impl Adapters {
 
     /// The weights of a part with what is added to them.
     pub fn merged<S: TensorSource>(&self, part: &str, base: S) -> Merged<S> {
-        Merged { base, terms: self.0.get(part).cloned().unwrap_or_default() }
+        Merged {
+            base,
+            terms: self.terms.get(part).cloned().unwrap_or_default(),
+            rows: self.rows.get(part).cloned(),
+        }
+    }
+
+    /// Gives the table `name` of a part these rows, which it becomes long enough for.
+    pub fn set_rows(&mut self, part: &'static str, name: &str, rows: BTreeMap<usize, Vec<f32>>) {
+        self.rows.insert(part, (name.to_owned(), Arc::new(rows)));
     }
 
     /// Holds what a part's loading has left over against what was to be changed.
@@ -137,7 +161,7 @@ impl Adapters {
     /// # Errors
     /// The part's files hold an adapted weight that is not of the model.
     pub fn check_unused(&self, part: &str, unused: &[String]) -> Result<()> {
-        let terms = self.0.get(part).into_iter().flatten();
+        let terms = self.terms.get(part).into_iter().flatten();
         match terms.into_iter().find(|(name, _)| unused.contains(name)) {
             Some((_, terms)) => {
                 let (file, key) = (&terms[0].file, &terms[0].pair.down);
@@ -183,10 +207,12 @@ fn check_shape(file: &AdapterFile, pair: &Pair, name: &str, info: &TensorInfo) -
 pub struct Merged<S> {
     base: S,
     terms: Terms,
+    rows: Option<(String, Rows)>,
 }
 
 impl<S: TensorSource> Merged<S> {
     fn add(&self, name: &str, weight: Tensor) -> Result<Tensor> {
+        let weight = self.with_rows(name, weight)?;
         let Some(terms) = self.terms.get(name) else { return Ok(weight) };
         let dtype = sum_dtype(weight.dtype());
         let shape = *weight.shape();
@@ -215,6 +241,26 @@ impl<S: TensorSource> Merged<S> {
     }
 }
 
+impl<S> Merged<S> {
+    /// The rows that a table gets.
+    fn rows_of(&self, name: &str) -> Option<&Rows> {
+        self.rows.as_ref().filter(|(table, _)| table == name).map(|(_, rows)| rows)
+    }
+
+    /// A table [N, D] with its rows set, as many as there are then.
+    fn with_rows(&self, name: &str, table: Tensor) -> Result<Tensor> {
+        let Some(rows) = self.rows_of(name) else { return Ok(table) };
+        let (dtype, width) = (sum_dtype(table.dtype()), table.dim(1));
+        let mut values = table.to_dtype(DType::F32)?.to_vec::<f32>()?;
+        let count = rows.keys().max().map_or(0, |last| last + 1).max(table.dim(0));
+        values.resize(count * width, 0.0);
+        for (at, row) in rows.iter() {
+            values[at * width..][..width].copy_from_slice(row);
+        }
+        Tensor::from_vec(values, [count, width])?.to_dtype(dtype)
+    }
+}
+
 /// What a weight of this dtype is added to in.
 fn sum_dtype(stored: DType) -> DType {
     if stored == DType::F64 { DType::F64 } else { DType::F32 }
@@ -226,8 +272,12 @@ impl<S: TensorSource> TensorSource for Merged<S> {
     }
 
     fn info(&self, name: &str) -> Option<TensorInfo> {
-        let info = self.base.info(name)?;
-        let adapted = self.terms.contains_key(name) && info.dtype.is_float();
+        let mut info = self.base.info(name)?;
+        let rows = self.rows_of(name);
+        if let Some(last) = rows.and_then(|rows| rows.keys().max()) {
+            info.shape[0] = info.shape[0].max(last + 1);
+        }
+        let adapted = (rows.is_some() || self.terms.contains_key(name)) && info.dtype.is_float();
         let dtype = if adapted { sum_dtype(info.dtype) } else { info.dtype };
         Some(TensorInfo { dtype, ..info })
     }

@@ -47,6 +47,7 @@ kernels! {
     fn gelu(y: Out, x: In, dims: MapDims);
     fn gelu_tanh(y: Out, x: In, dims: MapDims);
     fn quick_gelu(y: Out, x: In, dims: MapDims);
+    fn tanh(y: Out, x: In, dims: MapDims);
     /// A block takes whole rows.
     fn geglu(y: Out, x: In, dims: GegluDims);
     fn geglu_gradient(dx: Out, x: In, grad: In, dims: GegluDims);
@@ -149,6 +150,11 @@ pub fn clamp(x: &Tensor, low: f32, high: f32) -> Result<Tensor> {
     apply(Unary::Clamp { low, high }, &tensors(&[x]))
 }
 
+/// The hyperbolic tangent of `x`.
+pub fn tanh(x: &Tensor) -> Result<Tensor> {
+    apply(Unary::Tanh, &tensors(&[x]))
+}
+
 /// `a + b`; `b` has the shape of `a` or its last dimensions, and is then repeated.
 ///
 /// # Errors
@@ -229,6 +235,22 @@ impl Map for Clamp {
     }
 }
 
+#[derive(Clone, Copy)]
+struct Tanh;
+
+impl Map for Tanh {
+    #[inline(always)]
+    fn apply<S: Simd, A: Math>(self, s: S, x: A) -> A {
+        x.vector_tanh(s)
+    }
+
+    #[inline(always)]
+    fn slope<S: Simd, A: Math>(self, s: S, x: A) -> A {
+        let y = x.vector_tanh(s);
+        A::ONE - y * y
+    }
+}
+
 /// Operations on one tensor.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Unary {
@@ -243,6 +265,8 @@ enum Unary {
         /// The largest value.
         high: f32,
     },
+    /// [`tanh`]
+    Tanh,
 }
 
 impl Op for Unary {
@@ -257,6 +281,7 @@ impl Op for Unary {
             },
             Self::Scale(_) => "scale",
             Self::Clamp { .. } => "clamp",
+            Self::Tanh => "tanh",
         }
     }
 
@@ -274,6 +299,7 @@ impl Op for Unary {
                 Self::Activation(activation) => with_map!(activation, m => map(m, x, y)),
                 Self::Scale(factor) => map(Scale(factor), x, y),
                 Self::Clamp { low, high } => map(Clamp { low, high }, x, y),
+                Self::Tanh => map(Tanh, x, y),
             }
             Ok(())
         })
@@ -304,12 +330,14 @@ impl Op for Unary {
             Self::Clamp { low, high } => {
                 kernel::clamp(config, out, &x, ClampDims { len, low, high })
             }
+            Self::Tanh => kernel::tanh(config, out, &x, MapDims { len }),
         }
     }
 
     fn saves(&self) -> Saves {
         match self {
             Self::Scale(_) => Saves::default(),
+            Self::Tanh => Saves { inputs: &[], result: true },
             _ => Saves { inputs: &[0], result: false },
         }
     }
@@ -320,6 +348,10 @@ impl Op for Unary {
             Self::Scale(factor) => scale(grad, factor)?,
             Self::Clamp { low, high } => {
                 apply(ClampGradient(Clamp { low, high }), &tensors(&[call.tensor(0)?, grad]))?
+            }
+            Self::Tanh => {
+                let y = call.output(0)?;
+                sub(grad, &mul(grad, &mul(y, y)?)?)?
             }
         })])
     }
@@ -581,7 +613,7 @@ mod tests {
 
     type Unary1 = (&'static str, fn(&Tensor) -> Result<Tensor>, fn(f64) -> f64);
 
-    const UNARY: [Unary1; 6] = [
+    const UNARY: [Unary1; 7] = [
         ("silu", silu, |x| x / (1.0 + (-x).exp())),
         ("gelu", gelu, exact_gelu),
         ("gelu_tanh", gelu_tanh, |x| {
@@ -591,6 +623,7 @@ mod tests {
         ("quick_gelu", quick_gelu, |x| x / (1.0 + (-1.702 * x).exp())),
         ("scale", |x| scale(x, -0.375), |x| -0.375 * x),
         ("clamp", |x| clamp(x, -0.5, 1.25), |x| x.clamp(-0.5, 1.25)),
+        ("tanh", tanh, f64::tanh),
     ];
 
     type BinaryOp = fn(&Tensor, &Tensor) -> Result<Tensor>;

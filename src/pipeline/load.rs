@@ -1,5 +1,6 @@
 //! From a diffusers folder to a pipeline: which components there must be, and whether they fit together.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -9,10 +10,11 @@ use crate::io::folder::{PipelineFolder, Weights};
 use crate::io::{TensorSource, read_bounded};
 use crate::models::clip::{ClipText, ClipTextConfig};
 use crate::models::unet::{ControlNet, ControlNetConfig, Unet, UnetConfig};
-use crate::models::vae::{Vae, VaeConfig};
+use crate::models::vae::{Autoencoder, AutoencoderConfig};
 use crate::nn::lora::{Adapter, Adapters};
 use crate::nn::{Keep, Params};
 use crate::pipeline::family::Family;
+use crate::pipeline::inversion::{Inversion, Learned};
 use crate::pipeline::sampler::SamplerConfig;
 use crate::pipeline::text_to_image::TextToImage;
 use crate::tensor::{DType, Device, release_unused_memory};
@@ -33,23 +35,42 @@ pub struct LoadOptions {
     pub keep: Keep,
     /// What is added to the weights of UNet and text encoder.
     pub adapters: Vec<Adapter>,
+    /// Words that the text encoder is to know.
+    pub embeddings: Vec<Inversion>,
     /// Folders of ControlNets, beside that which the pipeline has.
     pub controlnets: Vec<PathBuf>,
+    /// Folder of an autoencoder in the place of the pipeline's.
+    pub vae: Option<PathBuf>,
+    /// Folder of one for pictures that are shown before they are done: a fast one.
+    pub preview_vae: Option<PathBuf>,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
         let (dtype, device, keep) = (DType::F32, Device::Cpu, Keep::Frozen);
-        let (adapters, controlnets) = (Vec::new(), Vec::new());
-        let supplement = Supplement::default();
-        Self { dtype, device, variant: None, supplement, keep, adapters, controlnets }
+        Self {
+            dtype,
+            device,
+            variant: None,
+            supplement: Supplement::default(),
+            keep,
+            adapters: Vec::new(),
+            embeddings: Vec::new(),
+            controlnets: Vec::new(),
+            vae: None,
+            preview_vae: None,
+        }
     }
 }
 
 impl LoadOptions {
     /// Opens a model's folder, or the checkpoint in its place.
     pub(super) fn open(&self, folder: impl AsRef<Path>) -> Result<PipelineFolder> {
-        PipelineFolder::open_with(folder, self.variant.as_deref(), &self.supplement)
+        let folder = PipelineFolder::open_with(folder, self.variant.as_deref(), &self.supplement)?;
+        Ok(match &self.vae {
+            Some(vae) => folder.replacing("vae", vae.clone()),
+            None => folder,
+        })
     }
 }
 
@@ -108,21 +129,36 @@ impl TextToImage {
         let suggestions = Suggestions::of(&folder)?;
         let mut notes = Vec::new();
         let mut fingerprint = Fingerprint::of_settings(&folder)?;
-        let adapters = open_adapters(&folder, &options.adapters)?;
+        let mut adapters = open_adapters(&folder, &options.adapters)?;
         for adapter in &options.adapters {
             fingerprint.add(adapter.checksum()?.as_bytes());
             fingerprint.add(&adapter.weight.to_le_bytes());
         }
-        let tokenizer = ClipTokenizer::open_padding(folder.folder("tokenizer")?, folder.padding())?;
+        let tokenizer = folder.folder("tokenizer")?;
+        let mut tokenizer = ClipTokenizer::open_padding(tokenizer, folder.padding())?;
+        for embedding in &options.embeddings {
+            fingerprint.add(embedding.checksum()?.as_bytes());
+            fingerprint.add(embedding.token()?.as_bytes());
+        }
+        if !options.embeddings.is_empty() {
+            let config = ClipTextConfig::read(&folder.network("text_encoder")?.0)?;
+            let rows = learn(&options.embeddings, &mut tokenizer, &config)?;
+            adapters.set_rows("text_encoder", "embeddings.token_embedding.weight", rows);
+        }
+        let learned = if options.embeddings.is_empty() { 0 } else { tokenizer.vocabulary() };
         let text_encoder = load(
             &folder,
             "text_encoder",
             (options, &adapters),
             options.dtype,
             &mut (&mut notes, &mut fingerprint),
-            |config, params| ClipText::load(ClipTextConfig::read(config)?, params),
+            |config, params| {
+                let mut config = ClipTextConfig::read(config)?;
+                config.vocab_size = config.vocab_size.max(learned);
+                ClipText::load(config, params)
+            },
         )?;
-        let vae_config = VaeConfig::read(&folder.network("vae")?.0)?;
+        let vae_config = AutoencoderConfig::read(&folder.network("vae")?.0)?;
         let unet = load(
             &folder,
             "unet",
@@ -154,8 +190,9 @@ impl TextToImage {
             (options, &adapters),
             dtype,
             &mut (&mut notes, &mut fingerprint),
-            |_, params| Vae::load(config.clone(), params),
+            |_, params| Autoencoder::load(config.clone(), params),
         )?;
+        let preview = options.preview_vae.as_deref().map(|folder| load_preview(folder, options));
         let scheduler = SamplerConfig::of(&folder)?;
         let model = Self {
             tokenizer,
@@ -163,6 +200,7 @@ impl TextToImage {
             unet,
             controlnets,
             vae,
+            preview: preview.transpose()?,
             scheduler,
             family: Family::of(&folder.class()?),
             suggestions,
@@ -205,8 +243,8 @@ impl Fingerprint {
 }
 
 /// Activations of many autoencoders overflow f16, and the image would be black.
-pub(super) fn vae_dtype(dtype: DType, config: &VaeConfig) -> DType {
-    if dtype == DType::F16 && config.force_upcast { DType::F32 } else { dtype }
+pub(super) fn vae_dtype(dtype: DType, config: &AutoencoderConfig) -> DType {
+    if dtype == DType::F16 && config.force_upcast() { DType::F32 } else { dtype }
 }
 
 /// Pipelines that are nothing but these components, and the classes that nadir has of each.
@@ -246,7 +284,7 @@ fn check_classes(folder: &PipelineFolder) -> Result<()> {
     for (name, known) in [
         ("text_encoder", &["CLIPTextModel"][..]),
         ("unet", &["UNet2DConditionModel", "SatUNet"]),
-        ("vae", &["AutoencoderKL"]),
+        ("vae", &["AutoencoderKL", "AutoencoderTiny"]),
     ] {
         let class = folder.component(name)?.unwrap_or_default();
         if !known.contains(&class.as_str()) {
@@ -254,6 +292,37 @@ fn check_classes(folder: &PipelineFolder) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Teaches the tokenizer the words of embeddings: the rows of the text encoder's table by their numbers.
+fn learn(
+    embeddings: &[Inversion],
+    tokenizer: &mut ClipTokenizer,
+    config: &ClipTextConfig,
+) -> Result<BTreeMap<usize, Vec<f32>>> {
+    let mut rows = BTreeMap::new();
+    for embedding in embeddings {
+        let Learned { token, key, vectors } = embedding.open()?;
+        let (count, width) = vectors.dims2()?;
+        if width != config.hidden_size {
+            let expected =
+                format!("vectors of {}, as the text encoder has them", config.hidden_size);
+            let advice = "The embedding is of another model: SD 1.x's are 768 wide, SD 2.x's 1024.";
+            let what = format!("tensor {key:?}");
+            return Err(Error::file(
+                &embedding.path,
+                what,
+                expected,
+                format!("of {width}"),
+                advice,
+            ));
+        }
+        let ids = tokenizer.learn(&token, count)?;
+        let values = vectors.to_vec::<f32>()?;
+        let vectors = values.chunks_exact(width).map(<[f32]>::to_vec);
+        rows.extend(ids.into_iter().map(|id| id as usize).zip(vectors));
+    }
+    Ok(rows)
 }
 
 /// Opens the adapters, and holds them against the weights that are to be loaded.
@@ -313,6 +382,16 @@ fn build<T>(
     Ok(model)
 }
 
+/// Loads an autoencoder that only shows what latents look like: no picture depends on it.
+fn load_preview(folder: &Path, options: &LoadOptions) -> Result<Autoencoder> {
+    let weights = Weights::open(folder, options.variant.as_deref())?;
+    let config = Config::open(folder.join("config.json"))?.bounded_by(&weights);
+    let config = AutoencoderConfig::read(&config)?;
+    let dtype = vae_dtype(options.dtype, &config);
+    let params = Params::new(weights, dtype, options.device).of_model("preview");
+    Autoencoder::load(config, &params)
+}
+
 /// The ControlNets, folders and original files: first the pipeline's own, of which several are numbered from the second on.
 pub(super) fn open_controlnets(
     folder: &PipelineFolder,
@@ -363,7 +442,7 @@ fn check_controlnet(
     file: &Config,
     net: &ControlNetConfig,
     unet: &UnetConfig,
-    vae: &VaeConfig,
+    vae: &AutoencoderConfig,
 ) -> Result<()> {
     let own = &net.unet;
     let counts =
@@ -373,7 +452,7 @@ fn check_controlnet(
         ("block_out_channels", counts(&own.block_out_channels, &unet.block_out_channels)),
         ("cross_attention_dim", counts(&own.cross_attention_dim, &unet.cross_attention_dim)),
         ("layers_per_block", counts(&own.layers_per_block, &unet.layers_per_block)),
-        ("in_channels", one(own.in_channels, vae.latent_channels)),
+        ("in_channels", one(own.in_channels, vae.latent_channels())),
         ("conditioning_embedding_out_channels", one(net.factor(), vae.factor())),
     ] {
         if found != expected {
@@ -407,11 +486,17 @@ fn check_fit(model: &TextToImage, folder: &PipelineFolder) -> Result<()> {
     if let Some(&other) = unet.cross_attention_dim.iter().find(|&&d| d != text.hidden_size) {
         return misfit("cross_attention_dim of the unet", text.hidden_size, other);
     }
-    if unet.out_channels != vae.latent_channels {
-        return misfit("out_channels of the unet", vae.latent_channels, unet.out_channels);
+    let latent = vae.latent_channels();
+    if unet.out_channels != latent {
+        return misfit("out_channels of the unet", latent, unet.out_channels);
     }
-    if unet.in_channels != vae.latent_channels && !model.is_inpainting() {
-        return misfit("in_channels of the unet", vae.latent_channels, unet.in_channels);
+    if unet.in_channels != latent && !model.is_inpainting() {
+        return misfit("in_channels of the unet", latent, unet.in_channels);
+    }
+    if let Some(preview) = model.preview.as_ref().map(|vae| vae.config().latent_channels())
+        && preview != latent
+    {
+        return misfit("latent_channels of the previews' vae", latent, preview);
     }
     let vocabulary = model.tokenizer.vocabulary();
     if vocabulary > text.vocab_size {
@@ -430,6 +515,7 @@ fn check_fit(model: &TextToImage, folder: &PipelineFolder) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::models::vae::VaeConfig;
 
     #[test]
     fn an_autoencoder_that_overflows_in_f16_computes_in_f32() {
@@ -452,12 +538,12 @@ mod tests {
         let options = |dtype| LoadOptions { dtype, ..LoadOptions::default() };
         for (dtype, expected) in [(DType::F16, DType::F32), (DType::BF16, DType::BF16)] {
             let model = TextToImage::load(&folder, &options(dtype)).unwrap();
-            assert!(model.vae.config().force_upcast);
+            assert!(model.vae.config().force_upcast());
             assert_eq!(model.vae.dtype(), expected, "{dtype}");
         }
         let folder = PipelineFolder::open(&folder, None).unwrap();
         let config = VaeConfig::read(&folder.config("vae").unwrap()).unwrap();
-        let config = VaeConfig { force_upcast: false, ..config };
+        let config = AutoencoderConfig::Kl(VaeConfig { force_upcast: false, ..config });
         assert_eq!(vae_dtype(DType::F16, &config), DType::F16);
     }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::error::Result;
 use crate::io::TensorSource;
 use crate::models::unet::UnetConfig;
-use crate::models::vae::VaeConfig;
+use crate::models::vae::AutoencoderConfig;
 use crate::pipeline::load::{LoadOptions, Suggestions, open_controlnets, vae_dtype};
 use crate::pipeline::settings::Settings;
 use crate::tensor::DType;
@@ -21,7 +21,7 @@ const DECODER_WORKING_SET: u64 = 4;
 /// An estimate of the memory that drawing takes.
 pub struct MemoryEstimate {
     unet: UnetConfig,
-    vae: VaeConfig,
+    vae: AutoencoderConfig,
     suggestions: Suggestions,
     weights: u64,
     /// Bytes of an element in the UNet and in the autoencoder.
@@ -36,7 +36,7 @@ impl MemoryEstimate {
     pub fn open(folder: impl AsRef<Path>, options: &LoadOptions) -> Result<Self> {
         let folder = options.open(folder)?;
         let unet = UnetConfig::read(&folder.network("unet")?.0)?;
-        let vae = VaeConfig::read(&folder.network("vae")?.0)?;
+        let vae = AutoencoderConfig::read(&folder.network("vae")?.0)?;
         let dtypes = [options.dtype, vae_dtype(options.dtype, &vae)];
         let mut weights = 0;
         let parts = [("text_encoder", dtypes[0]), ("unet", dtypes[0]), ("vae", dtypes[1])];
@@ -82,13 +82,10 @@ impl MemoryEstimate {
             (latents * self.unet_channels()).saturating_mul(self.sizes[0]).saturating_mul(rows);
 
         // Tiles are of the size of the training images.
-        let tile =
-            |side: usize| if settings.vae_tiling { side.min(self.vae.sample_size) } else { side };
+        let tile = |side: usize| if settings.vae_tiling { side.min(self.vae.tile()) } else { side };
         let pixels = (tile(width) * tile(height)) as u64;
-        let widths = &self.vae.block_out_channels;
-        let width_of_second = widths.get(1).or(widths.first()).map_or(0, |&w| w as u64);
         let decoding = pixels
-            .saturating_mul(width_of_second * DECODER_WORKING_SET)
+            .saturating_mul(self.vae.last_width() as u64 * DECODER_WORKING_SET)
             .saturating_mul(self.sizes[1]);
         Ok(self.weights.saturating_add(step.max(decoding)))
     }
@@ -138,12 +135,13 @@ mod tests {
         UnetConfig::read(&crate::io::config::Config::from_value("unet", json).unwrap()).unwrap()
     }
 
-    fn vae_of_sd15() -> VaeConfig {
+    fn vae_of_sd15() -> AutoencoderConfig {
         let json = serde_json::json!({
             "_class_name": "AutoencoderKL", "sample_size": 512, "layers_per_block": 2,
             "block_out_channels": [128, 256, 512, 512],
             "down_block_types": vec!["DownEncoderBlock2D"; 4], "up_block_types": vec!["UpDecoderBlock2D"; 4],
         });
-        VaeConfig::read(&crate::io::config::Config::from_value("vae", json).unwrap()).unwrap()
+        AutoencoderConfig::read(&crate::io::config::Config::from_value("vae", json).unwrap())
+            .unwrap()
     }
 }

@@ -7,6 +7,7 @@ pub mod convert;
 mod evaluation;
 mod family;
 pub(crate) mod guidance;
+mod inversion;
 pub mod language;
 mod load;
 pub mod manifest;
@@ -31,6 +32,7 @@ mod text_to_image;
 mod told;
 
 pub use control::{Control, Preprocessor, canny};
+pub use inversion::Inversion;
 pub use load::{LoadOptions, Suggestions};
 pub use memory::MemoryEstimate;
 pub use prompt::Warning;

@@ -102,12 +102,12 @@ impl TextToImage {
     /// Height, width and channels of the latents.
     pub(super) fn latent_size(&self, (width, height): (usize, usize)) -> [usize; 3] {
         let vae = self.vae.config();
-        [height / vae.factor(), width / vae.factor(), vae.latent_channels]
+        [height / vae.factor(), width / vae.factor(), vae.latent_channels()]
     }
 
     /// Whether the UNet takes a mask and a masked image along with the latents.
     pub(super) fn is_inpainting(&self) -> bool {
-        self.unet.config().in_channels == 2 * self.vae.config().latent_channels + 1
+        self.unet.config().in_channels == 2 * self.vae.config().latent_channels() + 1
     }
 
     /// Checks that the model can draw what is asked, before anything is computed: the sampler, its steps laid out.

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::io::image::{resize, to_mask, to_tensor};
-use crate::models::vae::{Posterior, Vae};
+use crate::models::vae::{Autoencoder, Encoded, Posterior};
 use crate::noise::NoiseStream;
 use crate::ops::elementwise::{add, mul, scale};
 use crate::ops::layout::concat;
@@ -45,7 +45,7 @@ impl Noise {
 /// An init image as the autoencoder sees it; the same for every seed.
 pub(super) struct EncodedImage {
     /// Of the image; none where nothing of it is used.
-    posterior: Option<Posterior>,
+    image: Option<Encoded>,
     mask: Option<EncodedMask>,
 }
 
@@ -53,7 +53,7 @@ struct EncodedMask {
     /// 1 where to paint; [1, h, w, 1].
     mask: Tensor,
     /// Of the image with grey where to paint, for inpainting UNets.
-    masked: Option<Posterior>,
+    masked: Option<Encoded>,
 }
 
 impl EncodedImage {
@@ -63,23 +63,23 @@ impl EncodedImage {
         strength: f64,
         (width, height): (usize, usize),
         inpainting: bool,
-        vae: &Vae,
+        vae: &Autoencoder,
     ) -> Result<Self> {
         let resized = |image| resize(image, width as u32, height as u32);
         let image = to_tensor(&resized(&init.image)?)?; // [1, H, W, 3]
         let Some(mask) = &init.mask else {
-            return Ok(Self { posterior: Some(vae.encode(&image)?), mask: None });
+            return Ok(Self { image: Some(vae.encode(&image)?), mask: None });
         };
         let mask = to_mask(&resized(mask)?)?; // [1, H, W, 1]
         let unused = inpainting && strength >= 1.0;
-        let posterior = if unused { None } else { Some(vae.encode(&image)?) };
+        let encoded = if unused { None } else { Some(vae.encode(&image)?) };
         let masked = match inpainting {
             true => Some(vae.encode(&keep_unmasked(&image, &mask)?)?),
             false => None,
         };
         let factor = vae.config().factor();
         let mask = at_latents(&mask, height / factor, width / factor)?; // [1, h, w, 1]
-        Ok(Self { posterior, mask: Some(EncodedMask { mask, masked }) })
+        Ok(Self { image: encoded, mask: Some(EncodedMask { mask, masked }) })
     }
 }
 
@@ -125,8 +125,8 @@ impl Start {
         noise: &mut Noise,
     ) -> Result<Self> {
         let first = sampler.start_index(strength)?;
-        let clean = match &image.posterior {
-            Some(posterior) => Some(sample(posterior, scaling_factor, noise)?),
+        let clean = match &image.image {
+            Some(encoded) => Some(sample(encoded, scaling_factor, noise)?),
             None => None,
         };
         let drawn = noise.draw()?;
@@ -145,7 +145,9 @@ impl Start {
             start.mask_and_image = Some(concat(&[&mask, &masked], 3)?); // [1, h, w, 5]
         } else if let Some(latents) = clean {
             // diffusers draws for the masked image here as well, though nothing uses it.
-            noise.draw()?;
+            if let Some(Encoded::Posterior(_)) = image.image {
+                noise.draw()?;
+            }
             let mask = concat(&vec![&mask; latents.dim(3)], 3)?; // [1, h, w, 4]
             let rest = mask.to_vec::<f32>()?.into_iter().map(|m| 1.0 - m).collect();
             let rest = Tensor::from_vec(rest, mask.shape())?.to_device(latents.device())?;
@@ -176,10 +178,14 @@ impl Start {
     }
 }
 
-/// Latents [1, h, w, 4] drawn from what an image was encoded to.
-fn sample(posterior: &Posterior, scaling_factor: f32, noise: &mut Noise) -> Result<Tensor> {
-    let mean = posterior.mean.to_dtype(DType::F32)?.to_vec::<f32>()?;
-    let logvar = posterior.logvar.to_dtype(DType::F32)?.to_vec::<f32>()?;
+/// Latents [1, h, w, 4] of what an image was encoded to, drawn where that is a distribution.
+fn sample(encoded: &Encoded, scaling_factor: f32, noise: &mut Noise) -> Result<Tensor> {
+    let Posterior { mean, logvar } = match encoded {
+        Encoded::Posterior(posterior) => posterior,
+        Encoded::Latents(latents) => return scale(&latents.to_dtype(DType::F32)?, scaling_factor),
+    };
+    let mean = mean.to_dtype(DType::F32)?.to_vec::<f32>()?;
+    let logvar = logvar.to_dtype(DType::F32)?.to_vec::<f32>()?;
     let drawn = noise.draw()?; // [1, h, w, 4]
     let mut latents = drawn.to_vec::<f32>()?;
     for ((x, mean), logvar) in latents.iter_mut().zip(&mean).zip(&logvar) {

@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::io::image::from_tensor;
 use crate::models::clip::ClipText;
 use crate::models::unet::{ControlNet, Unet, Vector};
-use crate::models::vae::Vae;
+use crate::models::vae::Autoencoder;
 use crate::ops::elementwise::scale;
 use crate::ops::layout::concat;
 use crate::pipeline::control::{Net, Texts};
@@ -35,7 +35,9 @@ pub struct TextToImage {
     pub(super) text_encoder: ClipText,
     pub(super) unet: Unet,
     pub(super) controlnets: Vec<ControlNet>,
-    pub(super) vae: Vae,
+    pub(super) vae: Autoencoder,
+    /// For pictures that are shown before they are done.
+    pub(super) preview: Option<Autoencoder>,
     pub(super) scheduler: SamplerConfig,
     pub(super) family: Family,
     pub(super) suggestions: Suggestions,
@@ -74,7 +76,7 @@ impl TextToImage {
                 cancel.check()?;
                 let strength = request.strength();
                 let image = recent.image(init, strength, size, self)?;
-                let factor = self.vae.config().scaling_factor;
+                let factor = self.vae.config().scaling_factor();
                 Start::from_image(&image, strength, factor, &*sampler, &mut noise)?
             }
         };
@@ -159,12 +161,20 @@ impl TextToImage {
     /// # Errors
     /// Latents of another number of channels; `Interrupted`, between blocks of the decoder.
     pub fn decode(&self, latents: &Tensor, tiled: bool, cancel: &Cancel) -> Result<Tensor> {
-        let latents = scale(latents, self.vae.config().scaling_factor.recip())?;
-        let proceed = &mut || cancel.check();
-        if tiled {
-            self.vae.decode_tiled(&latents, proceed)
-        } else {
-            self.vae.decode_unless(&latents, proceed)
-        }
+        decode(&self.vae, latents, tiled, cancel)
     }
+
+    /// What `latents` [1, h, w, 4] look like at any step, by the autoencoder that is kept for this, if there is one.
+    ///
+    /// # Errors
+    /// As [`Self::decode`].
+    pub fn preview(&self, latents: &Tensor, cancel: &Cancel) -> Result<RgbImage> {
+        let vae = self.preview.as_ref().unwrap_or(&self.vae);
+        Ok(from_tensor(&decode(vae, latents, false, cancel)?)?.remove(0))
+    }
+}
+
+fn decode(vae: &Autoencoder, latents: &Tensor, tiled: bool, cancel: &Cancel) -> Result<Tensor> {
+    let latents = scale(latents, vae.config().scaling_factor().recip())?;
+    vae.decode(&latents, tiled, &mut || cancel.check())
 }

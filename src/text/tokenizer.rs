@@ -5,6 +5,7 @@
 //! of transformers). As there, vocabulary and merges are taken from `tokenizer.json` or from `vocab.json` and
 //! `merges.txt`, while the pipeline around them is CLIP's own whatever the file says.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
@@ -52,6 +53,8 @@ pub struct ClipTokenizer {
     start: u32,
     end: u32,
     pad: u32,
+    /// Words of several ids, and what stands for them.
+    learned: Vec<(String, String)>,
 }
 
 /// The ids of a prompt, as long as the text encoder's context.
@@ -140,7 +143,31 @@ impl ClipTokenizer {
             start,
             end,
             pad,
+            learned: Vec::new(),
         })
+    }
+
+    /// Makes `token` a word of its own, of `n` ids: `token`, `token_1`, ..., as diffusers names them. Where it is spelled so in a
+    /// prompt it is all of them; in other case, as in diffusers, the first.
+    ///
+    /// # Errors
+    /// One of the names is in the vocabulary.
+    pub fn learn(&mut self, token: &str, n: usize) -> Result<Vec<u32>> {
+        let further = (1..n).map(|i| format!("{token}_{i}"));
+        let names: Vec<String> = std::iter::once(token.to_owned()).chain(further).collect();
+        if let Some(known) = names.iter().find(|name| self.inner.token_to_id(name).is_some()) {
+            let expected = "a token that the vocabulary does not have: name it, FILE:TOKEN";
+            return Err(Error::argument("embedding", known, expected));
+        }
+        let added = names.iter().map(|name| AddedToken::from(name.clone(), false));
+        let unheard = || Error::argument("embedding", token, "a token that can be added");
+        self.inner.add_tokens(added).map_err(|_| unheard())?;
+        let ids = names.iter().map(|name| self.inner.token_to_id(name).ok_or_else(unheard));
+        let ids = ids.collect::<Result<Vec<u32>>>()?;
+        let last = ids.iter().max().map_or(0, |id| *id as usize + 1);
+        self.vocabulary = self.vocabulary.max(last);
+        self.learned.extend((n > 1).then(|| (token.to_owned(), names.join(" "))));
+        Ok(ids)
     }
 
     /// The files of a tokenizer folder that [`Self::open`] reads.
@@ -220,7 +247,10 @@ impl ClipTokenizer {
     /// `text` holds a NUL, or is longer than a prompt can be (32 KiB).
     pub fn text_ids(&self, text: &str) -> Result<Vec<u32>> {
         check_prompt("prompt", text)?;
-        let encoding = guarded(&self.folder, || self.inner.encode_fast(text, false))?;
+        let whole = self.learned.iter().fold(Cow::Borrowed(text), |text, (token, names)| {
+            if text.contains(token) { text.replace(token, names).into() } else { text }
+        });
+        let encoding = guarded(&self.folder, || self.inner.encode_fast(&*whole, false))?;
         Ok(encoding.get_ids().to_vec())
     }
 

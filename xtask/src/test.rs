@@ -105,6 +105,8 @@ const SETTINGS: [Setting; 3] = [
             "--test",
             "segmentation",
             "--test",
+            "tiny",
+            "--test",
             "train",
             "a_gpu_",
         ],

@@ -36,13 +36,13 @@ use nadir::pipeline::classifier::Classifier;
 use nadir::pipeline::language::{LanguageModel, LanguageOptions};
 use nadir::pipeline::pixel_classifier::PixelClassifier;
 use nadir::pipeline::scene::Palette;
-use nadir::pipeline::{LoadOptions, TextToImage};
+use nadir::pipeline::{Inversion, LoadOptions, TextToImage};
 use nadir::tensor::{DType, Device};
 use nadir::{Error, Result};
 
 use super::args::typed;
 use super::model::{self, Model};
-use super::recipe::Lora;
+use super::recipe::{Embedding, Lora};
 use super::{draw, interrupt, limits, terminal};
 use engine::{Engine, Refusal, State};
 use fault::Fault;
@@ -58,6 +58,7 @@ use worker::Models;
 Examples:
   nadir serve                                            http://127.0.0.1:8080, the models that ship
   nadir serve -m models/my-sd --batch 4 --state jobs/    jobs outlive the server
+  nadir serve -m models/my-sd --preview-vae models/taesd
   NADIR_API_KEY=$(openssl rand -hex 16) nadir serve --host 0.0.0.0 --allowed-host maps.example.org
 
 Interfaces: a page at /, our own at /api, OpenAI's at /v1, the web UI's at /sdapi/v1, a reference of all at /docs,
@@ -103,6 +104,14 @@ pub struct Serve {
     #[command(flatten)]
     original: super::args::Original,
 
+    /// Autoencoder in the place of the model's: a diffusers folder with an AutoencoderKL or an AutoencoderTiny
+    #[arg(long, value_name = "DIR", visible_alias = "taesd", help_heading = "Models")]
+    vae: Option<PathBuf>,
+
+    /// Likewise, for previews alone: with TAESD they cost next to nothing
+    #[arg(long, value_name = "DIR", help_heading = "Models")]
+    preview_vae: Option<PathBuf>,
+
     /// Add this low-rank adapter to the model's weights, WEIGHT times [default: 1]; may be repeated
     #[arg(long, value_name = "FILE[:WEIGHT]", help_heading = "Models", value_parser = typed::<Adapter>)]
     lora: Vec<Adapter>,
@@ -110,6 +119,10 @@ pub struct Serve {
     /// Follow pictures by this ControlNet, a diffusers folder or an original file; may be repeated. One that the model has comes first
     #[arg(long, value_name = "PATH", help_heading = "Models")]
     controlnet: Vec<PathBuf>,
+
+    /// Teach the model a word: a textual inversion, which stands in prompts as TOKEN; may be repeated
+    #[arg(long, value_name = "FILE[:TOKEN]", help_heading = "Models", value_parser = typed::<Inversion>)]
+    embedding: Vec<Inversion>,
 
     /// Language model, likewise; `none` for none
     #[arg(long, value_name = "MODEL", default_value = "rsicd-lm", help_heading = "Models")]
@@ -224,9 +237,11 @@ pub struct About {
     pub model: Model,
     pub variant: Option<String>,
     pub original: super::args::Original,
+    pub vae: Option<PathBuf>,
     pub lora: Vec<Lora>,
     /// Beside those of the model.
     pub controlnet: Vec<PathBuf>,
+    pub embedding: Vec<Embedding>,
     pub device: Device,
     pub dtype: DType,
     pub text: Option<String>,
@@ -314,8 +329,10 @@ pub fn run(args: &Serve) -> anyhow::Result<()> {
         about: About {
             variant: args.variant.clone(),
             original: args.original.clone(),
+            vae: args.vae.clone(),
             lora,
             controlnet: args.controlnet.clone(),
+            embedding: Embedding::all(&args.embedding)?,
             device,
             dtype: args.dtype,
             text: lm.as_ref().map(|lm| lm.name.clone()),
@@ -415,6 +432,9 @@ fn options(args: &Serve, about: &About) -> LoadOptions {
         supplement: about.model.supplement.clone(),
         adapters: args.lora.clone(),
         controlnets: args.controlnet.clone(),
+        embeddings: args.embedding.clone(),
+        vae: args.vae.clone(),
+        preview_vae: args.preview_vae.clone(),
         ..LoadOptions::default()
     }
 }

@@ -172,6 +172,8 @@ impl App {
         recipe.prediction = self.about.original.prediction;
         recipe.lora = self.about.lora.clone();
         recipe.controlnet = self.about.controlnet.clone();
+        recipe.embedding = self.about.embedding.clone();
+        recipe.vae = self.about.vae.clone();
         recipe.dtype = self.about.dtype;
         recipe.device = self.about.device.to_string();
         recipe.settings = settings;

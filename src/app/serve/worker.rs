@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use image::RgbImage;
-use nadir::io::image::from_tensor;
 use nadir::pipeline::classifier::Classifier;
 use nadir::pipeline::language::{LanguageModel, TextRun};
 use nadir::pipeline::pace::{Estimate, Size};
@@ -341,9 +340,7 @@ fn tell(
             if wanted && evaluated < evaluations && member.shown.elapsed() >= PREVIEW {
                 member.shown = Instant::now();
                 // A preview that fails is none.
-                let decoded = models.image.decode(&latents, false, &Cancel::default());
-                if let Ok(mut pictures) = decoded.and_then(|pixels| from_tensor(&pixels)) {
-                    let picture = pictures.remove(0);
+                if let Ok(picture) = models.image.preview(&latents, &Cancel::default()) {
                     member.unit.tell(What::Preview { evaluated, picture });
                 }
             }
