@@ -605,6 +605,12 @@ mod tests {
             date: "2021-07-04".parse().ok(),
             cloud: Some(0.1),
             class_labels: Some(vec![1.0]),
+            original_size: "8,8".parse().ok(),
+            crops_coords_top_left: "8,8".parse().ok(),
+            target_size: "8,8".parse().ok(),
+            negative_original_size: "8,8".parse().ok(),
+            negative_crops_coords_top_left: "8,8".parse().ok(),
+            negative_target_size: "8,8".parse().ok(),
             ..Settings::default()
         });
         for field in settings.unwrap().as_object().unwrap().keys() {

@@ -75,8 +75,8 @@ impl Limits {
         let (start, least) = match like.init {
             // With fewer none would be left of those that are made.
             Some(_) => {
-                let one = (1.0 / like.strength()).ceil() as usize;
-                (sampler.start_index(like.strength())?, least.max(one))
+                let one = (1.0 / pipeline.strength(like)).ceil() as usize;
+                (sampler.start_index(pipeline.strength(like))?, least.max(one))
             }
             None => (0, least),
         };

@@ -344,12 +344,12 @@ const OTHERS: [(&str, &str, &str); 8] = [
     (
         "conditioner.embedders.1.model.",
         "Stable Diffusion XL",
-        "nadir runs Stable Diffusion 1.x and 2.x.",
+        "nadir reads it as a folder of diffusers.",
     ),
     (
         "conditioner.embedders.0.model.",
         "the refiner of Stable Diffusion XL",
-        "nadir has no refiner, and runs Stable Diffusion 1.x and 2.x.",
+        "nadir has no refiner: draw with the base model alone.",
     ),
     ("joint_blocks.", "Stable Diffusion 3", "nadir runs Stable Diffusion 1.x and 2.x."),
     ("double_blocks.", "Flux", "nadir runs Stable Diffusion 1.x and 2.x."),

@@ -188,6 +188,34 @@ impl Config {
         Ok(counts)
     }
 
+    /// Counts for the parts of each level, of which `parts` says how many there are; a number stands for all parts of a level,
+    /// or of all levels. What a list has beyond its level's parts is passed over, as in diffusers. `None` when absent.
+    ///
+    /// # Errors
+    /// Another type, or a list that is too short.
+    pub fn per_part(&self, name: &str, parts: &[usize]) -> Result<Option<Vec<Vec<usize>>>> {
+        let Some(Value::Array(levels)) = self.value(name) else {
+            let counts = self.per_level(name, parts.len())?;
+            return Ok(counts.map(|counts| {
+                counts.iter().zip(parts).map(|(&count, &n)| vec![count; n]).collect()
+            }));
+        };
+        let count = |value: &Value| value.as_u64().and_then(|count| usize::try_from(count).ok());
+        let level = |(value, &n): (&Value, &usize)| match value {
+            Value::Array(list) if list.len() >= n => list[..n].iter().map(count).collect(),
+            value => Some(vec![count(value)?; n]),
+        };
+        let counts = (levels.len() == parts.len())
+            .then(|| levels.iter().zip(parts).map(level).collect::<Option<Vec<Vec<usize>>>>());
+        let Some(counts) = counts.flatten() else {
+            let expected =
+                format!("a number for each of {} levels, or lists of {parts:?}", parts.len());
+            return Err(self.wrong(name, &expected));
+        };
+        self.check_counts(name, &counts.concat())?;
+        Ok(Some(counts))
+    }
+
     /// One of the named choices.
     ///
     /// # Errors
@@ -314,6 +342,24 @@ mod tests {
                 .to_string()
                 .contains("one of one, two")
         );
+    }
+
+    #[test]
+    fn parts_of_levels_are_counted_by_numbers_and_lists() {
+        let c = config(json!({
+            "one": 3, "levels": [1, 2], "parts": [[1], [2, 3]], "mixed": [4, [5, 6, 7]], "short": [1, [2]],
+            "deep": [[[1]], 2], "long": [1, 2, 3], "text": [1, "2"],
+        }));
+        let found = |name| c.per_part(name, &[1, 2]).unwrap();
+        assert_eq!(found("none"), None);
+        assert_eq!(found("one"), Some(vec![vec![3], vec![3, 3]]));
+        assert_eq!(found("levels"), Some(vec![vec![1], vec![2, 2]]));
+        assert_eq!(found("parts"), Some(vec![vec![1], vec![2, 3]]));
+        assert_eq!(found("mixed"), Some(vec![vec![4], vec![5, 6]]));
+        for wrong in ["short", "deep", "long", "text"] {
+            let error = c.per_part(wrong, &[1, 2]).unwrap_err().to_string();
+            assert!(error.contains(wrong) && error.contains("[1, 2]"), "{error}");
+        }
     }
 
     #[test]

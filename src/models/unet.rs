@@ -1,4 +1,4 @@
-//! UNet2DConditionModel of diffusers: the denoiser of Stable Diffusion 1.x and 2.x; and DiffusionSat's SatUNet, which is
+//! UNet2DConditionModel of diffusers: the denoiser of Stable Diffusion 1.x, 2.x and XL; and DiffusionSat's SatUNet, which is
 //! one that is told more of a picture.
 //!
 //! Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models". Reference
@@ -9,10 +9,10 @@ mod vector;
 
 use std::sync::Arc;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 pub use self::controlnet::{ControlNet, ControlNetConfig, Residuals};
-pub use self::vector::{ClassEmbedding, Sinusoids, Vector, VectorConfig};
+pub use self::vector::{ClassEmbedding, Sinusoids, TextTime, Vector, VectorConfig};
 use self::vector::{TimestepEmbedding, VectorEmbedding};
 
 use crate::error::{Error, Result};
@@ -45,8 +45,10 @@ pub struct UnetConfig {
     pub up_attention: Vec<bool>,
     /// Residual blocks of each level on the way down; one more on the way up.
     pub layers_per_block: Vec<usize>,
-    /// Transformer layers inside an attention block, by level.
-    pub transformer_layers: Vec<usize>,
+    /// Transformer layers inside each attention block, by level. The middle has as many as the first of the coarsest level.
+    pub transformer_layers: Vec<Vec<usize>>,
+    /// The same on the way up, the coarsest first.
+    pub up_transformer_layers: Vec<Vec<usize>>,
     /// MultiHeadAttention heads by level.
     pub heads: Vec<usize>,
     /// Width of the text encoder's hidden states, by level.
@@ -141,21 +143,43 @@ impl UnetConfig {
             "attention_head_dim",
             // Acts in training only.
             "dropout",
-            // Acts with `addition_embed_type` only, which must be null.
+            // Acts with an `addition_embed_type` that is refused.
             "addition_embed_type_num_heads",
             // The names of the weights are the same, and over [B, H, W, C] so is the arithmetic.
             "use_linear_projection",
             // Scores and softmax are in f32 always, which is what upcasting is for.
             "upcast_attention",
         ]);
+        let layers_per_block = counts("layers_per_block", 2)?;
+        let one_more: Vec<usize> = layers_per_block.iter().rev().map(|n| n + 1).collect();
+        let (down_layers, up_layers) =
+            ("transformer_layers_per_block", "reverse_transformer_layers_per_block");
+        let transformer_layers = c.per_part(down_layers, &layers_per_block)?;
+        let transformer_layers = transformer_layers
+            .unwrap_or_else(|| layers_per_block.iter().map(|&n| vec![1; n]).collect());
+        let up_transformer_layers = match c.per_part(up_layers, &one_more)? {
+            Some(layers) => layers,
+            None => {
+                let lists = c.value(down_layers).and_then(Value::as_array);
+                if lists.is_some_and(|levels| levels.iter().any(Value::is_array)) {
+                    return Err(
+                        c.wrong(up_layers, "lists, as transformer_layers_per_block has them")
+                    );
+                }
+                let first = |layers: &Vec<usize>| layers.first().copied().unwrap_or(1);
+                let levels = transformer_layers.iter().map(first).rev();
+                levels.zip(&one_more).map(|(layers, &n)| vec![layers; n]).collect()
+            }
+        };
         Ok(Self {
             sample_size: c.get("sample_size", "a non-negative integer")?,
             in_channels: c.usize("in_channels", 4)?,
             out_channels: c.usize("out_channels", 4)?,
             down_attention,
             up_attention,
-            layers_per_block: counts("layers_per_block", 2)?,
-            transformer_layers: counts("transformer_layers_per_block", 1)?,
+            layers_per_block,
+            transformer_layers,
+            up_transformer_layers,
             heads,
             cross_attention_dim: counts("cross_attention_dim", 1280)?,
             downsample_padding,
@@ -527,7 +551,9 @@ impl DownBlock {
         for i in 0..config.layers_per_block[level] {
             block.resnets.push(load_resnet(config, &p.pp("resnets").pp(i), level, input)?);
             if config.down_attention[level] {
-                block.attentions.push(Transformer::load(config, &p.pp("attentions").pp(i), level)?);
+                let layers = config.transformer_layers[level][i];
+                let p = p.pp("attentions").pp(i);
+                block.attentions.push(Transformer::load(config, &p, level, layers)?);
             }
             input = width;
         }
@@ -581,9 +607,10 @@ impl MidBlock {
     fn load(config: &UnetConfig, p: &Params) -> Result<Self> {
         let level = config.block_out_channels.len() - 1;
         let width = config.block_out_channels[level];
+        let layers = config.transformer_layers[level].first().copied().unwrap_or(1);
         Ok(Self {
             resnet1: load_resnet(config, &p.pp("resnets.0"), level, width)?,
-            attention: Transformer::load(config, &p.pp("attentions.0"), level)?,
+            attention: Transformer::load(config, &p.pp("attentions.0"), level, layers)?,
             resnet2: load_resnet(config, &p.pp("resnets.1"), level, width)?,
         })
     }
@@ -626,7 +653,10 @@ impl UpBlock {
             };
             block.resnets.push(load_resnet(config, &p.pp("resnets").pp(i), level, input + skip)?);
             if attention {
-                block.attentions.push(Transformer::load(config, &p.pp("attentions").pp(i), level)?);
+                let from_coarsest = config.block_out_channels.len() - 1 - level;
+                let layers = config.up_transformer_layers[from_coarsest][i];
+                let p = p.pp("attentions").pp(i);
+                block.attentions.push(Transformer::load(config, &p, level, layers)?);
             }
             input = width;
         }
@@ -692,7 +722,7 @@ module!(Transformer {
 });
 
 impl Transformer {
-    fn load(config: &UnetConfig, p: &Params, level: usize) -> Result<Arc<Self>> {
+    fn load(config: &UnetConfig, p: &Params, level: usize, layers: usize) -> Result<Arc<Self>> {
         /// diffusers fixes this one, whatever `norm_eps` says.
         const EPS: f32 = 1e-6;
         let width = config.block_out_channels[level];
@@ -708,7 +738,7 @@ impl Transformer {
         Ok(Arc::new(Self {
             norm: GroupNorm::load(&p.pp("norm"), width, config.norm_num_groups, EPS)?,
             proj_in: Linear::load(&p.pp("proj_in"), width, width, true)?,
-            layers: (0..config.transformer_layers[level]).map(layer).collect::<Result<_>>()?,
+            layers: (0..layers).map(layer).collect::<Result<_>>()?,
             proj_out: Linear::load(&p.pp("proj_out"), width, width, true)?,
         }))
     }

@@ -132,7 +132,12 @@ impl Adapters {
                             .map(|info| (*name, weight, info))
                     });
                 let Some((part, name, info)) = place else {
-                    return Err(misfit(&file, &pair.down, "a layer of this model", "none"));
+                    let lacks = |part: &&str| parts.iter().all(|(name, _)| name != part);
+                    let expected = match part.filter(lacks) {
+                        Some(part) => format!("a model with {part}, as Stable Diffusion XL"),
+                        None => "a layer of this model".to_owned(),
+                    };
+                    return Err(misfit(&file, &pair.down, &expected, "none"));
                 };
                 check_shape(&file, pair, &name, &info)?;
                 let term = Term { file: file.clone(), pair: pair.clone(), weight };

@@ -94,6 +94,8 @@ impl Control {
 pub(super) struct Texts {
     pub(super) unet: Context,
     pub(super) nets: Vec<Context>,
+    /// What tells the prompt as a whole, where the UNet is told that.
+    pub(super) pooled: Vec<f32>,
 }
 
 /// A ControlNet at work on one picture.

@@ -16,6 +16,7 @@ use crate::models::unet::UnetConfig;
 use crate::models::vae::VaeConfig;
 use crate::ops::layout::concat;
 use crate::ops::matmul::Activation;
+use crate::pipeline::family::Family;
 use crate::tensor::Tensor;
 use crate::text::tokenizer::ClipTokenizer;
 
@@ -91,6 +92,11 @@ fn format_of_torch() -> BTreeMap<String, String> {
 /// configurations say; a file cannot be read or written.
 pub fn to_file(from: &Path, variant: Option<&str>, to: &Path) -> Result<()> {
     let from = PipelineFolder::open(from, variant)?;
+    if Family::of(&from.class()?) == Family::Xl {
+        let (expected, advice) = ("Stable Diffusion 1.x or 2.x", "Keep the folder.");
+        let (path, found) = (from.root().join("model_index.json"), from.class()?);
+        return Err(Error::file(path, "_class_name", expected, found, advice));
+    }
     let original = Original::of(&from)?;
     let layout = Layout::of(&original, to)?;
     let read = |name: &str, value: &Value| {

@@ -9,12 +9,15 @@ pub(super) enum Family {
     StableDiffusion,
     /// `LatentConsistencyModelPipeline`: from a picture, strength shortens the schedule and not the steps.
     Consistency,
+    /// `StableDiffusionXLPipeline`: two text encoders, and sizes that the UNet is told.
+    Xl,
 }
 
 impl Family {
     /// That of a pipeline's class.
     pub(super) fn of(class: &str) -> Self {
         match class {
+            class if class.starts_with("StableDiffusionXL") => Self::Xl,
             class if class.starts_with("LatentConsistencyModel") => Self::Consistency,
             _ => Self::StableDiffusion,
         }
@@ -25,6 +28,16 @@ impl Family {
         match self {
             Self::StableDiffusion => Suggestions::default(),
             Self::Consistency => Suggestions { steps: 4, guidance_scale: 8.5 },
+            Self::Xl => Suggestions { steps: 50, guidance_scale: 5.0 },
+        }
+    }
+
+    /// How much of a picture to start from its pipeline draws anew.
+    pub(super) fn strength(self, masked: bool) -> f64 {
+        match self {
+            _ if masked => 1.0,
+            Self::StableDiffusion | Self::Consistency => 0.8,
+            Self::Xl => 0.3,
         }
     }
 }

@@ -8,13 +8,14 @@ use crate::io::checkpoint::{self, Supplement};
 use crate::io::config::Config;
 use crate::io::folder::{PipelineFolder, Weights};
 use crate::io::{TensorSource, read_bounded};
-use crate::models::clip::{ClipText, ClipTextConfig};
-use crate::models::unet::{ControlNet, ControlNetConfig, Unet, UnetConfig};
+use crate::models::clip::{ClipText, ClipTextConfig, ClipTextProjected, ClipTextProjectedConfig};
+use crate::models::unet::{ControlNet, ControlNetConfig, TextTime, Unet, UnetConfig};
 use crate::models::vae::{Autoencoder, AutoencoderConfig};
 use crate::nn::lora::{Adapter, Adapters};
 use crate::nn::{Keep, Params};
 use crate::pipeline::family::Family;
 use crate::pipeline::inversion::{Inversion, Learned};
+use crate::pipeline::prompt::SecondEncoder;
 use crate::pipeline::sampler::SamplerConfig;
 use crate::pipeline::text_to_image::TextToImage;
 use crate::tensor::{DType, Device, release_unused_memory};
@@ -136,6 +137,13 @@ impl TextToImage {
         }
         let tokenizer = folder.folder("tokenizer")?;
         let mut tokenizer = ClipTokenizer::open_padding(tokenizer, folder.padding())?;
+        if let (Family::Xl, Some(embedding)) =
+            (Family::of(&folder.class()?), options.embeddings.first())
+        {
+            let expected =
+                "none: those of Stable Diffusion XL, which has two text encoders, are not read";
+            return Err(Error::argument("embedding", embedding, expected));
+        }
         for embedding in &options.embeddings {
             fingerprint.add(embedding.checksum()?.as_bytes());
             fingerprint.add(embedding.token()?.as_bytes());
@@ -158,6 +166,25 @@ impl TextToImage {
                 ClipText::load(config, params)
             },
         )?;
+        let second = match Family::of(&folder.class()?) {
+            Family::Xl => Some(SecondEncoder {
+                tokenizer: ClipTokenizer::open(folder.folder("tokenizer_2")?)?,
+                text_encoder: load(
+                    &folder,
+                    "text_encoder_2",
+                    (options, &adapters),
+                    options.dtype,
+                    &mut (&mut notes, &mut fingerprint),
+                    |config, params| {
+                        ClipTextProjected::load(ClipTextProjectedConfig::read(config)?, params)
+                    },
+                )?,
+                zeros: folder.index().bool("force_zeros_for_empty_prompt", true)?,
+                dtype: options.dtype,
+                device: options.device,
+            }),
+            _ => None,
+        };
         let vae_config = AutoencoderConfig::read(&folder.network("vae")?.0)?;
         let unet = load(
             &folder,
@@ -197,6 +224,7 @@ impl TextToImage {
         let model = Self {
             tokenizer,
             text_encoder,
+            second,
             unet,
             controlnets,
             vae,
@@ -226,7 +254,13 @@ impl Fingerprint {
         for part in ["scheduler", "text_encoder", "unet", "vae"] {
             all.add(folder.config_text(part)?.1.as_bytes());
         }
-        for path in ClipTokenizer::files(folder.folder("tokenizer")?) {
+        let mut tokenizers = vec![folder.folder("tokenizer")?];
+        if Family::of(&folder.class()?) == Family::Xl {
+            all.add(folder.config_text("text_encoder_2")?.1.as_bytes());
+            all.add(&[folder.index().bool("force_zeros_for_empty_prompt", true)?.into()]);
+            tokenizers.push(folder.folder("tokenizer_2")?);
+        }
+        for path in tokenizers.into_iter().flat_map(ClipTokenizer::files) {
             all.add(&read_bounded(&path, tokenizer::MAX_FILE)?);
         }
         Ok(all)
@@ -249,7 +283,7 @@ pub(super) fn vae_dtype(dtype: DType, config: &AutoencoderConfig) -> DType {
 
 /// Pipelines that are nothing but these components, and the classes that nadir has of each.
 fn check_classes(folder: &PipelineFolder) -> Result<()> {
-    let advice = "nadir runs Stable Diffusion 1.x and 2.x.";
+    let advice = "nadir runs Stable Diffusion 1.x, 2.x and XL.";
     let wrong = |what: &str, expected: &str, found: &str| {
         Err(Error::file(folder.root().join("model_index.json"), what, expected, found, advice))
     };
@@ -262,6 +296,9 @@ fn check_classes(folder: &PipelineFolder) -> Result<()> {
         "StableDiffusionControlNetPipeline",
         "StableDiffusionControlNetImg2ImgPipeline",
         "StableDiffusionControlNetInpaintPipeline",
+        "StableDiffusionXLPipeline",
+        "StableDiffusionXLImg2ImgPipeline",
+        "StableDiffusionXLInpaintPipeline",
         "LatentConsistencyModelPipeline",
         "LatentConsistencyModelImg2ImgPipeline",
         "Text2EarthDiffusionPipeline",
@@ -271,21 +308,37 @@ fn check_classes(folder: &PipelineFolder) -> Result<()> {
     if !known.contains(&class.as_str()) {
         return wrong("_class_name", &known.join(" or "), &class);
     }
-    // The last three judge or prepare pictures of others, and have no part in drawing.
-    let components = ["tokenizer", "text_encoder", "unet", "vae", "scheduler", "controlnet"];
+    let is_xl = Family::of(&class) == Family::Xl;
+    if is_xl && folder.index().bool("requires_aesthetics_score", false)? {
+        let path = folder.root().join("model_index.json");
+        let (what, found) =
+            ("requires_aesthetics_score", "true: the refiner of Stable Diffusion XL");
+        let advice = "nadir has no refiner: draw with the base model alone.";
+        return Err(Error::file(path, what, "false: Stable Diffusion XL itself", found, advice));
+    }
+    // Those beside judge or prepare pictures of others, and have no part in drawing.
+    let mut components = vec!["tokenizer", "text_encoder", "unet", "vae", "scheduler"];
+    components.extend(match is_xl {
+        true => &["tokenizer_2", "text_encoder_2"][..],
+        false => &["controlnet"],
+    });
     let beside = ["safety_checker", "feature_extractor", "image_encoder"];
-    folder.check_components(&[components.as_slice(), &beside].concat())?;
+    folder.check_components(&[&components[..], &beside].concat())?;
     let controlnets = ["ControlNetModel", "MultiControlNetModel"];
     if let Some(class) = folder.component("controlnet")?
         && !controlnets.contains(&class.as_str())
     {
         return wrong("controlnet", &controlnets.join(" or "), &class);
     }
-    for (name, known) in [
+    let mut networks = vec![
         ("text_encoder", &["CLIPTextModel"][..]),
         ("unet", &["UNet2DConditionModel", "SatUNet"]),
         ("vae", &["AutoencoderKL", "AutoencoderTiny"]),
-    ] {
+    ];
+    if is_xl {
+        networks.push(("text_encoder_2", &["CLIPTextModelWithProjection"]));
+    }
+    for (name, known) in networks {
         let class = folder.component(name)?.unwrap_or_default();
         if !known.contains(&class.as_str()) {
             return wrong(name, &known.join(" or "), &class);
@@ -331,7 +384,14 @@ fn open_adapters(folder: &PipelineFolder, adapters: &[Adapter]) -> Result<Adapte
         return Ok(Adapters::default());
     }
     let [unet, text_encoder] = [folder.weights("unet")?, folder.weights("text_encoder")?];
-    Adapters::open(adapters, &[("unet", &unet), ("text_encoder", &text_encoder)])
+    let mut parts: Vec<(_, &dyn TensorSource)> =
+        vec![("unet", &unet), ("text_encoder", &text_encoder)];
+    let second = match folder.component("text_encoder_2")? {
+        Some(_) => Some(folder.weights("text_encoder_2")?),
+        None => None,
+    };
+    parts.extend(second.iter().map(|second| ("text_encoder_2", second as &dyn TensorSource)));
+    Adapters::open(adapters, &parts)
 }
 
 /// Loads one component; what its files hold beyond it becomes a note.
@@ -483,8 +543,31 @@ fn check_fit(model: &TextToImage, folder: &PipelineFolder) -> Result<()> {
         let advice = "These components are not of one model.";
         Err(Error::file(folder.root(), what, expected.to_string(), found.to_string(), advice))
     };
-    if let Some(&other) = unet.cross_attention_dim.iter().find(|&&d| d != text.hidden_size) {
-        return misfit("cross_attention_dim of the unet", text.hidden_size, other);
+    let second = model.second.as_ref().map(|second| second.text_encoder.config());
+    let width = text.hidden_size + second.map_or(0, |second| second.text.hidden_size);
+    if let Some(&other) = unet.cross_attention_dim.iter().find(|&&d| d != width) {
+        return misfit("cross_attention_dim of the unet", width, other);
+    }
+    match (second, unet.vector.text_time) {
+        (None, None) => {}
+        (Some(second), Some(TextTime { sinusoids, inputs })) => {
+            /// Height and width, of the original and of the target, and where it was cropped.
+            const SIZES: usize = 6;
+            let expected = SIZES * sinusoids + second.projection_dim;
+            if inputs != expected {
+                let what = "projection_class_embeddings_input_dim of the unet";
+                return misfit(what, expected, inputs);
+            }
+        }
+        (second, _) => {
+            let (expected, found) = match second {
+                Some(_) => ("\"text_time\", as Stable Diffusion XL has it", "none"),
+                None => ("none: this pipeline has one text encoder", "\"text_time\""),
+            };
+            let advice = "These components are not of one model.";
+            let what = "addition_embed_type of the unet";
+            return Err(Error::file(folder.root(), what, expected, found, advice));
+        }
     }
     let latent = vae.latent_channels();
     if unet.out_channels != latent {
@@ -497,6 +580,13 @@ fn check_fit(model: &TextToImage, folder: &PipelineFolder) -> Result<()> {
         && preview != latent
     {
         return misfit("latent_channels of the previews' vae", latent, preview);
+    }
+    if let Some(second) = &model.second {
+        let known = second.text_encoder.config().text.vocab_size;
+        let vocabulary = second.tokenizer.vocabulary();
+        if vocabulary > known {
+            return misfit("vocab_size of text_encoder_2", vocabulary, known);
+        }
     }
     let vocabulary = model.tokenizer.vocabulary();
     if vocabulary > text.vocab_size {

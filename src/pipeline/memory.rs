@@ -15,6 +15,10 @@ use crate::tensor::DType;
 /// Stable Diffusion 1.5 at 512x512 in f32 was seen to take 39. Rather too little, so that nothing is refused that fits.
 const UNET_WORKING_SET: u64 = 30;
 
+/// The same of a level without attention, as the finest of Stable Diffusion XL: input, output and inner part of a residual
+/// block and what the way down left, and scratch. Too little rather than too much.
+const RESNET_WORKING_SET: u64 = 8;
+
 /// What the decoder holds at once at its last level, in units of the width of the level before: seen 4.2, as above.
 const DECODER_WORKING_SET: u64 = 4;
 
@@ -39,7 +43,10 @@ impl MemoryEstimate {
         let vae = AutoencoderConfig::read(&folder.network("vae")?.0)?;
         let dtypes = [options.dtype, vae_dtype(options.dtype, &vae)];
         let mut weights = 0;
-        let parts = [("text_encoder", dtypes[0]), ("unet", dtypes[0]), ("vae", dtypes[1])];
+        let mut parts = vec![("text_encoder", dtypes[0]), ("unet", dtypes[0]), ("vae", dtypes[1])];
+        if folder.component("text_encoder_2")?.is_some() {
+            parts.push(("text_encoder_2", dtypes[0]));
+        }
         let mut sources = Vec::new();
         for (part, dtype) in parts {
             sources.push((folder.weights(part)?, dtype));
@@ -91,15 +98,20 @@ impl MemoryEstimate {
     }
 
     /// Channels that the UNet holds at once for each element of the latents: what waits for the way up, and the
-    /// working set of the finest level.
+    /// largest working set of a level.
     fn unet_channels(&self) -> u64 {
         let widths = &self.unet.block_out_channels;
         let skips = widths.iter().zip(&self.unet.layers_per_block).enumerate();
         let skips = skips.map(|(level, (&width, &layers))| {
             ((width as u64).saturating_mul(layers as u64 + 1)) >> (2 * level).min(63)
         });
-        let first = widths.first().map_or(0, |&width| width as u64);
-        skips.fold(first.saturating_mul(UNET_WORKING_SET), u64::saturating_add)
+        let attends = self.unet.down_attention.iter().zip(self.unet.up_attention.iter().rev());
+        let levels = widths.iter().zip(attends).enumerate();
+        let working = levels.map(|(level, (&width, (&down, &up)))| {
+            let set = if down || up { UNET_WORKING_SET } else { RESNET_WORKING_SET };
+            (width as u64).saturating_mul(set) >> (2 * level).min(63)
+        });
+        skips.fold(working.max().unwrap_or(0), u64::saturating_add)
     }
 }
 

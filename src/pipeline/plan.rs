@@ -73,7 +73,7 @@ pub fn calibrate(
     let size = model.size(&request.settings)?;
     let mut request = request.clone();
     // Of a picture that starts from another only the last steps are made.
-    let made = if request.init.is_some() { request.strength() } else { 1.0 };
+    let made = if request.init.is_some() { model.strength(&request) } else { 1.0 };
     let few = (STEPS / made).ceil() as usize;
     let steps = &mut request.settings.steps;
     *steps = Some(steps.map_or(few, |wanted| wanted.min(few)));

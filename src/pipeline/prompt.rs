@@ -3,21 +3,43 @@
 use std::fmt;
 
 use crate::error::Result;
-use crate::models::clip::ClipText;
+use crate::models::clip::{ClipText, ClipTextProjected};
 use crate::ops::layout::concat;
 use crate::pipeline::request::Cancel;
 use crate::pipeline::settings::Settings;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, Device, Tensor};
 use crate::text::tokenizer::ClipTokenizer;
-use crate::text::weighting::{self, Chunk};
+use crate::text::weighting::{self, Chunk, WeightedTokens};
 
 /// A prompt as the text encoder takes it: equal tokens have equal hidden states.
 #[derive(Clone, PartialEq)]
 pub(super) struct PromptTokens {
     chunks: Vec<Chunk>,
     weighted: bool,
+    /// The same of a second text encoder, where there is one.
+    second: Vec<Chunk>,
     /// Last layers of the text encoder to leave out.
     clip_skip: usize,
+    /// Whether zeros stand for all of it.
+    is_zero: bool,
+}
+
+/// The second text encoder of Stable Diffusion XL, whose hidden states stand beside those of the first.
+pub(super) struct SecondEncoder {
+    pub(super) tokenizer: ClipTokenizer,
+    pub(super) text_encoder: ClipTextProjected,
+    /// Whether zeros stand for a negative prompt that is empty: `force_zeros_for_empty_prompt`.
+    pub(super) zeros: bool,
+    pub(super) dtype: DType,
+    pub(super) device: Device,
+}
+
+/// What the networks are told of a prompt.
+pub(super) struct Encoded {
+    /// Hidden states [1, T, D], chunks end to end: T is 77 for each.
+    pub(super) states: Tensor,
+    /// What tells the prompt as a whole, of its first chunk; nothing without a second text encoder.
+    pub(super) pooled: Vec<f32>,
 }
 
 /// Something the user should know about a picture that is drawn all the same.
@@ -52,6 +74,7 @@ impl fmt::Display for Warning {
 /// A prompt that the tokenizer refuses.
 pub(super) fn tokenize(
     tokenizer: &ClipTokenizer,
+    second: Option<&SecondEncoder>,
     settings: &Settings,
     guided: bool,
 ) -> Result<(Vec<PromptTokens>, Vec<Warning>)> {
@@ -62,37 +85,109 @@ pub(super) fn tokenize(
     }
     let (mut encoded, mut warnings) = (Vec::new(), Vec::new());
     for (field, prompt, clip_skip) in prompts {
-        let mut tokens =
-            weighting::encode(tokenizer, prompt, settings.prompt_syntax, settings.long_prompts)?;
+        let encode = |tokenizer| {
+            weighting::encode(tokenizer, prompt, settings.prompt_syntax, settings.long_prompts)
+        };
+        let mut tokens = encode(tokenizer)?;
         let left_out = tokens.truncated.take();
         let limit = tokenizer.max_length();
         warnings.extend(left_out.map(|left_out| Warning::PromptCut { field, left_out, limit }));
-        encoded.push((tokens, clip_skip));
+        let others = second.map(|second| encode(&second.tokenizer)).transpose()?;
+        let is_zero = field == "negative_prompt"
+            && prompt.is_empty()
+            && second.is_some_and(|second| second.zeros);
+        encoded.push((tokens, others, clip_skip, is_zero));
     }
-    let longest = encoded.iter().map(|(tokens, _)| tokens.chunks.len()).max().unwrap_or(1);
-    let rows = encoded.into_iter().map(|(mut tokens, clip_skip)| {
+    let length = |tokens: &WeightedTokens| tokens.chunks.len();
+    let lengths = encoded
+        .iter()
+        .map(|(tokens, others, ..)| length(tokens).max(others.as_ref().map_or(0, length)));
+    let longest = lengths.max().unwrap_or(1);
+    let rows = encoded.into_iter().map(|(mut tokens, others, clip_skip, is_zero)| {
         tokens.pad_to(longest, tokenizer);
-        PromptTokens { weighted: tokens.is_weighted(), chunks: tokens.chunks, clip_skip }
+        let second = others.zip(second).map_or(Vec::new(), |(mut others, second)| {
+            others.pad_to(longest, &second.tokenizer);
+            others.chunks
+        });
+        let weighted = tokens.is_weighted();
+        PromptTokens { weighted, chunks: tokens.chunks, second, clip_skip, is_zero }
     });
     Ok((rows.collect(), warnings))
 }
 
 impl PromptTokens {
-    /// Hidden states [1, T, D], chunks end to end: T is 77 for each.
+    /// What the text encoders make of it.
     ///
     /// # Errors
     /// Those of [`ClipText::forward`]; `Interrupted`.
-    pub(super) fn hidden_states(&self, encoder: &ClipText, cancel: &Cancel) -> Result<Tensor> {
+    pub(super) fn encode(
+        &self,
+        encoder: &ClipText,
+        second: Option<&SecondEncoder>,
+        cancel: &Cancel,
+    ) -> Result<Encoded> {
+        match second {
+            Some(second) if self.is_zero => self.zeros(encoder, second),
+            Some(second) => self.of_both(encoder, second, cancel),
+            None => self.of_one(encoder, cancel),
+        }
+    }
+
+    fn of_one(&self, encoder: &ClipText, cancel: &Cancel) -> Result<Encoded> {
         let mut parts = Vec::new();
         for chunk in &self.chunks {
             cancel.check()?;
-            let ids: Vec<i64> = chunk.ids.iter().map(|&id| i64::from(id)).collect();
-            let ids = Tensor::from_slice(&ids, [1, ids.len()])?; // [1, 77]
-            let states = encoder.forward(&ids, self.clip_skip)?; // [1, 77, D]
-            parts.push(if self.weighted { weight(&states, chunk)? } else { states });
+            let states = encoder.forward(&ids(chunk)?, self.clip_skip)?; // [1, 77, D]
+            parts.push(self.weigh(states, chunk)?);
         }
-        concat(&parts.iter().collect::<Vec<_>>(), 1)
+        let states = concat(&parts.iter().collect::<Vec<_>>(), 1)?;
+        Ok(Encoded { states, pooled: Vec::new() })
     }
+
+    /// Hidden states before the last layer and the final norm of each, as diffusers' Stable Diffusion XL has them.
+    fn of_both(
+        &self,
+        first: &ClipText,
+        second: &SecondEncoder,
+        cancel: &Cancel,
+    ) -> Result<Encoded> {
+        let (mut parts, mut pooled) = (Vec::new(), None);
+        let left_out = 1 + self.clip_skip;
+        for (chunk, other) in self.chunks.iter().zip(&self.second) {
+            cancel.check()?;
+            let states = first.hidden(&ids(chunk)?, left_out)?; // [1, 77, D1]
+            let (others, whole) = second.text_encoder.forward(&ids(other)?, left_out)?; // [1, 77, D2]
+            let (states, others) = (self.weigh(states, chunk)?, self.weigh(others, other)?);
+            parts.push(concat(&[&states, &others], 2)?); // [1, 77, D1 + D2]
+            pooled.get_or_insert(whole);
+        }
+        let states = concat(&parts.iter().collect::<Vec<_>>(), 1)?;
+        let pooled = match pooled {
+            Some(whole) => whole.to_dtype(DType::F32)?.to_vec()?,
+            None => Vec::new(),
+        };
+        Ok(Encoded { states, pooled })
+    }
+
+    fn zeros(&self, first: &ClipText, second: &SecondEncoder) -> Result<Encoded> {
+        let config = second.text_encoder.config();
+        let width = first.config().hidden_size + config.text.hidden_size;
+        let tokens = self.chunks.iter().map(|chunk| chunk.ids.len()).sum();
+        Ok(Encoded {
+            states: Tensor::zeros([1, tokens, width], second.dtype, second.device)?,
+            pooled: vec![0.0; config.projection_dim],
+        })
+    }
+
+    fn weigh(&self, states: Tensor, chunk: &Chunk) -> Result<Tensor> {
+        if self.weighted { weight(&states, chunk) } else { Ok(states) }
+    }
+}
+
+/// [1, 77]
+fn ids(chunk: &Chunk) -> Result<Tensor> {
+    let ids: Vec<i64> = chunk.ids.iter().map(|&id| i64::from(id)).collect();
+    Tensor::from_slice(&ids, [1, ids.len()])
 }
 
 /// Multiplies the hidden state of each token with its weight, then restores the mean of them all, as the
@@ -156,10 +251,10 @@ mod tests {
                 long_prompts: LongPrompt::Chunk,
                 ..Settings::default()
             };
-            let (rows, warnings) = tokenize(&tokenizer, &settings, guided).unwrap();
+            let (rows, warnings) = tokenize(&tokenizer, None, &settings, guided).unwrap();
             assert_eq!(warnings, []);
             let states = |row: &PromptTokens| {
-                let states = row.hidden_states(&encoder, &Cancel::default()).unwrap();
+                let states = row.encode(&encoder, None, &Cancel::default()).unwrap().states;
                 (states.dim(1), states.to_vec::<f32>().unwrap())
             };
             rows.iter().map(states).collect::<Vec<_>>()

@@ -52,13 +52,6 @@ impl Request {
         }
         Ok(())
     }
-
-    /// How much of the schedule to run: 0 returns the init image, 1 forgets it. Without a setting what diffusers'
-    /// pipelines for image to image and for inpainting take.
-    pub fn strength(&self) -> f64 {
-        let masked = self.init.as_ref().is_some_and(|init| init.mask.is_some());
-        self.settings.strength.unwrap_or(if masked { 1.0 } else { 0.8 })
-    }
 }
 
 /// A switch that stops work from wherever it is turned: its clones are the same switch.

@@ -9,6 +9,7 @@ use crate::pipeline::guidance::Guidance;
 use crate::pipeline::request::Request;
 use crate::pipeline::sampler::Sampler;
 use crate::pipeline::settings::Settings;
+use crate::pipeline::sizes;
 use crate::pipeline::text_to_image::TextToImage;
 use crate::pipeline::told::Told;
 
@@ -77,6 +78,13 @@ impl TextToImage {
         settings.size(self.default_size(), self.vae.config().factor())
     }
 
+    /// How much of the schedule to run: 0 returns the init image, 1 forgets it. Without a setting what diffusers'
+    /// pipelines for image to image and for inpainting take.
+    pub fn strength(&self, request: &Request) -> f64 {
+        let masked = request.init.as_ref().is_some_and(|init| init.mask.is_some());
+        request.settings.strength.unwrap_or(self.family.strength(masked))
+    }
+
     fn steps(&self, settings: &Settings) -> usize {
         settings.steps.unwrap_or(self.suggestions.steps)
     }
@@ -143,13 +151,27 @@ impl TextToImage {
             return Err(Error::argument("guess_mode", "given", expected));
         }
         Told::new(&self.unet.config().vector, &request.settings)?;
+        if self.second.is_none() {
+            sizes::refuse(&request.settings)?;
+        }
         if self.is_told_guidance() && !request.settings.negative_prompt.is_empty() {
             let expected = "none: this model (LCM) was distilled with guidance away from no prompt";
             return Err(Error::argument("negative_prompt", "one", expected));
         }
         let (settings, layers) = (&request.settings, self.text_encoder.config().num_hidden_layers);
+        // Of two text encoders the last layer is left out always.
+        let (layers, what) = match &self.second {
+            Some(second) => {
+                let of_second = second.text_encoder.config().text.num_hidden_layers;
+                (
+                    layers.min(of_second).saturating_sub(1),
+                    "text encoders have so many, and one more",
+                )
+            }
+            None => (layers, "text encoder has so many"),
+        };
         if settings.clip_skip > layers {
-            let expected = format!("the text encoder has {layers} layers");
+            let expected = format!("at most {layers} layers: the {what}");
             return Err(Error::argument("clip_skip", settings.clip_skip, expected));
         }
         let mut config = self.scheduler.clone();
@@ -162,12 +184,12 @@ impl TextToImage {
                 let expected = "none: a latent consistency model paints no part of a picture";
                 return Err(Error::argument("mask_image", "one", expected));
             }
-            (Family::Consistency, Some(_)) => config.over_strength(request.strength()),
-            (Family::Consistency, None) => config,
+            (Family::Consistency, Some(_)) => config.over_strength(self.strength(request)),
+            (Family::Consistency | Family::Xl, _) => config,
         };
         let sampler = config.build(self.steps(settings), f64::from(settings.eta))?;
         if request.init.is_some() {
-            sampler.start_index(request.strength())?;
+            sampler.start_index(self.strength(request))?;
         }
         Ok(sampler)
     }

@@ -37,18 +37,21 @@ impl TextToImage {
             ));
         }
         let (from, to) = (PipelineFolder::open(from, variant)?, to.as_ref());
-        let models: [(&str, &str, &dyn Module); 3] = [
+        let mut models: Vec<(&str, &str, &dyn Module)> = vec![
             ("text_encoder", "model.safetensors", &self.text_encoder),
             ("unet", "diffusion_pytorch_model.safetensors", &self.unet),
             ("vae", "diffusion_pytorch_model.safetensors", &self.vae),
         ];
+        if let Some(second) = &self.second {
+            models.push(("text_encoder_2", "model.safetensors", &second.text_encoder));
+        }
         atomic::create_folder(to, |scratch| {
             copy_folder(from.root(), scratch, &|path| {
                 let component = path.parent().and_then(Path::file_name);
                 let of_model = models.iter().any(|(name, ..)| component == Some(name.as_ref()));
                 !(of_model && holds_weights(path))
             })?;
-            for (name, file, module) in models {
+            for &(name, file, module) in &models {
                 nn::save(module, &from.weights(name)?, &scratch.join(name).join(file), dtype)?;
             }
             Ok(())

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::noise::NoiseSource;
+use crate::pipeline::sizes::{self, Pixels};
 use crate::pipeline::told::{self, Date, Metres, Place};
 use crate::text::tokenizer::check_prompt;
 use crate::text::weighting::{LongPrompt, Syntax};
@@ -45,7 +46,8 @@ pub struct Settings {
     #[arg(visible_alias = "num-inference-steps")]
     pub steps: Option<usize>,
 
-    /// Classifier-free guidance: how strongly the text is followed; 1 is none [default: the model's, else 7.5]
+    /// Classifier-free guidance: how strongly the text is followed; 1 is none [default: the model's, else 7.5, of Stable
+    /// Diffusion XL 5]
     #[arg(long = "cfg-scale", value_name = "X", help_heading = "Sampling")]
     #[arg(allow_negative_numbers = true, visible_alias = "guidance-scale")]
     pub guidance_scale: Option<f32>,
@@ -88,7 +90,7 @@ pub struct Settings {
     #[arg(long, help_heading = "Sampling")]
     pub vae_tiling: bool,
 
-    /// How much of the init image is drawn anew, 0 to 1 [default: 0.8; with a mask 1]
+    /// How much of the init image is drawn anew, 0 to 1 [default: 0.8, of Stable Diffusion XL 0.3; with a mask 1]
     #[serde(skip_serializing_if = "Option::is_none")]
     #[arg(long, value_name = "X", help_heading = "Image to image", allow_negative_numbers = true)]
     pub strength: Option<f64>,
@@ -128,6 +130,42 @@ pub struct Settings {
     #[arg(long, value_name = "X,..", help_heading = "What is known of the picture")]
     #[arg(value_delimiter = ',', allow_hyphen_values = true)]
     pub class_labels: Option<Vec<f32>>,
+
+    /// Size that Stable Diffusion XL takes the picture to have been made smaller from [default: its own]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[arg(long, value_name = "H,W", help_heading = "What is known of the picture")]
+    #[arg(allow_hyphen_values = true, value_parser = typed::<Pixels>)]
+    pub original_size: Option<Pixels>,
+
+    /// Where Stable Diffusion XL takes the picture to have been cropped [default: 0,0]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[arg(long, value_name = "TOP,LEFT", help_heading = "What is known of the picture")]
+    #[arg(allow_hyphen_values = true, value_parser = typed::<Pixels>)]
+    pub crops_coords_top_left: Option<Pixels>,
+
+    /// Size that Stable Diffusion XL takes the picture to have been brought to [default: its own]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[arg(long, value_name = "H,W", help_heading = "What is known of the picture")]
+    #[arg(allow_hyphen_values = true, value_parser = typed::<Pixels>)]
+    pub target_size: Option<Pixels>,
+
+    /// The same of what the picture should not be; needs --negative-target-size
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[arg(long, value_name = "H,W", help_heading = "What is known of the picture")]
+    #[arg(allow_hyphen_values = true, value_parser = typed::<Pixels>)]
+    pub negative_original_size: Option<Pixels>,
+
+    /// The same of where it was cropped; needs both negative sizes
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[arg(long, value_name = "TOP,LEFT", help_heading = "What is known of the picture")]
+    #[arg(allow_hyphen_values = true, value_parser = typed::<Pixels>)]
+    pub negative_crops_coords_top_left: Option<Pixels>,
+
+    /// The same of what it was brought to; needs --negative-original-size
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[arg(long, value_name = "H,W", help_heading = "What is known of the picture")]
+    #[arg(allow_hyphen_values = true, value_parser = typed::<Pixels>)]
+    pub negative_target_size: Option<Pixels>,
 }
 
 impl Default for Settings {
@@ -155,6 +193,12 @@ impl Default for Settings {
             date: None,
             cloud: None,
             class_labels: None,
+            original_size: None,
+            crops_coords_top_left: None,
+            target_size: None,
+            negative_original_size: None,
+            negative_crops_coords_top_left: None,
+            negative_target_size: None,
         }
     }
 }
@@ -184,7 +228,8 @@ impl Settings {
         in_range("guidance_rescale", self.guidance_rescale.into(), 1.0)?;
         in_range("eta", self.eta.into(), 1.0)?;
         in_range("strength", self.strength.unwrap_or_default(), 1.0)?;
-        told::check(self)
+        told::check(self)?;
+        sizes::check(self)
     }
 
     /// Width and height in pixels, for a model whose own size is `default` and whose latents are `factor`

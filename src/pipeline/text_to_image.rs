@@ -1,7 +1,8 @@
 //! Text to image by latent diffusion: prompt -> tokens -> text encoder -> [UNet + sampler step] x steps ->
 //! VAE decoder -> image.
 //!
-//! Rombach et al. 2022. Reference implementation: diffusers, `pipelines/stable_diffusion/`: the same weights,
+//! Rombach et al. 2022; Podell et al. 2023 (XL). Reference implementation: diffusers, `pipelines/stable_diffusion/`,
+//! `stable_diffusion_xl/` and `latent_consistency_models/`: the same weights,
 //! prompt, seed, scheduler and steps give the same image.
 
 use image::RgbImage;
@@ -17,11 +18,12 @@ use crate::pipeline::control::{Net, Texts};
 use crate::pipeline::evaluation::{Evaluation, Inputs};
 use crate::pipeline::family::Family;
 use crate::pipeline::load::Suggestions;
-use crate::pipeline::prompt::{Warning, tokenize};
+use crate::pipeline::prompt::{Encoded, SecondEncoder, Warning, tokenize};
 use crate::pipeline::recent::Recent;
 use crate::pipeline::request::{Cancel, Request};
 use crate::pipeline::sampler::SamplerConfig;
 use crate::pipeline::settings::Settings;
+use crate::pipeline::sizes;
 use crate::pipeline::slot::Denoising;
 use crate::pipeline::start::{Noise, Start};
 use crate::pipeline::stepping::Stepping;
@@ -33,6 +35,7 @@ use crate::text::tokenizer::ClipTokenizer;
 pub struct TextToImage {
     pub(super) tokenizer: ClipTokenizer,
     pub(super) text_encoder: ClipText,
+    pub(super) second: Option<SecondEncoder>,
     pub(super) unet: Unet,
     pub(super) controlnets: Vec<ControlNet>,
     pub(super) vae: Autoencoder,
@@ -61,11 +64,13 @@ impl TextToImage {
             (&Settings { prompt, ..request.settings.clone() }, &request.cancel);
         // 1. prompt -> tokens -> hidden states -> keys and values
         let (guidance, scale) = self.guidance(settings);
-        let (prompts, warnings) = tokenize(&self.tokenizer, settings, guidance.is_some())?;
+        let second = self.second.as_ref();
+        let (prompts, warnings) = tokenize(&self.tokenizer, second, settings, guidance.is_some())?;
         let text = recent.text(prompts, |prompt| {
-            let states = prompt.hidden_states(&self.text_encoder, cancel)?; // [1, T, D]
+            let Encoded { states, pooled } = prompt.encode(&self.text_encoder, second, cancel)?;
             let nets = self.controlnets.iter().map(|net| net.context(&states));
-            Ok(Texts { unet: self.unet.context(&states)?, nets: nets.collect::<Result<_>>()? })
+            let nets = nets.collect::<Result<_>>()?;
+            Ok(Texts { unet: self.unet.context(&states)?, nets, pooled })
         })?;
         // 2. seed -> noise, or an image and noise
         let mut noise =
@@ -74,15 +79,21 @@ impl TextToImage {
             None => Start::from_noise(&*sampler, &mut noise)?,
             Some(init) => {
                 cancel.check()?;
-                let strength = request.strength();
+                let strength = self.strength(request);
                 let image = recent.image(init, strength, size, self)?;
                 let factor = self.vae.config().scaling_factor();
                 Start::from_image(&image, strength, factor, &*sampler, &mut noise)?
             }
         };
         // 3. schedule, and what is known of the picture -> time embeddings
-        let rows = told.vectors.iter().skip(told.vectors.len() - text.len()).map(|vector| {
-            let vector = Vector { guidance: scale, ..vector.clone() };
+        let sizes = match self.second {
+            Some(_) => sizes::told(settings, size, request.init.is_some()),
+            None => Default::default(),
+        };
+        let vectors = told.vectors.iter().zip(&sizes).skip(told.vectors.len() - text.len());
+        let rows = vectors.zip(&text).map(|((vector, sizes), text)| {
+            let (sizes, pooled) = (sizes.clone(), text.pooled.clone());
+            let vector = Vector { guidance: scale, sizes, pooled, ..vector.clone() };
             let times = self.unet.embed(sampler.timesteps(), &vector)?; // [evaluations, E]
             times.reshape([times.dim(0), 1, times.dim(1)])
         });

@@ -300,12 +300,9 @@ impl<'a> Told<'a> {
             metadata = [vec![0.0; config.metadata], numbers_of(settings)?.to_vec()];
         }
         let ([labels, class], [unknown, metadata]) = (class, metadata);
-        // The scale of guidance is the picture's, not told with a prompt.
-        let guidance = None;
-        let vectors = [
-            Vector { class: labels, metadata: unknown, guidance },
-            Vector { class, metadata, guidance },
-        ];
+        // The rest follows from the picture, and from what is made of the prompt.
+        let vector = |class, metadata| Vector { class, metadata, ..Vector::default() };
+        let vectors = [vector(labels, unknown), vector(class, metadata)];
         Ok(Self { prompt, vectors })
     }
 }

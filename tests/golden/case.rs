@@ -43,6 +43,7 @@ pub fn settings(arguments: &Value) -> Settings {
     let text = |name: &str| arguments[name].as_str().unwrap_or_default().to_owned();
     let number = |name: &str| arguments[name].as_f64().map(|x| x as f32);
     let count = |name: &str| arguments[name].as_u64().map(|x| x as usize);
+    let pixels = |name: &str| serde_json::from_value(arguments[name].clone()).unwrap();
     Settings {
         prompt: text("prompt"),
         negative_prompt: text("negative_prompt"),
@@ -58,6 +59,12 @@ pub fn settings(arguments: &Value) -> Settings {
         date: arguments["date"].as_str().map(|date| date.parse().unwrap()),
         gsd: arguments["gsd"].as_f64().map(|metres| Metres::new(metres).unwrap()),
         cloud: arguments["cloud"].as_f64(),
+        original_size: pixels("original_size"),
+        crops_coords_top_left: pixels("crops_coords_top_left"),
+        target_size: pixels("target_size"),
+        negative_original_size: pixels("negative_original_size"),
+        negative_crops_coords_top_left: pixels("negative_crops_coords_top_left"),
+        negative_target_size: pixels("negative_target_size"),
         ..Settings::default()
     }
 }
@@ -91,7 +98,7 @@ impl Case {
         copy(&from.join("scheduler"), &folder.join("scheduler"));
         for (component, source) in json["components"].as_object().unwrap() {
             let (source, to) = (source.as_str().unwrap(), folder.join(component));
-            match component == "tokenizer" {
+            match component.starts_with("tokenizer") {
                 true => copy(&golden::path("pipelines").join(source), &to),
                 false => write(source, &to),
             }

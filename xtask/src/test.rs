@@ -101,6 +101,8 @@ const SETTINGS: [Setting; 3] = [
             "--test",
             "lcm",
             "--test",
+            "sdxl",
+            "--test",
             "metrics",
             "--test",
             "segmentation",

@@ -194,7 +194,7 @@ impl App {
             .collect();
         let sampler = models.image.sampler(&requests[0])?;
         let start = match &init {
-            Some(_) => sampler.start_index(requests[0].strength())?,
+            Some(_) => sampler.start_index(models.image.strength(&requests[0]))?,
             None => 0,
         };
         let evaluations = sampler.timesteps().len() - start;

@@ -4,6 +4,7 @@
 //! transformers, `models/clip/modeling_clip.py`.
 
 mod pair;
+mod projected;
 mod text;
 mod vision;
 
@@ -16,6 +17,7 @@ use crate::ops::matmul::{Activation, Epilogue};
 use crate::tensor::Tensor;
 
 pub use pair::{Clip, ClipConfig};
+pub use projected::{ClipTextProjected, ClipTextProjectedConfig};
 pub use text::{ClipText, ClipTextConfig};
 pub use vision::{ClipVision, ClipVisionConfig};
 
@@ -52,6 +54,16 @@ impl LayerShape {
         }
         Ok(())
     }
+}
+
+/// Where a text ends: the first of the tokens that do; the first token where there is none, as in transformers. `eos` 2, which
+/// older files have by mistake, stands for the token of the largest id.
+fn end_of_text(ids: &[i64], eos: i64) -> usize {
+    let end = match eos {
+        2 => ids.iter().copied().max().unwrap_or_default(),
+        end => end,
+    };
+    ids.iter().position(|&id| id == end).unwrap_or(0)
 }
 
 struct Layer {

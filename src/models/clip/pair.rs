@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{ClipText, ClipTextConfig, ClipVision, ClipVisionConfig};
+use super::{ClipText, ClipTextConfig, ClipVision, ClipVisionConfig, end_of_text};
 use crate::error::{Error, Result};
 use crate::io::TensorSource;
 use crate::io::config::Config;
@@ -121,20 +121,12 @@ impl Clip {
         let (_, t) = ids.dims2()?;
         let states = self.text.forward(ids, 0)?; // [B, T, C]
         let ends = ids.to_vec::<i64>()?;
-        let ends = ends.chunks_exact(t).map(|ids| self.end(ids)).enumerate();
+        let ends =
+            ends.chunks_exact(t).map(|ids| end_of_text(ids, self.config.eos_token_id)).enumerate();
         let ends = ends.map(|(row, end)| {
             states.narrow(0, row, 1)?.narrow(1, end, 1)?.reshape([1, self.config.text.hidden_size])
         });
         let ends = ends.collect::<Result<Vec<_>>>()?;
         self.text_projection.forward(&concat(&ends.iter().collect::<Vec<_>>(), 0)?)
-    }
-
-    /// Where a text ends: the first of the tokens that do; the first token where there is none, as in transformers.
-    fn end(&self, ids: &[i64]) -> usize {
-        let end = match self.config.eos_token_id {
-            2 => ids.iter().copied().max().unwrap_or_default(),
-            end => end,
-        };
-        ids.iter().position(|&id| id == end).unwrap_or(0)
     }
 }

@@ -118,6 +118,14 @@ impl ClipText {
     /// A sequence longer than the position table, an id outside of the vocabulary, `clip_skip` above the
     /// number of layers.
     pub fn forward(&self, ids: &Tensor, clip_skip: usize) -> Result<Tensor> {
+        self.norm.forward(&self.hidden(ids, clip_skip)?)
+    }
+
+    /// As [`Self::forward`], before the final norm.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn hidden(&self, ids: &Tensor, clip_skip: usize) -> Result<Tensor> {
         let (_, t) = ids.dims2()?;
         let limit = self.config.max_position_embeddings;
         if t > limit {
@@ -136,7 +144,15 @@ impl ClipText {
         for layer in &self.layers[..used] {
             x = layer.forward(&x)?;
         }
-        // 3. norm
+        Ok(x)
+    }
+
+    /// The last `left_out` layers and the final norm, of `hidden` [B, T, C] of [`Self::hidden`].
+    pub(super) fn finish(&self, hidden: &Tensor, left_out: usize) -> Result<Tensor> {
+        let mut x = hidden.clone();
+        for layer in &self.layers[self.layers.len().saturating_sub(left_out)..] {
+            x = layer.forward(&x)?;
+        }
         self.norm.forward(&x)
     }
 }

@@ -39,6 +39,10 @@ impl ControlNetConfig {
     pub fn read(c: &Config) -> Result<Self> {
         c.neutral("_class_name", &[json!("ControlNetModel")])?;
         let unet = UnetConfig::read_fields(c)?;
+        if unet.vector.text_time.is_some() {
+            let expected = "null: ControlNets of Stable Diffusion XL are not supported, those of 1.5 and 2.1 are";
+            return Err(c.wrong("addition_embed_type", expected));
+        }
         if !unet.vector.is_empty() {
             return Err(
                 c.wrong("class_embed_type", "null: diffusers' pipelines tell ControlNets nothing")

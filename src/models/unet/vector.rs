@@ -76,6 +76,15 @@ impl ClassEmbedding {
     }
 }
 
+/// How sizes of a picture and what is known of its prompt as a whole are embedded: `addition_embed_type: text_time`, SDXL's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TextTime {
+    /// Sinusoids of each size: `addition_time_embed_dim`.
+    pub sinusoids: usize,
+    /// Numbers of the prompt, and the sinusoids of all sizes: `projection_class_embeddings_input_dim`.
+    pub inputs: usize,
+}
+
 /// What a model is told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VectorConfig {
@@ -83,6 +92,8 @@ pub struct VectorConfig {
     pub class: Option<ClassEmbedding>,
     /// Numbers of DiffusionSat's kind, each embedded by layers of its own.
     pub metadata: usize,
+    /// Sizes and a prompt as a whole, if it takes any.
+    pub text_time: Option<TextTime>,
     /// Sinusoids that tell the scale of guidance, of a model that was distilled with it (LCM); 0 of any other.
     pub guidance: usize,
 }
@@ -98,7 +109,7 @@ impl VectorConfig {
         let inputs = c.get("projection_class_embeddings_input_dim", "a number of inputs")?;
         let required = |inputs: Option<usize>| {
             inputs.filter(|&inputs| inputs > 0).ok_or_else(|| {
-                let expected = "the number of inputs that this class_embed_type projects";
+                let expected = "the number of inputs that are projected";
                 c.wrong("projection_class_embeddings_input_dim", expected)
             })
         };
@@ -128,7 +139,17 @@ impl VectorConfig {
         if guidance.is_some_and(|guidance| guidance < 4) {
             return Err(c.wrong("time_cond_proj_dim", "4 sinusoids or more"));
         }
-        Ok(Self { class, metadata, guidance: guidance.unwrap_or(0) })
+        let kind: Option<String> = c.get("addition_embed_type", "a string")?;
+        let sinusoids = c.get("addition_time_embed_dim", "a number of sinusoids")?;
+        let text_time = match kind.as_deref() {
+            None => None,
+            Some("text_time") => match sinusoids.filter(|&sinusoids| sinusoids > 1) {
+                Some(sinusoids) => Some(TextTime { sinusoids, inputs: required(inputs)? }),
+                None => return Err(c.wrong("addition_time_embed_dim", "2 sinusoids or more")),
+            },
+            Some(_) => return Err(c.wrong("addition_embed_type", "null or text_time")),
+        };
+        Ok(Self { class, metadata, text_time, guidance: guidance.unwrap_or(0) })
     }
 
     /// Whether there is nothing to tell.
@@ -144,6 +165,10 @@ pub struct Vector {
     pub class: Vec<f32>,
     /// DiffusionSat's, [`VectorConfig::metadata`] of them.
     pub metadata: Vec<f32>,
+    /// Sizes in pixels: `time_ids`.
+    pub sizes: Vec<f32>,
+    /// What a text encoder makes of the prompt as a whole: `text_embeds`.
+    pub pooled: Vec<f32>,
     /// The scale of guidance, where it is told.
     pub guidance: Option<f32>,
 }
@@ -207,12 +232,17 @@ pub(super) struct VectorEmbedding {
     config: VectorConfig,
     class: ClassLayers,
     metadata: Vec<TimestepEmbedding>,
+    text_time: Option<TimestepEmbedding>,
     sinusoids: Sinusoids,
     dtype: DType,
     device: Device,
 }
 
-module!(VectorEmbedding { "class_embedding": class, "metadata_embedding": metadata });
+module!(VectorEmbedding {
+    "class_embedding": class,
+    "metadata_embedding": metadata,
+    "add_embedding": text_time,
+});
 
 #[allow(clippy::large_enum_variant, reason = "a model has one")]
 enum ClassLayers {
@@ -260,18 +290,37 @@ impl VectorEmbedding {
             TimestepEmbedding::load(&p.pp("metadata_embedding").pp(i), sinusoids.width, outputs)
         });
         let metadata = metadata.collect::<Result<_>>()?;
-        Ok(Self { config, class, metadata, sinusoids, dtype: p.dtype(), device: p.device() })
+        let text_time = config.text_time.map(|TextTime { inputs, .. }| {
+            TimestepEmbedding::load(&p.pp("add_embedding"), inputs, outputs)
+        });
+        let text_time = text_time.transpose()?;
+        Ok(Self {
+            config,
+            class,
+            metadata,
+            text_time,
+            sinusoids,
+            dtype: p.dtype(),
+            device: p.device(),
+        })
     }
 
     /// What is added to the embedding of every timestep, `[outputs]`. `None` where the model is told nothing.
     pub(super) fn of(&self, vector: &Vector) -> Result<Option<Tensor>> {
         let inputs = self.config.class.map_or(0, ClassEmbedding::inputs);
-        for (what, numbers, expected) in [
-            ("class labels", &vector.class, inputs),
-            ("metadata", &vector.metadata, self.config.metadata),
+        let sinusoids = self.config.text_time.map_or(1, |text_time| text_time.sinusoids);
+        let of_text_time = vector.pooled.len() + vector.sizes.len() * sinusoids;
+        for (what, numbers, found, expected) in [
+            ("class labels", &vector.class, vector.class.len(), inputs),
+            ("metadata", &vector.metadata, vector.metadata.len(), self.config.metadata),
+            (
+                "sizes and the prompt as a whole",
+                &[&vector.sizes[..], &vector.pooled].concat(),
+                of_text_time,
+                self.config.text_time.map_or(0, |text_time| text_time.inputs),
+            ),
         ] {
-            if numbers.len() != expected {
-                let found = numbers.len();
+            if found != expected {
                 return Err(Error::value(
                     "unet",
                     format!("{what}: {expected} numbers, not {found}"),
@@ -305,6 +354,13 @@ impl VectorEmbedding {
         }
         for (layers, &number) in self.metadata.iter().zip(&vector.metadata) {
             parts.push(layers.forward(&sinusoids(number)?)?);
+        }
+        if let (Some(layers), Some(TextTime { sinusoids, inputs })) =
+            (&self.text_time, self.config.text_time)
+        {
+            let sizes = Sinusoids { width: sinusoids, ..self.sinusoids }.of(&vector.sizes)?;
+            let numbers = [&vector.pooled[..], sizes.as_slice()?].concat();
+            parts.push(layers.forward(&sent(Tensor::from_vec(numbers, [1, inputs])?)?)?);
         }
         let sum = parts.into_iter().map(Ok).reduce(|a, b| add(&a?, &b?)).transpose()?;
         sum.map(|sum| sum.reshape([sum.dim(1)])).transpose() // [1, outputs] -> [outputs]

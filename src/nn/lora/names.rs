@@ -1,7 +1,7 @@
 //! What the keys of an adapter's file name: diffusers', its older ones', peft's and kohya's.
 
 /// The parts of a model that adapters change, as diffusers' folders and keys call them.
-pub(crate) const PARTS: [&str; 2] = ["unet", "text_encoder"];
+pub(crate) const PARTS: [&str; 3] = ["unet", "text_encoder", "text_encoder_2"];
 
 /// What one key stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,8 +32,12 @@ pub(super) enum Role {
 }
 
 /// kohya's beginnings of keys.
-const FLAT: [(&str, &str); 3] =
-    [("lora_unet_", "unet"), ("lora_te_", "text_encoder"), ("lora_te1_", "text_encoder")];
+const FLAT: [(&str, &str); 4] = [
+    ("lora_unet_", "unet"),
+    ("lora_te_", "text_encoder"),
+    ("lora_te1_", "text_encoder"),
+    ("lora_te2_", "text_encoder_2"),
+];
 
 /// Ends of kohya's keys.
 const FLAT_ROLES: [(&str, Role); 3] =
@@ -151,6 +155,12 @@ mod tests {
                 "encoder.layers.3.self_attn.out_proj".into(),
                 down,
             ),
+            (
+                "text_encoder_2.text_model.encoder.layers.31.mlp.fc2.lora_A.weight".into(),
+                Some("text_encoder_2"),
+                "encoder.layers.31.mlp.fc2".into(),
+                down,
+            ),
         ] {
             let expected = Key { part, layer: Layer::Dotted(layer), role };
             assert_eq!(Key::parse(&key), Some(expected), "{key}");
@@ -163,6 +173,12 @@ mod tests {
                 down,
             ),
             ("lora_unet_conv_in.alpha", unet, "conv_in", alpha),
+            (
+                "lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight",
+                Some("text_encoder_2"),
+                "encoder_layers_0_mlp_fc1",
+                up,
+            ),
             (
                 "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight",
                 text,
