@@ -27,7 +27,7 @@ use nadir::ops::elementwise::mul;
 use nadir::ops::gradient::backward;
 use nadir::ops::layout::concat;
 use nadir::ops::reduce::mean;
-use nadir::pipeline::Request;
+use nadir::pipeline::{Request, Settings};
 use nadir::tensor::{DType, Device, Tensor};
 
 /// As in `models.rs`: sums of a few hundred terms in another order, through some dozens of layers.
@@ -202,12 +202,15 @@ fn a_gpu_draws_what_it_is_told() -> Result<()> {
 fn company_changes_nothing_that_is_told() -> Result<()> {
     let model = open("diffusionsat")?.load(DType::F32, Device::Cpu)?;
     let request = |seed: u64| {
-        let mut settings = model.least_settings();
-        settings.steps = Some(3);
-        settings.place = format!("{},{}", 10 * seed, -20 * seed as i64).parse().ok();
-        settings.cloud = Some(seed as f64 / 7.0);
-        settings.date = format!("2{seed:03}-01-{:02}", 1 + seed).parse().ok().filter(|_| seed < 5);
-        settings.guidance_scale = Some(if seed == 3 { 1.0 } else { 5.0 });
+        let date = format!("2{seed:03}-01-{:02}", 1 + seed);
+        let settings = Settings {
+            steps: Some(3),
+            place: format!("{},{}", 10 * seed, -20 * seed as i64).parse().ok(),
+            cloud: Some(seed as f64 / 7.0),
+            date: date.parse().ok().filter(|_| seed < 5),
+            guidance_scale: Some(if seed == 3 { 1.0 } else { 5.0 }),
+            ..Settings::default()
+        };
         Request { settings, seed: 1, ..Request::default() }
     };
     check_company(&model, &(0..7).map(request).collect::<Vec<_>>())

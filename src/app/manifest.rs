@@ -4,7 +4,7 @@
 //! lock on its claim: of two processes one draws it, and what a killed one left is drawn by another.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use nadir::io::claim::Claim;
 use nadir::io::{atomic, png};
 use nadir::pipeline::manifest::{self, Row};
 use nadir::pipeline::{Event, LoadOptions, Request, Run, SlotId, TextToImage};
@@ -35,8 +36,9 @@ const LOOK: Duration = Duration::from_millis(100);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shard {
     /// From 0.
-    index: usize,
-    count: usize,
+    pub index: usize,
+    /// Of all.
+    pub count: usize,
 }
 
 impl FromStr for Shard {
@@ -61,45 +63,6 @@ struct Wanted {
     size: (usize, usize),
     /// The rows that ask for it.
     rows: Vec<usize>,
-}
-
-/// The right to draw a picture, for as long as this is there.
-struct Claim {
-    path: PathBuf,
-    picture: PathBuf,
-    _lock: File,
-}
-
-impl Claim {
-    /// None when it is there by now, or another process is about it.
-    fn take(folder: &Path, name: &str) -> Result<Option<Self>> {
-        let picture = folder.join(name);
-        if picture.exists() {
-            return Ok(None);
-        }
-        let path = folder.join(CLAIMS).join(name);
-        let lock = File::create(&path).map_err(|e| Error::io(&path, e))?;
-        match lock.try_lock() {
-            // Another may have finished it between the look and the lock.
-            Ok(()) if picture.exists() => {
-                let _ = fs::remove_file(&path);
-                Ok(None)
-            }
-            Ok(()) => Ok(Some(Self { path, picture, _lock: lock })),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(Error::io(path, error)),
-        }
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        // Still locked: who opened it before finds the picture. Without one it stays, since who holds a file that has lost its
-        // name would draw beside who makes a new one.
-        if self.picture.exists() {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
 }
 
 pub fn run(args: args::Generate, manifest: &Path) -> anyhow::Result<()> {
@@ -294,7 +257,8 @@ impl Work<'_> {
             while run.len() < self.batch
                 && let Some(wanted) = queue.pop_front()
             {
-                let Some(claim) = Claim::take(self.folder, &wanted.name)? else { continue };
+                let path = self.folder.join(&wanted.name);
+                let Some(claim) = Claim::take(&self.folder.join(CLAIMS), &path)? else { continue };
                 let slot = run.join(Request {
                     settings: wanted.recipe.settings.clone(),
                     seed: wanted.recipe.seed,
@@ -313,11 +277,9 @@ impl Work<'_> {
                     self.model.sampler_name(wanted.recipe.settings.scheduler.as_deref())?;
                 let texts = wanted.recipe.texts(&sampler)?;
                 let texts = texts.each_ref().map(|(keyword, text)| (*keyword, text.as_str()));
-                let path = self.folder.join(&wanted.name);
-                png::write(&path, &result?, &texts)?;
-                drop(claim);
+                png::write(claim.path(), &result?, &texts)?;
                 self.written += 1;
-                self.progress.print(path.display());
+                self.progress.print(claim.path().display());
             }
         }
     }
@@ -363,25 +325,6 @@ mod tests {
         for wrong in ["0/8", "9/8", "1", "1/0", "a/b", "-1/2", "1/2/3", ""] {
             assert!(wrong.parse::<Shard>().is_err(), "{wrong}");
         }
-    }
-
-    #[test]
-    fn a_claim_is_one_processs_and_a_picture_ends_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path();
-        fs::create_dir(path.join(CLAIMS)).unwrap();
-        let claim = Claim::take(path, "a.png").unwrap().unwrap();
-        // Locks belong to open files: a second one of this process is refused as another's.
-        assert!(Claim::take(path, "a.png").unwrap().is_none());
-        assert!(Claim::take(path, "b.png").unwrap().is_some());
-        // Without a picture it is free again, under the same name.
-        drop(claim);
-        assert!(path.join(CLAIMS).join("a.png").exists());
-        let claim = Claim::take(path, "a.png").unwrap().unwrap();
-        fs::write(path.join("a.png"), "").unwrap();
-        drop(claim);
-        assert!(!path.join(CLAIMS).join("a.png").exists());
-        assert!(Claim::take(path, "a.png").unwrap().is_none());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod canvas;
 mod classify;
 mod clip_score;
 mod convert;
@@ -96,6 +97,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Serve(args) => serve::run(&args)?,
         Command::Synthesize(args) => synthesize::run(*args)?,
         Command::Classify(args) => classify::run(&args)?,
+        Command::Scene(args) => canvas::run(*args)?,
         Command::Segment(args) => segment::run(&args)?,
         Command::Evaluate(command) => evaluate::run(command)?,
         Command::Train(args) => train::run(args)?,

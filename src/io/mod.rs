@@ -6,6 +6,7 @@
 pub mod as_text;
 pub mod atomic;
 pub mod checkpoint;
+pub mod claim;
 pub mod config;
 pub mod folder;
 pub mod geotiff;
@@ -14,6 +15,7 @@ pub mod hub;
 pub mod image;
 pub mod parquet;
 pub mod png;
+pub mod projection;
 pub mod raster;
 pub mod safetensors;
 

@@ -5,7 +5,7 @@
 //! (PNG specification, 11.3.3).
 
 use std::fmt;
-use std::io::{self, BufRead, BufReader, Seek, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Seek, Write};
 use std::path::Path;
 
 use ::image::RgbImage;
@@ -18,6 +18,9 @@ pub const PARAMETERS: &str = "parameters";
 
 /// Keyword of the JSON text that replays a picture.
 pub const REPLAY: &str = "nadir";
+
+/// Keyword of the JSON text that says how a scene was made.
+pub const SCENE: &str = "nadir-scene";
 
 /// Texts that are longer, all together, are no description of a picture.
 const MAX_TEXT: usize = 16 << 20;
@@ -38,6 +41,13 @@ pub fn encode(out: &mut dyn Write, image: &RgbImage, texts: &[(&str, &str)]) -> 
     let mut encoder = ::png::Encoder::new(out, image.width(), image.height());
     encoder.set_color(::png::ColorType::Rgb);
     encoder.set_depth(::png::BitDepth::Eight);
+    add_texts(&mut encoder, texts)?;
+    let mut writer = encoder.write_header().map_err(into_io)?;
+    writer.write_image_data(image.as_raw()).map_err(into_io)?;
+    writer.finish().map_err(into_io)
+}
+
+fn add_texts(encoder: &mut ::png::Encoder<impl Write>, texts: &[(&str, &str)]) -> io::Result<()> {
     for (keyword, text) in texts {
         let latin1 = text.chars().all(|c| c != '\0' && u32::from(c) < 256);
         let (keyword, text) = (keyword.to_string(), text.to_string());
@@ -48,9 +58,34 @@ pub fn encode(out: &mut dyn Write, image: &RgbImage, texts: &[(&str, &str)]) -> 
         }
         .map_err(into_io)?;
     }
-    let mut writer = encoder.write_header().map_err(into_io)?;
-    writer.write_image_data(image.as_raw()).map_err(into_io)?;
-    writer.finish().map_err(into_io)
+    Ok(())
+}
+
+/// Writes a picture of so many columns and rows with texts, atomically, while its rows come: `fill` gives them to what it is
+/// given, from the top on.
+///
+/// # Errors
+/// The file cannot be written; rows are missing or too many; what `fill` answers.
+pub fn write_rows(
+    path: &Path,
+    [width, height]: [u32; 2],
+    texts: &[(&str, &str)],
+    fill: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>,
+) -> Result<()> {
+    let mut output = atomic::Output::create(path, true)?;
+    let mut buffered = BufWriter::new(&mut output);
+    let mut encoder = ::png::Encoder::new(&mut buffered, width, height);
+    encoder.set_color(::png::ColorType::Rgb);
+    encoder.set_depth(::png::BitDepth::Eight);
+    add_texts(&mut encoder, texts).map_err(|e| atomic::explain(path, e))?;
+    let explain = |error| atomic::explain(path, into_io(error));
+    let mut writer = encoder.write_header().map_err(explain)?;
+    let mut stream = writer.stream_writer().map_err(explain)?;
+    fill(&mut |rows| stream.write_all(rows).map_err(|e| atomic::explain(path, e)))?;
+    stream.finish().map_err(explain)?;
+    writer.finish().map_err(explain)?;
+    drop(buffered);
+    output.finish()
 }
 
 /// Writes a picture whose pixels are places in a palette, atomically; `transparent` is one of them.

@@ -1,10 +1,13 @@
-//! Gaussian noise equal to PyTorch's: its CPU generator (the default on every device) and its CUDA generator.
+//! Gaussian noise: equal to PyTorch's, that of its CPU generator (the default on every device) and of its CUDA generator; or
+//! noise that belongs to a place.
 
 pub mod mt19937;
 pub mod philox;
+pub mod place;
 
 pub use mt19937::Mt19937;
 pub use philox::{Philox, PhiloxLayout};
+pub use place::PlacedNoise;
 
 use crate::error::{Error, Result};
 use crate::tensor::DType;

@@ -97,7 +97,7 @@ impl Philox {
 }
 
 /// cuRAND's pair: sine first, uniforms at the middle of their 2^-32 cells.
-fn box_muller(x: u32, y: u32) -> (f32, f32) {
+pub(super) fn box_muller(x: u32, y: u32) -> (f32, f32) {
     let cell = |word: u32| (word as f64 + 0.5) / (1u64 << 32) as f64;
     let radius = (-2.0 * cell(x).ln()).sqrt();
     let (sin, cos) = (TAU * cell(y)).sin_cos();

@@ -1,5 +1,6 @@
 //! What users ask for, made of models: from a prompt to an image, or to a text.
 
+pub mod canvas;
 pub mod classifier;
 pub mod clip_score;
 mod control;

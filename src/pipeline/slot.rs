@@ -97,6 +97,13 @@ impl Denoising {
         }
     }
 
+    /// Goes on from other latents [1, h, w, 4] than the sampler's.
+    pub(super) fn go_on_from(&mut self, latents: Tensor) {
+        self.latents = latents;
+        // What the UNet was to see is of the latents before.
+        self.stepping.iter_mut().for_each(|stepping| stepping.input = None);
+    }
+
     /// Takes the sampler a step further with the UNet's `prediction` [rows, h, w, 4].
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::io::image::{resize, to_mask, to_tensor};
 use crate::models::vae::{Autoencoder, Encoded, Posterior};
-use crate::noise::NoiseStream;
+use crate::noise::{NoiseStream, PlacedNoise};
 use crate::ops::elementwise::{add, mul, scale};
 use crate::ops::layout::concat;
 use crate::pipeline::request::InitImage;
@@ -12,15 +12,36 @@ use crate::tensor::{DType, Device, Tensor};
 
 /// The noise of one picture: every draw continues the one before.
 pub(super) struct Noise {
-    stream: NoiseStream,
+    source: Source,
     /// Of the latents: height, width, channels.
     size: [usize; 3],
     device: Device,
 }
 
+enum Source {
+    Stream(NoiseStream),
+    Place {
+        noise: PlacedNoise,
+        /// Where the rows and the columns lie.
+        places: [Vec<u32>; 2],
+        drawn: u32,
+    },
+}
+
 impl Noise {
     pub(super) fn new(stream: NoiseStream, size: [usize; 3], device: Device) -> Self {
-        Self { stream, size, device }
+        Self { source: Source::Stream(stream), size, device }
+    }
+
+    /// Of latents whose rows and columns lie at these places.
+    pub(super) fn placed(
+        noise: PlacedNoise,
+        places: [Vec<u32>; 2],
+        channels: usize,
+        device: Device,
+    ) -> Self {
+        let size = [places[0].len(), places[1].len(), channels];
+        Self { source: Source::Place { noise, places, drawn: 0 }, size, device }
     }
 
     /// The next noise [1, h, w, C], f32.
@@ -30,15 +51,29 @@ impl Noise {
 
     /// The next `n` noises [n, h, w, C], f32.
     pub(super) fn draw_all(&mut self, n: usize) -> Result<Tensor> {
-        let [h, w, c] = self.size;
-        let draws = (0..n).map(|_| {
-            // f32 whatever the networks compute in: a seed is one picture in every dtype.
-            let values = self.stream.randn(h * w * c, DType::F32)?;
-            // torch draws channel by channel.
-            Tensor::from_vec(values, [1, c, h, w])?.permute(&[0, 2, 3, 1])?.contiguous() // [1, h, w, C]
-        });
-        let draws = draws.collect::<Result<Vec<_>>>()?;
+        let draws = (0..n).map(|_| self.next()).collect::<Result<Vec<_>>>()?;
         concat(&draws.iter().collect::<Vec<_>>(), 0)?.to_device(self.device)
+    }
+
+    fn next(&mut self) -> Result<Tensor> {
+        let [h, w, c] = self.size;
+        match &mut self.source {
+            Source::Stream(stream) => {
+                // f32 whatever the networks compute in: a seed is one picture in every dtype.
+                let values = stream.randn(h * w * c, DType::F32)?;
+                // torch draws channel by channel.
+                Tensor::from_vec(values, [1, c, h, w])?.permute(&[0, 2, 3, 1])?.contiguous() // [1, h, w, C]
+            }
+            Source::Place { noise, places: [rows, columns], drawn } => {
+                let mut values = vec![0.0; h * w * c];
+                let places = rows.iter().flat_map(|y| columns.iter().map(move |x| (*y, *x)));
+                for ((y, x), channels) in places.zip(values.chunks_exact_mut(c)) {
+                    noise.fill(*drawn, y, x, channels);
+                }
+                *drawn += 1;
+                Tensor::from_vec(values, [1, h, w, c])
+            }
+        }
     }
 }
 

@@ -57,6 +57,19 @@ impl TextToImage {
         size: (usize, usize),
         recent: &mut Recent,
     ) -> Result<(Denoising, Vec<Warning>)> {
+        let noise = request.settings.noise.stream(request.seed);
+        let noise = Noise::new(noise, self.latent_size(size), self.device);
+        self.begin_with(noise, request, size, recent)
+    }
+
+    /// As [`Self::begin`], with other noise than the request's.
+    pub(super) fn begin_with(
+        &self,
+        mut noise: Noise,
+        request: &Request,
+        size: (usize, usize),
+        recent: &mut Recent,
+    ) -> Result<(Denoising, Vec<Warning>)> {
         let mut sampler = self.sampler(request)?;
         let told = Told::new(&self.unet.config().vector, &request.settings)?;
         let prompt = told.prompt.into_owned();
@@ -72,9 +85,7 @@ impl TextToImage {
             let nets = nets.collect::<Result<_>>()?;
             Ok(Texts { unet: self.unet.context(&states)?, nets, pooled })
         })?;
-        // 2. seed -> noise, or an image and noise
-        let mut noise =
-            Noise::new(settings.noise.stream(request.seed), self.latent_size(size), self.device);
+        // 2. noise, or an image and noise
         let start = match &request.init {
             None => Start::from_noise(&*sampler, &mut noise)?,
             Some(init) => {

@@ -1,6 +1,7 @@
 //! The command line as a user meets it: the real binary, the model that ships, few steps.
 
 mod adversity;
+mod canvas;
 #[path = "../golden/clip.rs"]
 mod clip;
 mod convert;
