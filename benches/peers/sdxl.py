@@ -84,6 +84,7 @@ def main():
     parser.add_argument("--repeat", type=int, default=2, help="timed calls of each")
     parser.add_argument("--torch", action="store_true", help="PyTorch alone, which writes its prediction to --output")
     parser.add_argument("--output", type=pathlib.Path)
+    parser.add_argument("--example", type=pathlib.Path, default=EXAMPLE, help="nadir's side")
     options = parser.parse_args()
     if options.torch:
         predict(options)
@@ -91,7 +92,7 @@ def main():
     arguments = [f"--side={options.side}", f"--threads={options.threads}", f"--repeat={options.repeat}"]
     best, noise = {}, {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, command in [("nadir", [EXAMPLE]), ("torch", [sys.executable, __file__, "--torch"])]:
+        for name, command in [("nadir", [options.example]), ("torch", [sys.executable, __file__, "--torch"])]:
             output = pathlib.Path(folder) / f"{name}.safetensors"
             line = [*command, *arguments, "--output", output]
             done = subprocess.run(list(map(str, line)), stdout=subprocess.PIPE, text=True, check=True)
