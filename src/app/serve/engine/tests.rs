@@ -125,6 +125,11 @@ fn the_last_of_several_runs_in_company() {
     let refused = ask(&engine, Interactive, Some(204), works()).err();
     assert_eq!(refused, Some(Refusal::Late { needed: ms(210) }));
     assert!(ask(&engine, Interactive, Some(210), works()).is_ok());
+    // One that comes to another runs beside it: 10 x 20 + 5 ms behind the 10 + 5 of the first.
+    let _first = waiting(&engine, Interactive, 1);
+    assert_eq!(begun(&engine).len(), 1);
+    let refused = ask(&engine, Interactive, Some(219), vec![picture(10)]).err();
+    assert_eq!(refused, Some(Refusal::Late { needed: ms(220) }));
 }
 
 #[test]
