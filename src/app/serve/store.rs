@@ -323,9 +323,26 @@ mod tests {
         store.remove(&store.id(3));
         assert!(store.read(&store.id(3)).is_err());
 
+        // By size, as many go as are too much, and no more.
+        store.finish(&job(&store, 4, JobState::Done)).unwrap();
+        store.finish(&job(&store, 5, JobState::Done)).unwrap();
+        let one = fs::metadata(folder.path().join(store.id(5)).join(JOB)).unwrap().len();
+        drop(store);
+        let open = |limits| Store::open(Some(folder.path()), None, limits).unwrap().0;
+        assert_eq!(open(LIMITS).finished().len(), 2);
+        let store = open(Limits { bytes: one * 3 / 2, ..LIMITS });
+        assert_eq!(store.finished(), [store.id(5)]);
+        drop(store);
+        // By age, all.
+        let store = open(Limits { age: Duration::ZERO, ..LIMITS });
+        assert_eq!(store.finished().len(), 0);
+        drop(store);
+        let store = open(LIMITS);
+        store.finish(&job(&store, 6, JobState::Done)).unwrap();
+
         let few = Limits { bytes: 1, ..LIMITS };
         drop(store);
         let (store, next) = Store::open(Some(folder.path()), None, few).unwrap();
-        assert_eq!((next, store.finished().len()), (3, 0));
+        assert_eq!((next, store.finished().len()), (7, 0));
     }
 }
