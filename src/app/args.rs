@@ -86,6 +86,8 @@ Examples:
   nadir generate \"a harbour\" -m models/my-sd --lora harbours.safetensors:0.8 --lora winter.safetensors
   nadir generate \"a harbour\" -m models/my-sd --vae models/taesd
   nadir generate \"a harbour in the style of <coast>\" -m models/my-sd --embedding \"coast.safetensors:<coast>\"
+  nadir generate \"a harbour in winter\" -m models/my-sd --ip-adapter ip-adapter_sd15.safetensors \\
+      --image-encoder models/image_encoder --ip-image chip.png --ip-scale 0.6
   nadir generate --manifest prompts.jsonl --shard 3/8 --batch 8 -o pictures/
   nadir generate \"16_GOOGLE_LEVEL_a harbour\" -m lcybuaa/Text2Earth -W 256 -H 256
   nadir generate \"a harbour\" -m models/diffusionsat --gsd 1.2m --place 48.85,2.35 --date 2021-07-04
@@ -162,6 +164,9 @@ pub struct Generate {
     #[command(flatten)]
     pub control: ControlArgs,
 
+    #[command(flatten)]
+    pub image_prompt: ImagePromptArgs,
+
     /// A .png file, a folder that gets nadir-SEED.png for each picture, or - [default: this folder]
     ///
     /// A file that is named is replaced; with several pictures its name gets the seed (FILE-SEED.png).
@@ -180,6 +185,27 @@ pub struct Generate {
     /// Only the I-th of N parts of the manifest
     #[arg(long, value_name = "I/N", help_heading = "Output", value_parser = typed::<super::manifest::Shard>)]
     pub shard: Option<super::manifest::Shard>,
+}
+
+/// A picture as a prompt.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "IP-Adapter")]
+pub struct ImagePromptArgs {
+    /// Draw by a picture too: an IP-Adapter or an IP-Adapter Plus, safetensors
+    #[arg(long, value_name = "FILE", requires = "ip_image")]
+    pub ip_adapter: Option<PathBuf>,
+
+    /// The picture that is its prompt, of any size; it sees the middle
+    #[arg(long, value_name = "FILE", requires = "ip_adapter")]
+    pub ip_image: Option<PathBuf>,
+
+    /// How much it counts beside the text [default: 1]
+    #[arg(long, value_name = "X", requires = "ip_adapter", allow_negative_numbers = true)]
+    pub ip_scale: Option<f32>,
+
+    /// The CLIP that looks at it, a folder [default: image_encoder of the model]
+    #[arg(long, value_name = "DIR", requires = "ip_adapter")]
+    pub image_encoder: Option<PathBuf>,
 }
 
 /// Pictures that are followed. What is given once holds for all ControlNets, else it is given for each.

@@ -8,9 +8,11 @@ use std::time::Instant;
 use image::RgbImage;
 
 use nadir::io::raster::{Levels, Raster};
+use nadir::nn::lora;
 use nadir::pipeline::plan::{Target, Timings};
 use nadir::pipeline::{
-    Control, Event, InitImage, LoadOptions, Request, SIZE_STEP, SlotId, TextToImage, Warning,
+    Control, Event, ImagePrompt, InitImage, LoadOptions, Request, SIZE_STEP, SlotId, TextToImage,
+    Warning,
 };
 use nadir::tensor::{Device, cuda};
 use nadir::{Error, Result, io};
@@ -56,6 +58,7 @@ pub fn draw(drawing: Drawing) -> anyhow::Result<()> {
     let mut sampler = model.sampler_name(recipe.settings.scheduler.as_deref())?;
     let init = read_init(&mut recipe, &progress)?.map(Arc::new);
     let controls = read_controls(&mut recipe, &progress)?;
+    let image_prompt = read_image_prompt(&mut recipe, &progress)?;
     let device = choose_device(&execution.device, |line| progress.say(line))?;
     recipe.device = device.to_string();
     let options = LoadOptions {
@@ -67,12 +70,18 @@ pub fn draw(drawing: Drawing) -> anyhow::Result<()> {
         embeddings: recipe.embedding.iter().map(Embedding::inversion).collect(),
         controlnets: recipe.controlnet.clone(),
         vae: recipe.vae.clone(),
+        ip_adapter: recipe.ip_adapter.as_ref().map(|source| source.path.clone()),
+        image_encoder: recipe.image_encoder.clone(),
         ..LoadOptions::default()
     };
     let mut same = true;
     for (lora, adapter) in recipe.lora.iter_mut().zip(&options.adapters) {
         let (found, what) = (adapter.checksum()?, lora.path.display());
         same &= replace_checksum(&mut lora.hash, found, what, &progress);
+    }
+    if let Some(source) = &mut recipe.ip_adapter {
+        let (found, what) = (lora::checksum(&source.path)?, source.path.display());
+        same &= replace_checksum(&mut source.hash, found, what, &progress);
     }
     for (source, inversion) in recipe.embedding.iter_mut().zip(&options.embeddings) {
         let (found, what) = (inversion.checksum()?, source.path.display());
@@ -111,6 +120,7 @@ pub fn draw(drawing: Drawing) -> anyhow::Result<()> {
             init: init.clone(),
             controls: controls.clone(),
             guess_mode: recipe.guess_mode,
+            image_prompt: image_prompt.clone(),
             cancel: interrupt::switch(),
             ..Request::default()
         };
@@ -130,7 +140,7 @@ pub fn draw(drawing: Drawing) -> anyhow::Result<()> {
             plan.expected.as_secs_f64() * 1e3
         ));
     }
-    let requests = recipe.requests(init, controls, interrupt::switch());
+    let requests = recipe.requests(init, controls, image_prompt, interrupt::switch());
     let mut session = Session {
         recipe: &recipe,
         sampler,
@@ -304,6 +314,17 @@ pub(super) fn choose_device(request: &str, say: impl FnOnce(&str)) -> Result<Dev
         say(&format!("device: {why}"));
     }
     Ok(device)
+}
+
+/// Reads the picture that is a prompt.
+fn read_image_prompt(recipe: &mut Recipe, progress: &Progress) -> Result<Option<ImagePrompt>> {
+    let Some(source) = &mut recipe.ip_image else { return Ok(None) };
+    let picture = io::image::open(&source.path)?;
+    replace_checksum(&mut source.hash, checksum(&picture), source.path.display(), progress);
+    let scale = recipe.ip_scale.unwrap_or(1.0);
+    let prompt = ImagePrompt { picture: Arc::new(picture), scale };
+    prompt.check()?;
+    Ok(Some(prompt))
 }
 
 /// Reads what the recipe starts from, and fills in what follows from it.

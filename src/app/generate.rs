@@ -42,6 +42,10 @@ pub fn run(args: args::Generate) -> anyhow::Result<()> {
         controlnet: args.control.controlnet,
         control,
         guess_mode: args.control.guess_mode,
+        ip_adapter: args.image_prompt.ip_adapter.map(source),
+        image_encoder: args.image_prompt.image_encoder,
+        ip_image: args.image_prompt.ip_image.map(source),
+        ip_scale: args.image_prompt.ip_scale,
         lora: args.lora.into_iter().map(Lora::from).collect(),
         embedding: Embedding::all(&args.embedding)?,
         ..Recipe::new(model.name.clone(), Settings { prompt, ..args.settings }, seed)

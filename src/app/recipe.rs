@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use nadir::io::checkpoint::Prediction;
 use nadir::io::png::{self, Parameters};
 use nadir::nn::lora::Adapter;
-use nadir::pipeline::{Cancel, Control, InitImage, Inversion, Preprocessor, Request, Settings};
+use nadir::pipeline::{
+    Cancel, Control, ImagePrompt, InitImage, Inversion, Preprocessor, Request, Settings,
+};
 use nadir::tensor::DType;
 use nadir::{Error, Result};
 
@@ -65,6 +67,17 @@ pub struct Recipe {
     pub control: Vec<ControlSource>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub guess_mode: bool,
+    /// An IP-Adapter, its hash that of its file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ip_adapter: Option<Source>,
+    /// The encoder that looks at pictures for it, if not the model's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_encoder: Option<PathBuf>,
+    /// The picture that is its prompt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ip_image: Option<Source>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ip_scale: Option<f32>,
     /// What this version does not know.
     #[serde(flatten, skip_serializing)]
     pub unknown: serde_json::Map<String, serde_json::Value>,
@@ -176,6 +189,10 @@ impl Recipe {
             controlnet: Vec::new(),
             control: Vec::new(),
             guess_mode: false,
+            ip_adapter: None,
+            image_encoder: None,
+            ip_image: None,
+            ip_scale: None,
             unknown: serde_json::Map::new(),
         }
     }
@@ -196,13 +213,19 @@ impl Recipe {
             let expected = format!("at most 2^64 - {}, for {0} pictures", self.num_images);
             return Err(Error::argument("seed", self.seed, expected));
         }
-        let sources = [("init_image", &self.init_image), ("mask_image", &self.mask_image)];
+        let sources = [
+            ("init_image", &self.init_image),
+            ("mask_image", &self.mask_image),
+            ("ip_adapter", &self.ip_adapter),
+            ("ip_image", &self.ip_image),
+        ];
         let sources =
             sources.into_iter().filter_map(|(f, source)| Some((f, &source.as_ref()?.path)));
         let controls = self.control.iter().map(|control| ("control_image", &control.path));
         let nets = self.controlnet.iter().map(|path| ("controlnet", path));
         let sources = sources.chain(controls).chain(nets);
         let sources = sources.chain(self.tokenizer.iter().map(|folder| ("tokenizer", folder)));
+        let sources = sources.chain(self.image_encoder.iter().map(|dir| ("image_encoder", dir)));
         let sources = sources.chain(self.vae.iter().map(|folder| ("vae", folder)));
         let sources = sources.chain(self.embedding.iter().map(|e| ("embedding", &e.path)));
         for (field, path) in sources.chain(self.lora.iter().map(|lora| ("lora", &lora.path))) {
@@ -228,6 +251,7 @@ impl Recipe {
         &self,
         init: Option<Arc<InitImage>>,
         controls: Vec<Control>,
+        image_prompt: Option<ImagePrompt>,
         cancel: Cancel,
     ) -> impl Iterator<Item = Request> {
         (0..self.num_images as u64).map(move |i| Request {
@@ -236,6 +260,7 @@ impl Recipe {
             init: init.clone(),
             controls: controls.clone(),
             guess_mode: self.guess_mode,
+            image_prompt: image_prompt.clone(),
             cancel: cancel.clone(),
         })
     }
@@ -402,7 +427,7 @@ mod tests {
     #[test]
     fn what_cannot_be_is_named() {
         let seeds = recipe()
-            .requests(None, Vec::new(), Cancel::default())
+            .requests(None, Vec::new(), None, Cancel::default())
             .map(|request| request.seed)
             .collect::<Vec<_>>();
         assert_eq!(seeds, [u64::MAX - 1, u64::MAX]);

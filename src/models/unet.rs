@@ -5,6 +5,7 @@
 //! implementation: diffusers, `models/unets/unet_2d_condition.py` and `unet_2d_blocks.py`.
 
 mod controlnet;
+mod image_prompt;
 mod vector;
 
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 pub use self::controlnet::{ControlNet, ControlNetConfig, Residuals};
+pub use self::image_prompt::IpAdapter;
 pub use self::vector::{ClassEmbedding, Sinusoids, TextTime, Vector, VectorConfig};
 use self::vector::{TimestepEmbedding, VectorEmbedding};
 
@@ -247,6 +249,7 @@ struct Encoder {
 }
 
 /// What depends on the prompt alone: keys and values of every cross attention, in order of execution.
+#[derive(Clone)]
 pub struct Context(Vec<KeyValue>);
 
 module!(Encoder {
@@ -457,6 +460,13 @@ impl Unet {
     /// `Value` for a model that is told the scale of guidance.
     pub fn time_embedding(&self, timesteps: &[f32]) -> Result<Tensor> {
         self.encoder.time_embedding(timesteps, None)
+    }
+
+    /// In order of execution.
+    fn cross_attentions(&self) -> impl Iterator<Item = &MultiHeadAttention> {
+        let up = self.up.iter().flat_map(|block| &block.attentions);
+        let layers = self.encoder.transformers().chain(up).flat_map(|block| &block.layers);
+        layers.map(|layer| &layer.attn2)
     }
 
     /// Keys and values of `text` [B, T, D] in every cross attention.
@@ -758,8 +768,9 @@ impl Transformer {
         let (b, h, w, c) = x.dims4()?;
         let pixels = x.reshape([b, h * w, c])?; // [B, T, C]
         let mut y = self.proj_in.forward(&self.norm.forward(x)?.reshape([b, h * w, c])?)?;
-        for (layer, text) in self.layers.iter().zip(texts.chunks_exact(2)) {
-            y = layer.forward(&y, &KeyValue::of(&text[0], &text[1]))?;
+        let each = texts.len() / self.layers.len();
+        for (layer, text) in self.layers.iter().zip(texts.chunks_exact(each)) {
+            y = layer.forward(&y, &KeyValue::of(text))?;
         }
         let y = self
             .proj_out

@@ -1,8 +1,9 @@
 //! Multi-head attention as diffusers and transformers lay out its weights.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::nn::{Linear, Module, Parameter, Params, join};
 use crate::ops::attention::{AttentionConfig, attention};
+use crate::ops::elementwise::add;
 use crate::ops::layout::concat;
 use crate::ops::matmul::Epilogue;
 use crate::tensor::Tensor;
@@ -33,11 +34,14 @@ struct Names {
 }
 
 /// Keys and values of one context: constant over a denoising run, computed once per prompt.
+#[derive(Clone)]
 pub struct KeyValue {
     /// [B, S, heads, d]
     k: Tensor,
     /// [B, S, heads, d]
     v: Tensor,
+    /// What is attended to by itself, and added: keys and values [B, N, heads, d].
+    beside: Option<[Tensor; 2]>,
 }
 
 impl Module for MultiHeadAttention {
@@ -57,17 +61,41 @@ impl KeyValue {
     pub fn concat(parts: &[&Self]) -> Result<Self> {
         let k: Vec<_> = parts.iter().map(|part| &part.k).collect();
         let v: Vec<_> = parts.iter().map(|part| &part.v).collect();
-        Ok(Self { k: concat(&k, 0)?, v: concat(&v, 0)? })
+        let beside = |i: usize| {
+            let parts: Vec<_> = parts.iter().filter_map(|p| Some(&p.beside.as_ref()?[i])).collect();
+            (!parts.is_empty()).then(|| concat(&parts, 0)).transpose()
+        };
+        let beside = beside(0)?.zip(beside(1)?).map(|(k, v)| [k, v]);
+        let (k, v) = (concat(&k, 0)?, concat(&v, 0)?);
+        match &beside {
+            Some([further, _]) if further.dim(0) != k.dim(0) => {
+                Err(Error::shape("attention", "contexts with a picture and without"))
+            }
+            _ => Ok(Self { k, v, beside }),
+        }
     }
 
-    /// Keys and values [B, S, heads, d].
-    pub fn tensors(&self) -> [&Tensor; 2] {
-        [&self.k, &self.v]
+    /// Keys and values [B, S, heads, d], and those that are attended to beside them.
+    pub fn tensors(&self) -> Vec<&Tensor> {
+        [&self.k, &self.v].into_iter().chain(self.beside.iter().flatten()).collect()
     }
 
-    /// The context that has these [tensors](Self::tensors).
-    pub fn of(k: &Tensor, v: &Tensor) -> Self {
-        Self { k: k.clone(), v: v.clone() }
+    /// The context that has these [tensors](Self::tensors), two or four.
+    pub fn of(tensors: &[Tensor]) -> Self {
+        let beside = (tensors.len() == 4).then(|| [tensors[2].clone(), tensors[3].clone()]);
+        Self { k: tensors[0].clone(), v: tensors[1].clone(), beside }
+    }
+
+    /// This context, and `other` attended to by itself.
+    ///
+    /// # Errors
+    /// `Shape` when they are of different batches.
+    pub fn beside(&self, other: Self) -> Result<Self> {
+        if other.k.dim(0) != self.k.dim(0) {
+            let message = format!("{} beside {}", other.k.shape(), self.k.shape());
+            return Err(Error::shape("attention", message));
+        }
+        Ok(Self { beside: Some([other.k, other.v]), ..self.clone() })
     }
 
     /// Length of the context in tokens.
@@ -143,7 +171,7 @@ impl MultiHeadAttention {
         let (heads, d) = (self.heads, c / self.heads);
         let qkv = qkv.forward(x)?.reshape([b, t, 3 * heads, d])?; // [B, T, 3 heads, d]
         let part = |i: usize| qkv.narrow(2, i * heads, heads); // [B, T, heads, d], a view
-        self.attend(&part(0)?, &KeyValue { k: part(1)?, v: part(2)? }, residual)
+        self.attend(&part(0)?, &KeyValue { k: part(1)?, v: part(2)?, beside: None }, residual)
     }
 
     /// Projects `context` [B, S, D] to keys and values.
@@ -152,7 +180,18 @@ impl MultiHeadAttention {
         Ok(KeyValue {
             k: self.split_heads(&self.k.forward(context)?)?,
             v: self.split_heads(&self.v.forward(context)?)?,
+            beside: None,
         })
+    }
+
+    /// Width of queries, keys and values.
+    pub fn channels(&self) -> usize {
+        self.q.outputs()
+    }
+
+    /// Keys and values [B, S, C] of layers that are not this one's.
+    pub fn apart(&self, k: &Tensor, v: &Tensor) -> Result<KeyValue> {
+        Ok(KeyValue { k: self.split_heads(k)?, v: self.split_heads(v)?, beside: None })
     }
 
     /// MultiHeadAttention of `x` [B, T, C] to keys and values [B, S, heads, d], plus `residual` [B, T, C].
@@ -163,7 +202,10 @@ impl MultiHeadAttention {
 
     /// `q` [B, T, heads, d], `residual` [B, T, C]
     fn attend(&self, q: &Tensor, context: &KeyValue, residual: &Tensor) -> Result<Tensor> {
-        let y = attention(q, &context.k, &context.v, self.config)?; // [B, T, heads, d]
+        let mut y = attention(q, &context.k, &context.v, self.config)?; // [B, T, heads, d]
+        if let Some([k, v]) = &context.beside {
+            y = add(&y, &attention(q, k, v, self.config)?)?;
+        }
         let y = y.reshape(residual.shape())?; // [B, T, C]
         self.out.forward_with(&y, Epilogue { residual: Some(residual), ..Epilogue::default() })
     }

@@ -61,6 +61,16 @@ impl Linear {
         linear(x, &self.weight.weight(), Epilogue { bias: bias.as_ref(), ..epilogue })
     }
 
+    /// Channels of the input.
+    pub fn inputs(&self) -> usize {
+        self.weight.shape()[1]
+    }
+
+    /// Channels of the output.
+    pub fn outputs(&self) -> usize {
+        self.weight.shape()[0]
+    }
+
     /// `x` [.., inputs] -> [.., outputs / 2]: the first half of the outputs, gated by the second.
     pub fn forward_geglu(&self, x: &Tensor) -> Result<Tensor> {
         let _range = self.range.enter();
@@ -311,6 +321,11 @@ impl LayerNorm {
     pub fn load(p: &Params, channels: usize, eps: f32) -> Result<Self> {
         let (gamma, beta) = (p.vector("weight", channels)?, p.vector("bias", channels)?);
         Ok(Self { gamma, beta, eps, range: p.range() })
+    }
+
+    /// Channels.
+    pub fn channels(&self) -> usize {
+        self.gamma.shape()[0]
     }
 
     /// `x` [.., C]

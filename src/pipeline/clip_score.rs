@@ -44,13 +44,7 @@ impl ClipScore {
         let checksums = weights.checksums();
         let config = ClipConfig::read(config, &weights)?;
         let preparation = Preparation::open(folder)?;
-        let (found, side) = (preparation.crop, config.vision.image_size);
-        if found != [side, side] {
-            let found = format!("{}x{}", found[1], found[0]);
-            let advice = "Both files must be of one model.";
-            let expected = format!("the {side}x{side} of config.json");
-            return Err(Error::file(folder, "crop_size", expected, found, advice));
-        }
+        preparation.check(config.vision.image_size, folder)?;
         let tokenizer = ClipTokenizer::open(folder)?;
         if tokenizer.vocabulary() > config.text.vocab_size {
             let found = format!("{} tokens", tokenizer.vocabulary());
@@ -165,8 +159,12 @@ fn unit_rows(rows: &Tensor) -> Result<Vec<Vec<f32>>> {
     values.chunks_exact(width).map(unit).collect()
 }
 
+/// Of red, green and blue in what CLIP was trained with.
+const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+const STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
+
 /// How pictures become what the vision encoder takes: resized by Pillow's bicubic filter, the centre cut out, normalised.
-struct Preparation {
+pub(super) struct Preparation {
     resize: Resize,
     /// Height and width.
     crop: [usize; 2],
@@ -181,7 +179,24 @@ enum Resize {
 }
 
 impl Preparation {
-    fn open(folder: &Path) -> Result<Self> {
+    /// transformers' own, of pictures of `side` pixels.
+    pub(super) fn of_side(side: usize) -> Self {
+        let normalize = Normalize { mean: MEAN, std: STD };
+        Self { resize: Resize::Shortest(side), crop: [side; 2], normalize }
+    }
+
+    /// Holds it against the side of what an encoder in `folder` sees.
+    pub(super) fn check(&self, side: usize, folder: &Path) -> Result<()> {
+        if self.crop != [side, side] {
+            let found = format!("{}x{}", self.crop[1], self.crop[0]);
+            let advice = "Both files must be of one model.";
+            let expected = format!("the {side}x{side} of config.json");
+            return Err(Error::file(folder, "crop_size", expected, found, advice));
+        }
+        Ok(())
+    }
+
+    pub(super) fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("preprocessor_config.json");
         let together = folder.join("processor_config.json");
         // transformers 5 writes one file for pictures and texts.
@@ -229,16 +244,14 @@ impl Preparation {
             let valid = |x: &f32| x.is_finite() && (name != "image_std" || *x > 0.0);
             if found.iter().all(valid) { Ok(found) } else { Err(c.wrong(name, expected)) }
         };
-        let normalize = Normalize {
-            mean: color("image_mean", [0.481_454_66, 0.457_827_5, 0.408_210_73])?,
-            std: color("image_std", [0.268_629_54, 0.261_302_6, 0.275_777_1])?,
-        };
+        let normalize =
+            Normalize { mean: color("image_mean", MEAN)?, std: color("image_std", STD)? };
         c.finish()?;
         Ok(Self { resize, crop, normalize })
     }
 
     /// Pictures -> [B, H, W, 3]
-    fn batch(&self, pictures: &[RgbImage]) -> Result<Tensor> {
+    pub(super) fn batch(&self, pictures: &[RgbImage]) -> Result<Tensor> {
         let [height, width] = self.crop;
         let mut values = Vec::with_capacity(pictures.len() * height * width * 3);
         for picture in pictures {

@@ -14,6 +14,7 @@ use crate::models::vae::{Autoencoder, AutoencoderConfig};
 use crate::nn::lora::{Adapter, Adapters};
 use crate::nn::{Keep, Params};
 use crate::pipeline::family::Family;
+use crate::pipeline::image_prompt::Sight;
 use crate::pipeline::inversion::{Inversion, Learned};
 use crate::pipeline::prompt::SecondEncoder;
 use crate::pipeline::sampler::SamplerConfig;
@@ -40,6 +41,10 @@ pub struct LoadOptions {
     pub embeddings: Vec<Inversion>,
     /// Folders of ControlNets, beside that which the pipeline has.
     pub controlnets: Vec<PathBuf>,
+    /// File of an IP-Adapter, by which pictures are prompts.
+    pub ip_adapter: Option<PathBuf>,
+    /// Folder of the encoder that looks at them, if not the pipeline's.
+    pub image_encoder: Option<PathBuf>,
     /// Folder of an autoencoder in the place of the pipeline's.
     pub vae: Option<PathBuf>,
     /// Folder of one for pictures that are shown before they are done: a fast one.
@@ -58,6 +63,8 @@ impl Default for LoadOptions {
             adapters: Vec::new(),
             embeddings: Vec::new(),
             controlnets: Vec::new(),
+            ip_adapter: None,
+            image_encoder: None,
             vae: None,
             preview_vae: None,
         }
@@ -219,6 +226,11 @@ impl TextToImage {
             &mut (&mut notes, &mut fingerprint),
             |_, params| Autoencoder::load(config.clone(), params),
         )?;
+        let open = |file: &PathBuf| Sight::open(file, &folder, options, &unet);
+        let sight = options.ip_adapter.as_ref().map(open).transpose()?.map(|(sight, print)| {
+            fingerprint.add(print.as_bytes());
+            sight
+        });
         let preview = options.preview_vae.as_deref().map(|folder| load_preview(folder, options));
         let scheduler = SamplerConfig::of(&folder)?;
         let model = Self {
@@ -227,6 +239,7 @@ impl TextToImage {
             second,
             unet,
             controlnets,
+            sight,
             vae,
             preview: preview.transpose()?,
             scheduler,

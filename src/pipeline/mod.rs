@@ -8,6 +8,7 @@ pub mod convert;
 mod evaluation;
 mod family;
 pub(crate) mod guidance;
+mod image_prompt;
 mod inversion;
 pub mod language;
 mod load;
@@ -34,6 +35,7 @@ mod text_to_image;
 mod told;
 
 pub use control::{Control, Preprocessor, canny};
+pub use image_prompt::ImagePrompt;
 pub use inversion::Inversion;
 pub use load::{LoadOptions, Suggestions};
 pub use memory::MemoryEstimate;

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use image::RgbImage;
+
 use crate::error::Result;
 use crate::io::raster::Raster;
 use crate::pipeline::control::Texts;
@@ -21,6 +23,8 @@ pub(super) struct Recent {
     /// Newest first.
     texts: VecDeque<(PromptTokens, Arc<Texts>)>,
     image: Option<(Arc<InitImage>, f64, Arc<EncodedImage>)>,
+    /// Tokens of nothing, and of a picture that is a prompt.
+    image_prompt: Option<(Arc<RgbImage>, [Tensor; 2])>,
     /// What ControlNets made of pictures, by their places.
     hints: BTreeMap<usize, (Arc<Raster>, Tensor)>,
 }
@@ -64,6 +68,22 @@ impl Recent {
         let hint = see()?;
         self.hints.insert(net, (picture.clone(), hint.clone()));
         Ok(hint)
+    }
+
+    /// Tokens of nothing and of a picture that is a prompt, by `see` where they are not known.
+    pub(super) fn image_prompt(
+        &mut self,
+        picture: &Arc<RgbImage>,
+        see: impl FnOnce(&RgbImage) -> Result<[Tensor; 2]>,
+    ) -> Result<[Tensor; 2]> {
+        if let Some((known, tokens)) = &self.image_prompt
+            && Arc::ptr_eq(known, picture)
+        {
+            return Ok(tokens.clone());
+        }
+        let tokens = see(picture)?;
+        self.image_prompt = Some((picture.clone(), tokens.clone()));
+        Ok(tokens)
     }
 
     /// What the autoencoder sees of `init`, at `size` in pixels, the same in every call.

@@ -7,6 +7,7 @@ use image::RgbImage;
 
 use crate::error::{Error, Result};
 use crate::pipeline::control::Control;
+use crate::pipeline::image_prompt::ImagePrompt;
 use crate::pipeline::settings::Settings;
 
 /// A request for one picture, in the terms of diffusers' pipelines.
@@ -22,6 +23,8 @@ pub struct Request {
     pub controls: Vec<Control>,
     /// Whether ControlNets leave the unconditional half alone, and coarse features count more than fine ones.
     pub guess_mode: bool,
+    /// A picture as a prompt, for a model with an IP-Adapter.
+    pub image_prompt: Option<ImagePrompt>,
     /// Stops it.
     pub cancel: Cancel,
 }
@@ -43,6 +46,7 @@ impl Request {
     pub fn check(&self) -> Result<()> {
         self.settings.check()?;
         self.controls.iter().try_for_each(Control::check)?;
+        self.image_prompt.iter().try_for_each(ImagePrompt::check)?;
         if self.settings.strength.is_some() && self.init.is_none() {
             return Err(Error::argument(
                 "init_image",

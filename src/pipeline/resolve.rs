@@ -129,6 +129,13 @@ impl TextToImage {
             let expected = "this model paints into a picture: it needs one, and a mask";
             return Err(Error::argument("mask_image", "none", expected));
         }
+        if self.sight.is_some() != request.image_prompt.is_some() {
+            let (found, expected) = match self.sight {
+                Some(_) => ("none", "a picture: the model has an IP-Adapter"),
+                None => ("a picture", "none: the model has no IP-Adapter; give --ip-adapter"),
+            };
+            return Err(Error::argument("ip_image", found, expected));
+        }
         let (nets, controls) = (self.controlnets.len(), request.controls.len());
         if nets != controls {
             let found =

@@ -5,6 +5,8 @@
 //! `stable_diffusion_xl/` and `latent_consistency_models/`: the same weights,
 //! prompt, seed, scheduler and steps give the same image.
 
+use std::sync::Arc;
+
 use image::RgbImage;
 
 use crate::error::Result;
@@ -17,6 +19,7 @@ use crate::ops::layout::concat;
 use crate::pipeline::control::{Net, Texts};
 use crate::pipeline::evaluation::{Evaluation, Inputs};
 use crate::pipeline::family::Family;
+use crate::pipeline::image_prompt::Sight;
 use crate::pipeline::load::Suggestions;
 use crate::pipeline::prompt::{Encoded, SecondEncoder, Warning, tokenize};
 use crate::pipeline::recent::Recent;
@@ -38,6 +41,8 @@ pub struct TextToImage {
     pub(super) second: Option<SecondEncoder>,
     pub(super) unet: Unet,
     pub(super) controlnets: Vec<ControlNet>,
+    /// By which pictures are prompts.
+    pub(super) sight: Option<Sight>,
     pub(super) vae: Autoencoder,
     /// For pictures that are shown before they are done.
     pub(super) preview: Option<Autoencoder>,
@@ -85,6 +90,22 @@ impl TextToImage {
             let nets = nets.collect::<Result<_>>()?;
             Ok(Texts { unet: self.unet.context(&states)?, nets, pooled })
         })?;
+        let text = match (&self.sight, &request.image_prompt) {
+            (Some(sight), Some(prompt)) => {
+                cancel.check()?;
+                let tokens = recent.image_prompt(&prompt.picture, |it| sight.tokens(it))?;
+                // The unconditional half, which comes first, sees nothing.
+                let tokens = tokens.iter().skip(2 - text.len());
+                let rows = text.iter().zip(tokens).map(|(text, tokens)| {
+                    let unet =
+                        self.unet.with_image(&text.unet, &sight.adapter, tokens, prompt.scale)?;
+                    let (nets, pooled) = (text.nets.clone(), text.pooled.clone());
+                    Ok(Arc::new(Texts { unet, nets, pooled }))
+                });
+                rows.collect::<Result<_>>()?
+            }
+            _ => text,
+        };
         // 2. noise, or an image and noise
         let start = match &request.init {
             None => Start::from_noise(&*sampler, &mut noise)?,

@@ -99,6 +99,8 @@ const SETTINGS: [Setting; 3] = [
             "--test",
             "decoder",
             "--test",
+            "ip_adapter",
+            "--test",
             "lcm",
             "--test",
             "sdxl",

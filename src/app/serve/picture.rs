@@ -190,6 +190,7 @@ impl App {
                 controls: followed.clone(),
                 guess_mode,
                 cancel: cancel.clone(),
+                ..Request::default()
             })
             .collect();
         let sampler = models.image.sampler(&requests[0])?;

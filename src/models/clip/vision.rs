@@ -133,6 +133,14 @@ impl ClipVision {
     /// # Errors
     /// `Shape` for pictures of another size.
     pub fn states(&self, images: &Tensor) -> Result<Tensor> {
+        self.states_before(images, 0)
+    }
+
+    /// As [`Self::states`], before the last `left_out` layers.
+    ///
+    /// # Errors
+    /// As [`Self::states`].
+    pub fn states_before(&self, images: &Tensor, left_out: usize) -> Result<Tensor> {
         let (batch, height, width, _) = images.dims4()?;
         let side = self.config.image_size;
         if (height, width) != (side, side) {
@@ -149,7 +157,7 @@ impl ClipVision {
         let x = add(&x, &self.positions.first(1 + rows * columns)?)?;
         // 2. layers
         let mut x = self.norm_in.forward(&x)?;
-        for layer in &self.layers {
+        for layer in &self.layers[..self.layers.len().saturating_sub(left_out)] {
             x = layer.forward(&x)?;
         }
         Ok(x)
