@@ -88,6 +88,7 @@ Examples:
   nadir generate \"a harbour in the style of <coast>\" -m models/my-sd --embedding \"coast.safetensors:<coast>\"
   nadir generate \"a harbour in winter\" -m models/my-sd --ip-adapter ip-adapter_sd15.safetensors \\
       --image-encoder models/image_encoder --ip-image chip.png --ip-scale 0.6
+  nadir generate \"a harbour\" -o harbour.tif --bbox 485900,5205627,486540,5206267 --epsg 26914
   nadir generate --manifest prompts.jsonl --shard 3/8 --batch 8 -o pictures/
   nadir generate \"16_GOOGLE_LEVEL_a harbour\" -m lcybuaa/Text2Earth -W 256 -H 256
   nadir generate \"a harbour\" -m models/diffusionsat --gsd 1.2m --place 48.85,2.35 --date 2021-07-04
@@ -182,6 +183,17 @@ pub struct Generate {
     #[arg(long, help_heading = "Output")]
     pub grid: bool,
 
+    /// Where the picture lies, a GeoTIFF then (-o NAME.tif): west,south,east,north, in units of --epsg
+    ///
+    /// Without it a GeoTIFF lies where the picture lies that it starts from.
+    #[arg(long, value_name = "BOX", value_delimiter = ',', num_args = 1, requires = "epsg")]
+    #[arg(allow_hyphen_values = true, help_heading = "Output")]
+    pub bbox: Option<Vec<f64>>,
+
+    /// EPSG code of the reference system of --bbox
+    #[arg(long, value_name = "CODE", requires = "bbox", help_heading = "Output")]
+    pub epsg: Option<u32>,
+
     /// Only the I-th of N parts of the manifest
     #[arg(long, value_name = "I/N", help_heading = "Output", value_parser = typed::<super::manifest::Shard>)]
     pub shard: Option<super::manifest::Shard>,
@@ -206,6 +218,17 @@ pub struct ImagePromptArgs {
     /// The CLIP that looks at it, a folder [default: image_encoder of the model]
     #[arg(long, value_name = "DIR", requires = "ip_adapter")]
     pub image_encoder: Option<PathBuf>,
+}
+
+/// The numbers of `--bbox`.
+///
+/// # Errors
+/// There are not four.
+pub fn bbox(numbers: &[f64]) -> nadir::Result<[f64; 4]> {
+    <[f64; 4]>::try_from(numbers).map_err(|_| {
+        let found = numbers.iter().map(f64::to_string).collect::<Vec<_>>().join(",");
+        Error::argument("bbox", found, "four numbers: west,south,east,north")
+    })
 }
 
 /// Pictures that are followed. What is given once holds for all ControlNets, else it is given for each.

@@ -353,10 +353,7 @@ fn check_regions(model: &TextToImage, regions: &Regions, base: &Settings) -> Res
 /// Where the canvas lies.
 fn place(args: &Scene, canvas: &Canvas) -> Result<Option<Georeference>> {
     let (Some(bbox), Some(epsg)) = (&args.bbox, args.epsg) else { return Ok(None) };
-    let shown = || bbox.iter().map(f64::to_string).collect::<Vec<_>>().join(",");
-    let bbox = <[f64; 4]>::try_from(bbox.as_slice())
-        .map_err(|_| Error::argument("bbox", shown(), "four numbers: west,south,east,north"))?;
-    Georeference::from_bbox(bbox, epsg, canvas.width, canvas.height).map(Some)
+    Georeference::from_bbox(super::args::bbox(bbox)?, epsg, canvas.width, canvas.height).map(Some)
 }
 
 /// What is drawn, and what a part costs beyond itself.

@@ -6,6 +6,7 @@ use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use nadir::io::atomic;
+use nadir::io::geotiff::picture;
 use nadir::{Error, Result};
 
 /// A place for one picture or several.
@@ -39,7 +40,7 @@ impl Destination {
     /// killed processes left there.
     ///
     /// # Errors
-    /// The folder is missing or not writable, or the file is to have a format other than PNG.
+    /// The folder is missing or not writable, or the file is to have a format other than PNG and TIFF.
     pub fn resolve(path: Option<&Path>) -> Result<Self> {
         let Some(path) = path else {
             prepare(Path::new("."))?;
@@ -60,13 +61,19 @@ impl Destination {
         if !path.exists() || path.is_file() {
             let folder = folder_of(path);
             atomic::check_folder(path, folder)?;
-            if !path.extension().is_some_and(|e| e.eq_ignore_ascii_case("png")) {
-                let expected = "a file name that ends in .png, or an existing folder";
+            let is_png = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("png"));
+            if !is_png && !picture::is_named_so(path) {
+                let expected = "a file name that ends in .png or .tif, or an existing folder";
                 return Err(Error::argument("output", path.display(), expected));
             }
             prepare(folder)?;
         }
         Ok(Self::File(path.to_path_buf()))
+    }
+
+    /// Whether pictures are GeoTIFFs; else they are PNGs.
+    pub fn is_geotiff(&self) -> bool {
+        matches!(self, Self::File(file) if picture::is_named_so(file))
     }
 
     /// Checks that `pictures` have a place here.
@@ -168,9 +175,11 @@ fn named(file: &Path, which: Which) -> PathBuf {
     let mut name = OsString::from(file.file_stem().unwrap_or_default());
     match which {
         Which::Only { .. } => return file.to_path_buf(),
-        Which::OneOfSeveral { seed } => name.push(format!("-{seed}.png")),
-        Which::Grid { .. } => name.push("-grid.png"),
+        Which::OneOfSeveral { seed } => name.push(format!("-{seed}")),
+        Which::Grid { .. } => name.push("-grid"),
     }
+    name.push(".");
+    name.push(if picture::is_named_so(file) { "tif" } else { "png" });
     file.with_file_name(name)
 }
 
@@ -205,6 +214,9 @@ mod tests {
         let saved = several.map(|which| save(&destination, which));
         let names = ["river.v2-7.png", "river.v2-grid.png"];
         assert_eq!(saved, names.map(|name| folder.path().join(name)));
+        let scene = Destination::File("river.v2.TIFF".into());
+        assert!(scene.is_geotiff() && !destination.is_geotiff());
+        assert_eq!(named(Path::new("river.v2.TIFF"), several[0]), Path::new("river.v2-7.tif"));
     }
 
     #[test]

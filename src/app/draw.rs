@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use image::RgbImage;
 
+use nadir::io::geotiff::{self, Georeference};
 use nadir::io::raster::{Levels, Raster};
 use nadir::nn::lora;
 use nadir::pipeline::plan::{Target, Timings};
@@ -53,6 +54,7 @@ pub fn draw(drawing: Drawing) -> anyhow::Result<()> {
     let mut batch = limits::check_batch(execution.batch, recipe.num_images)?;
     let target = time.target()?;
     destination.check(&pictures(&recipe, separately, grid))?;
+    check_place(&recipe, &destination)?;
     limits::set_threads(execution.threads)?;
     let progress = Progress::new(execution.quiet);
     let mut sampler = model.sampler_name(recipe.settings.scheduler.as_deref())?;
@@ -110,11 +112,12 @@ pub fn draw(drawing: Drawing) -> anyhow::Result<()> {
         recipe.seed
     ));
 
+    let form = form(&recipe, &destination, &progress)?;
     if let Some(target) = target {
         progress.busy("measuring this machine");
         let texts = if metadata { Vec::from(recipe.texts(&sampler)?) } else { Vec::new() };
         let mut keep =
-            |picture: &RgbImage| destination.rehearse(|out| encode(out, picture, &texts));
+            |picture: &RgbImage| destination.rehearse(|out| form.encode(out, picture, &texts));
         let like = Request {
             settings: recipe.settings.clone(),
             init: init.clone(),
@@ -145,6 +148,7 @@ pub fn draw(drawing: Drawing) -> anyhow::Result<()> {
         recipe: &recipe,
         sampler,
         destination,
+        form,
         progress,
         batch,
         separately,
@@ -175,6 +179,7 @@ struct Session<'a> {
     recipe: &'a Recipe,
     sampler: String,
     destination: Destination,
+    form: Form,
     progress: Progress,
     /// Pictures at a time.
     batch: usize,
@@ -269,7 +274,12 @@ impl Session<'_> {
         let recipe = Recipe { seed, num_images, ..self.recipe.clone() };
         let texts =
             if self.metadata { Vec::from(recipe.texts(&self.sampler)?) } else { Vec::new() };
-        let path = self.destination.save(which, |out| encode(out, image, &texts))?;
+        let form = match &self.form {
+            // A grid of pictures lies nowhere.
+            Form::GeoTiff(_) if num_images > 1 => &Form::GeoTiff(None),
+            form => form,
+        };
+        let path = self.destination.save(which, |out| form.encode(out, image, &texts))?;
         if let Some(path) = path {
             self.progress.print(path.display());
         }
@@ -277,9 +287,62 @@ impl Session<'_> {
     }
 }
 
-fn encode(out: &mut dyn Write, image: &RgbImage, texts: &[(&str, String)]) -> std::io::Result<()> {
-    let texts: Vec<_> = texts.iter().map(|(keyword, text)| (*keyword, text.as_str())).collect();
-    io::png::encode(out, image, &texts)
+/// What pictures are written as.
+enum Form {
+    Png,
+    /// That lies somewhere, or nowhere.
+    GeoTiff(Option<Georeference>),
+}
+
+impl Form {
+    fn encode(
+        &self,
+        out: &mut dyn Write,
+        image: &RgbImage,
+        texts: &[(&str, String)],
+    ) -> std::io::Result<()> {
+        match self {
+            Self::Png => {
+                let texts: Vec<_> = texts.iter().map(|(k, text)| (*k, text.as_str())).collect();
+                io::png::encode(out, image, &texts)
+            }
+            Self::GeoTiff(place) => geotiff::picture::encode(out, image, place.as_ref(), texts),
+        }
+    }
+}
+
+/// What can be said of a picture's place before its size is known.
+fn check_place(recipe: &Recipe, destination: &Destination) -> Result<()> {
+    let (Some(bbox), Some(epsg)) = (recipe.bbox, recipe.epsg) else { return Ok(()) };
+    if !destination.is_geotiff() {
+        let found = bbox.map(|x| x.to_string()).join(",");
+        return Err(Error::argument("bbox", found, "a place is kept by a GeoTIFF: -o NAME.tif"));
+    }
+    if recipe.num_images > 1 {
+        let expected = "1 with --bbox: of several pictures only one can lie there";
+        return Err(Error::argument("num_images", recipe.num_images, expected));
+    }
+    Georeference::from_bbox(bbox, epsg, 1, 1).map(drop)
+}
+
+/// What the pictures of a recipe are written as: where it says they lie, or where the picture lies that they start from.
+fn form(recipe: &Recipe, destination: &Destination, progress: &Progress) -> Result<Form> {
+    if !destination.is_geotiff() {
+        return Ok(Form::Png);
+    }
+    let size = [recipe.settings.width, recipe.settings.height];
+    let [width, height] = size.map(Option::unwrap_or_default);
+    if let (Some(bbox), Some(epsg)) = (recipe.bbox, recipe.epsg) {
+        return Georeference::from_bbox(bbox, epsg, width, height).map(Some).map(Form::GeoTiff);
+    }
+    let Some(init) = &recipe.init_image else { return Ok(Form::GeoTiff(None)) };
+    let place = geotiff::picture::place(&init.path, width, height)?;
+    if place.is_none() {
+        let source = init.path.display();
+        progress
+            .warn(&format!("{source} does not say where it lies, and neither will the picture"));
+    }
+    Ok(Form::GeoTiff(place))
 }
 
 /// What will be written: of several pictures the one with the longest name.

@@ -29,6 +29,7 @@ pub fn run(args: args::Generate) -> anyhow::Result<()> {
         Some(Seed::Random) | None => random_seed(),
     };
     let control = args.control.sources()?;
+    let bbox = args.bbox.as_deref().map(args::bbox).transpose()?;
     let source = |path: PathBuf| Source { path, hash: String::new() };
     let recipe = Recipe {
         variant: args.variant,
@@ -46,6 +47,8 @@ pub fn run(args: args::Generate) -> anyhow::Result<()> {
         image_encoder: args.image_prompt.image_encoder,
         ip_image: args.image_prompt.ip_image.map(source),
         ip_scale: args.image_prompt.ip_scale,
+        bbox,
+        epsg: args.epsg,
         lora: args.lora.into_iter().map(Lora::from).collect(),
         embedding: Embedding::all(&args.embedding)?,
         ..Recipe::new(model.name.clone(), Settings { prompt, ..args.settings }, seed)

@@ -72,6 +72,7 @@ pub fn run(args: args::Generate, manifest: &Path) -> anyhow::Result<()> {
         ("init_image", args.init_image.is_some()),
         ("grid", args.grid),
         ("ip_adapter", args.image_prompt.ip_adapter.is_some()),
+        ("bbox", args.bbox.is_some()),
         ("controlnet", !args.control.controlnet.is_empty()),
         ("control_image", !args.control.control_image.is_empty()),
         ("deadline_ms", args.time.deadline_ms.is_some()),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use nadir::io::checkpoint::Prediction;
+use nadir::io::geotiff::picture;
 use nadir::io::png::{self, Parameters};
 use nadir::nn::lora::Adapter;
 use nadir::pipeline::{
@@ -78,6 +79,11 @@ pub struct Recipe {
     pub ip_image: Option<Source>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ip_scale: Option<f32>,
+    /// Where the picture lies, [west, south, east, north] in units of `epsg`, unless it starts from one that lies somewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bbox: Option<[f64; 4]>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epsg: Option<u32>,
     /// What this version does not know.
     #[serde(flatten, skip_serializing)]
     pub unknown: serde_json::Map<String, serde_json::Value>,
@@ -193,6 +199,8 @@ impl Recipe {
             image_encoder: None,
             ip_image: None,
             ip_scale: None,
+            bbox: None,
+            epsg: None,
             unknown: serde_json::Map::new(),
         }
     }
@@ -327,8 +335,13 @@ impl Recipe {
             let advice = "A picture of a later version needs that version.";
             Error::file(path, "text \"nadir\"", expected, found, advice)
         };
-        let recipe: Self =
-            serde_json::from_value(png::read_replay(path)?).map_err(|e| wrong(e.to_string()))?;
+        let replay = if picture::is_named_so(path) {
+            let text = picture::text(path, png::REPLAY)?;
+            serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?
+        } else {
+            png::read_replay(path)?
+        };
+        let recipe: Self = serde_json::from_value(replay).map_err(|e| wrong(e.to_string()))?;
         // What it does not understand must not come out different in silence.
         match recipe.unknown.keys().next() {
             Some(field) => Err(wrong(format!("the unknown field {field:?}"))),

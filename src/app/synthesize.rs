@@ -333,11 +333,8 @@ fn open_judge(
 /// Where all pictures are said to lie, if they are.
 fn place(args: &Synthesize, picture: &Settings) -> Result<Option<Georeference>> {
     let (Some(bbox), Some(epsg)) = (&args.bbox, args.epsg) else { return Ok(None) };
-    let shown = || bbox.iter().map(f64::to_string).collect::<Vec<_>>().join(",");
-    let bbox = <[f64; 4]>::try_from(bbox.as_slice())
-        .map_err(|_| Error::argument("bbox", shown(), "four numbers: west,south,east,north"))?;
     let [width, height] = [picture.width, picture.height].map(Option::unwrap_or_default);
-    Georeference::from_bbox(bbox, epsg, width, height).map(Some)
+    Georeference::from_bbox(super::args::bbox(bbox)?, epsg, width, height).map(Some)
 }
 
 /// The real pictures that are drawn from; `notes` get what the reader of the set should know.

@@ -21,6 +21,7 @@ mod original;
 mod pairs;
 mod papers;
 mod prompts;
+mod rasters;
 mod scenes;
 mod synthesize;
 mod train;

@@ -89,7 +89,7 @@ fn printed(desk: &Desk, args: &[&str]) -> Vec<Value> {
 }
 
 /// Whether there is GDAL; says which test does without.
-fn gdal(test: &str) -> bool {
+pub fn gdal(test: &str) -> bool {
     let there = Command::new("gdalinfo").arg("--version").output();
     let there = there.is_ok_and(|output| output.status.success());
     if !there {

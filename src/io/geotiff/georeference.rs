@@ -156,6 +156,13 @@ impl Georeference {
         Self { transform: self.transform.map(part), ..self.clone() }
     }
 
+    /// Of the raster whose pixels are so many of these wide and high.
+    pub fn scaled(&self, [across, down]: [f64; 2]) -> Self {
+        let scaled =
+            |[x, a, b, y, d, e]: [f64; 6]| [x, a * across, b * down, y, d * across, e * down];
+        Self { transform: self.transform.map(scaled), ..self.clone() }
+    }
+
     /// West, south, east and north of `width` x `height` pixels.
     pub fn bbox(&self, width: usize, height: usize) -> Option<[f64; 4]> {
         let [x, a, b, y, d, e] = self.transform?;

@@ -6,6 +6,7 @@
 
 mod directory;
 mod georeference;
+pub mod picture;
 mod reader;
 mod writer;
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use ::tiff::decoder::{ChunkType, Decoder, Limits};
 use ::tiff::tags::Tag;
 
-use super::directory::{self, GDAL_NODATA, PHOTOMETRIC};
+use super::directory::{self, GDAL_METADATA, GDAL_NODATA, PHOTOMETRIC};
 use super::{Georeference, SampleKind};
 use crate::error::{Error, Result};
 use crate::io::{caught, open_file};
@@ -243,6 +243,28 @@ impl<R: Read + Seek> GeoTiff<R> {
         &self.about
     }
 
+    /// The names and texts of [`Cog::metadata`](super::Cog::metadata), by GDAL's entry; none where there is no such entry.
+    ///
+    /// # Errors
+    /// The entry is damaged.
+    pub fn metadata(&mut self) -> Result<Vec<(String, String)>> {
+        let wrong = |e: ::tiff::TiffError| {
+            let advice = "Write the file again.";
+            Error::file(&self.path, "metadata", "GDAL's XML", e.to_string(), advice)
+        };
+        let tag = Tag::from_u16_exhaustive(GDAL_METADATA);
+        let Some(value) = self.decoder.find_tag(tag).map_err(wrong)? else { return Ok(Vec::new()) };
+        let xml = value.into_string().map_err(wrong)?;
+        let item = |item: &str| {
+            let (head, rest) = item.split_once('>')?;
+            let (text, _) = rest.split_once("</Item>")?;
+            let name = head.strip_prefix(" name=\"")?.split('"').next()?;
+            // As the writer has it: see there.
+            Some((characters(name), characters(&characters(text))))
+        };
+        Ok(xml.split("<Item").skip(1).filter_map(item).collect())
+    }
+
     /// Its name.
     pub fn path(&self) -> &Path {
         &self.path
@@ -436,4 +458,10 @@ impl Cache {
         self.held += bytes.len();
         self.chunks.insert(index, (self.now, bytes));
     }
+}
+
+/// A text with its entities as the characters that they stand for.
+fn characters(text: &str) -> String {
+    let known = [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&apos;", "'"), ("&amp;", "&")];
+    known.iter().fold(text.to_owned(), |text, (entity, character)| text.replace(entity, character))
 }

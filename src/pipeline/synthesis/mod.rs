@@ -11,12 +11,11 @@ mod source;
 mod watch;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use image::RgbImage;
 
 use crate::error::{Error, Result};
-use crate::io::geotiff::{Cog, CogWriter, Georeference, SampleKind};
+use crate::io::geotiff::{self, Georeference};
 use crate::io::{atomic, image as pictures, png, raster};
 use crate::pipeline::clip_score::ClipScore;
 use crate::pipeline::language::classes::PromptClass;
@@ -191,7 +190,7 @@ pub fn synthesize(
                         let place = plan.chip.and_then(|chip| chip.place.as_ref());
                         if let Some(place) = place.or(studio.place) {
                             let path = records.scene_place(&class.name, one.draw)?;
-                            write_scene(&path, &picture, place)?;
+                            geotiff::picture::write(&path, &picture, Some(place), &[])?;
                         }
                         let texts = (studio.describe)(&one.prompt, one.seed, plan.chip)?;
                         let texts: Vec<_> =
@@ -210,17 +209,6 @@ pub fn synthesize(
         records.write_index()?;
     }
     Ok(())
-}
-
-/// Writes a picture as a GeoTIFF.
-fn write_scene(path: &Path, picture: &RgbImage, place: &Georeference) -> Result<()> {
-    let (width, height) = (picture.width() as usize, picture.height() as usize);
-    let plain = Cog::new(width, height, 3, SampleKind::U8);
-    let tile = width.max(height).next_multiple_of(16).min(plain.tile);
-    let cog = Cog { georeference: Some(place.clone()), tile, ..plain };
-    let mut writer = CogWriter::create(path, cog, true)?;
-    writer.write_rows(picture.as_raw())?;
-    writer.finish()
 }
 
 /// What a draw is made of.

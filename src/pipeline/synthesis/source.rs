@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use crate::data::masks::{Labelled, MaskSettings, open_whole};
 use crate::error::{Error, Result};
-use crate::io::geotiff::{GeoTiff, Georeference};
+use crate::io::geotiff::{GeoTiff, Georeference, picture};
 use crate::io::image::resize;
 use crate::io::raster::{Levels, Mask};
 use crate::pipeline::InitImage;
@@ -160,10 +160,7 @@ fn chip(one: Labelled, ignored: u16, redraw: Redraw, [width, height]: [usize; 2]
 
 /// Where a picture's file says that it lies.
 fn place(file: &Path) -> Result<Option<Georeference>> {
-    let is_tiff = file
-        .extension()
-        .is_some_and(|e| e.eq_ignore_ascii_case("tif") || e.eq_ignore_ascii_case("tiff"));
-    if !is_tiff || !file.is_file() {
+    if !picture::is_named_so(file) || !file.is_file() {
         return Ok(None);
     }
     let place = GeoTiff::open(file)?.about().georeference.clone();
