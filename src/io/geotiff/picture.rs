@@ -38,7 +38,7 @@ pub fn write(
     writer.finish()
 }
 
-/// Encodes such a picture; as [`write`], but for where it goes.
+/// Encodes such a picture; as [`write()`], but for where it goes.
 ///
 /// # Errors
 /// Those of `out`; no room for temporary files.
@@ -70,7 +70,7 @@ pub fn place(file: &Path, width: usize, height: usize) -> Result<Option<Georefer
     Ok(place.map(|place| place.scaled(step)))
 }
 
-/// A text that [`write`] has put into a file.
+/// A text that [`write()`] has put into a file.
 ///
 /// # Errors
 /// It is no TIFF, or has no such text.

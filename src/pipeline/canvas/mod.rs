@@ -8,7 +8,7 @@
 //! After each evaluation a window's latents become a mean of its own and those that the windows before it had after the same
 //! evaluation, weighted as they overlap: MultiDiffusion (Bar-Tal et al. 2023, "MultiDiffusion: Fusing Diffusion Paths for
 //! Controlled Image Generation") in one direction only. There a window hears of all others in as many steps; here of those at
-//! most two windows away ([`grid`]). So a pixel is a function of its place, of the canvas and of what is asked, whatever part
+//! most two windows away (`grid.rs`). So a pixel is a function of its place, of the canvas and of what is asked, whatever part
 //! is drawn, in whatever order and by however many processes, and what a part costs beyond itself is bounded.
 
 mod assembly;
