@@ -393,6 +393,7 @@ fn read_image_prompt(recipe: &mut Recipe, progress: &Progress) -> Result<Option<
 /// Reads what the recipe starts from, and fills in what follows from it.
 fn read_init(recipe: &mut Recipe, progress: &Progress) -> Result<Option<InitImage>> {
     let read = |source: &mut Source| {
+        geotiff::picture::check(&source.path)?;
         let image = io::image::open(&source.path)?;
         let what = source.path.display();
         replace_checksum(&mut source.hash, checksum(&image), what, progress);

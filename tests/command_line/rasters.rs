@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use nadir::io::geotiff::{GeoTiff, picture};
+use nadir::io::geotiff::{Cog, CogWriter, GeoTiff, SampleKind, picture};
 use serde_json::Value;
 
 use crate::scenes::gdal;
@@ -79,6 +79,33 @@ fn a_place_that_cannot_be_is_told() {
         assert_eq!(output.status.code(), Some(2), "{args:?}: {told}");
         assert!(told.contains(words), "{args:?}: {told}");
         assert!(!desk.path("x.tif").exists() && !desk.path("x.png").exists());
+    }
+    // What is no picture as it is, is not drawn from.
+    let scene = |name: &str, bands: usize, samples: SampleKind, nodata: Option<f64>| {
+        let cog = Cog { tile: 16, nodata, ..Cog::new(8, 8, bands, samples) };
+        let mut writer = CogWriter::create(&desk.path(name), cog, true).unwrap();
+        writer.write_rows(&vec![7; 8 * 8 * bands * samples.size()]).unwrap();
+        writer.finish().unwrap();
+    };
+    scene("reflectance.tif", 3, SampleKind::U16, None);
+    scene("bands.tif", 4, SampleKind::U8, None);
+    scene("holes.tif", 3, SampleKind::U8, Some(0.0));
+    scene("grey.tif", 1, SampleKind::U8, None);
+    desk.files(&["generate", "a", "--steps=2", "--init-image=grey.tif", "-o", "grey.png"]);
+    for (name, words) in [
+        ("reflectance.tif", "3 bands of UInt16"),
+        ("bands.tif", "4 bands"),
+        ("holes.tif", "where 0 is no data"),
+    ] {
+        for flag in ["--init-image", "--mask-image"] {
+            let (given, grey) = (format!("{flag}={name}"), "--init-image=grey.tif");
+            let args = ["generate", "a", "--steps=2", "-o", "x.png", &given];
+            let more = if flag == "--mask-image" { vec![grey] } else { vec![] };
+            let output = desk.run(&[&args[..], &more].concat());
+            let told = text(&output.stderr);
+            assert!(!output.status.success() && told.contains(words), "{given}: {told}");
+            assert!(told.contains("gdal_translate") && !desk.path("x.png").exists(), "{told}");
+        }
     }
     std::fs::write(desk.path("x.tif"), b"II*\0").unwrap();
     let output = desk.run(&["replay", "x.tif", "-o", "y.tif"]);

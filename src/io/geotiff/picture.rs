@@ -55,6 +55,34 @@ pub fn encode(
     io::copy(&mut std::fs::File::open(path)?, out).map(drop)
 }
 
+/// Refuses a TIFF that is no picture as it is: reflectances would be drawn from as a dark one, and what is no data as levels.
+/// What is no TIFF is left to its reader.
+///
+/// # Errors
+/// Other numbers than 8 bits, other bands than grey or RGB (with or without opacity), pixels without data; no TIFF in spite of its
+/// name.
+pub fn check(file: &Path) -> Result<()> {
+    if !is_named_so(file) || !file.is_file() {
+        return Ok(());
+    }
+    let file = GeoTiff::open(file)?;
+    let about = file.about();
+    let colours = about.bands - usize::from(about.alpha.is_some());
+    if about.samples == SampleKind::U8 && matches!(colours, 1 | 3) && about.nodata.is_none() {
+        return Ok(());
+    }
+    let nodata = about.nodata.map_or(String::new(), |x| format!(", where {x} is no data"));
+    let found = format!("{} bands of {}{nodata}", about.bands, about.samples.name());
+    let advice = "gdal_translate -b 3 -b 2 -b 1 -ot Byte -scale 0 3000 0 255 -a_nodata none IN OUT makes one of a scene's bands.";
+    Err(Error::file(
+        file.path(),
+        "picture",
+        "grey or RGB of 8 bits, with data everywhere",
+        found,
+        advice,
+    ))
+}
+
 /// Where a file's pixels lie, scaled to `width` x `height` of them; None where it is no TIFF, or does not say.
 ///
 /// # Errors
