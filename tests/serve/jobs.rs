@@ -21,6 +21,12 @@ fn a_job_tells_how_it_gets_on() {
     assert_eq!(seeds.len(), 2);
     let last = events.last().unwrap();
     assert_eq!((last.0.as_str(), &last.1["state"]), ("end", &json!("done")));
+    // Each picture says which of them it is.
+    for index in 0..2 {
+        let png = server.get(&format!("/api/jobs/{id}/images/{index}")).body;
+        let recipe = server.send("/api/recipe", "image/png", &png).ok();
+        assert_eq!(recipe["request"]["seed"], 1 + index, "{recipe}");
+    }
     // Who comes late hears the end at once.
     assert_eq!(
         server.events(&id),
