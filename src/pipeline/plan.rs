@@ -264,6 +264,19 @@ mod tests {
     }
 
     #[test]
+    fn nine_in_ten_steps_and_the_prompt_have_to_fit() {
+        let mut pace = Pace::default();
+        (1..=10).for_each(|ms| pace.stepped(SIZE, 1, Duration::from_millis(ms)));
+        pace.began(SIZE, Duration::from_millis(20));
+        pace.finished(SIZE, Duration::from_millis(5));
+        let choice = Choice { batch: 1, fewest: 1, steps: 10, least: 10, evaluations: 1.0 };
+        let fits =
+            |ms| Target::Deadline(Duration::from_millis(ms)).plan(&pace, SIZE, choice).is_ok();
+        // 1.05 (10 x 9 + 20 + 5) = 120.75
+        assert!(fits(121) && !fits(120));
+    }
+
+    #[test]
     fn quantiles_are_times_that_there_were() {
         let mut timings = Timings::default();
         assert_eq!(timings.quantile(0.5), Duration::ZERO);
