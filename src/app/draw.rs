@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::io::Write;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,8 +13,7 @@ use nadir::io::raster::{Levels, Raster};
 use nadir::nn::lora;
 use nadir::pipeline::plan::{Target, Timings};
 use nadir::pipeline::{
-    Control, Event, ImagePrompt, InitImage, LoadOptions, Request, SIZE_STEP, SlotId, TextToImage,
-    Warning,
+    Control, Event, ImagePrompt, InitImage, LoadOptions, SIZE_STEP, SlotId, TextToImage, Warning,
 };
 use nadir::tensor::{Device, cuda};
 use nadir::{Error, Result, io};
@@ -118,15 +118,9 @@ pub fn draw(drawing: Drawing) -> anyhow::Result<()> {
         let texts = if metadata { Vec::from(recipe.texts(&sampler)?) } else { Vec::new() };
         let mut keep =
             |picture: &RgbImage| destination.rehearse(|out| form.encode(out, picture, &texts));
-        let like = Request {
-            settings: recipe.settings.clone(),
-            init: init.clone(),
-            controls: controls.clone(),
-            guess_mode: recipe.guess_mode,
-            image_prompt: image_prompt.clone(),
-            cancel: interrupt::switch(),
-            ..Request::default()
-        };
+        let (from, follow, prompt) = (init.clone(), controls.clone(), image_prompt.clone());
+        let like = recipe.requests(from, follow, prompt, interrupt::switch()).next();
+        let like = like.unwrap_or_default();
         let limits = time.limits(wanted_steps, batch);
         let (plan, other) = deadline::plan(target, limits, &pipeline, &like, &mut keep)?;
         (recipe.settings.steps, batch) = (Some(plan.steps), plan.batch);
@@ -379,10 +373,16 @@ pub(super) fn choose_device(request: &str, say: impl FnOnce(&str)) -> Result<Dev
     Ok(device)
 }
 
+/// A picture that is drawn from; rasters that would look dark or have holes are none.
+fn open_picture(path: &Path) -> Result<RgbImage> {
+    geotiff::picture::check(path)?;
+    io::image::open(path)
+}
+
 /// Reads the picture that is a prompt.
 fn read_image_prompt(recipe: &mut Recipe, progress: &Progress) -> Result<Option<ImagePrompt>> {
     let Some(source) = &mut recipe.ip_image else { return Ok(None) };
-    let picture = io::image::open(&source.path)?;
+    let picture = open_picture(&source.path)?;
     replace_checksum(&mut source.hash, checksum(&picture), source.path.display(), progress);
     let scale = recipe.ip_scale.unwrap_or(1.0);
     let prompt = ImagePrompt { picture: Arc::new(picture), scale };
@@ -393,8 +393,7 @@ fn read_image_prompt(recipe: &mut Recipe, progress: &Progress) -> Result<Option<
 /// Reads what the recipe starts from, and fills in what follows from it.
 fn read_init(recipe: &mut Recipe, progress: &Progress) -> Result<Option<InitImage>> {
     let read = |source: &mut Source| {
-        geotiff::picture::check(&source.path)?;
-        let image = io::image::open(&source.path)?;
+        let image = open_picture(&source.path)?;
         let what = source.path.display();
         replace_checksum(&mut source.hash, checksum(&image), what, progress);
         Ok::<_, Error>(image)
