@@ -97,10 +97,14 @@ fn a_place_that_cannot_be_is_told() {
         ("bands.tif", "4 bands"),
         ("holes.tif", "where 0 is no data"),
     ] {
-        for flag in ["--init-image", "--mask-image"] {
+        for flag in ["--init-image", "--mask-image", "--ip-image"] {
             let (given, grey) = (format!("{flag}={name}"), "--init-image=grey.tif");
             let args = ["generate", "a", "--steps=2", "-o", "x.png", &given];
-            let more = if flag == "--mask-image" { vec![grey] } else { vec![] };
+            let more = match flag {
+                "--mask-image" => vec![grey],
+                "--ip-image" => vec!["--ip-adapter=none.safetensors"],
+                _ => vec![],
+            };
             let output = desk.run(&[&args[..], &more].concat());
             let told = text(&output.stderr);
             assert!(!output.status.success() && told.contains(words), "{given}: {told}");
