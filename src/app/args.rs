@@ -58,6 +58,7 @@ pub enum Command {
     Synthesize(Box<super::synthesize::Synthesize>),
     Classify(super::classify::Classify),
     Segment(super::segment::Segment),
+    SuperResolve(Box<super::super_resolve::SuperResolve>),
     Scene(Box<super::canvas::Scene>),
     #[command(subcommand)]
     Evaluate(super::evaluate::Evaluate),

@@ -29,6 +29,7 @@ mod scene;
 mod segment;
 mod serve;
 mod similarity;
+mod super_resolve;
 mod synthesize;
 mod terminal;
 mod train;
@@ -99,6 +100,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Classify(args) => classify::run(&args)?,
         Command::Scene(args) => canvas::run(*args)?,
         Command::Segment(args) => segment::run(&args)?,
+        Command::SuperResolve(args) => super_resolve::run(&args)?,
         Command::Evaluate(command) => evaluate::run(command)?,
         Command::Train(args) => train::run(args)?,
         Command::Lm(command) => lm::run(command)?,

@@ -6,6 +6,7 @@
 //! heads everywhere and projections that are convolutions, 2.x OpenCLIP, heads of 64 channels and linear projections.
 
 pub(crate) mod names;
+pub(crate) mod plain;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -339,7 +340,7 @@ pub(crate) fn names_of(
 }
 
 /// What files of other kinds are told by: a part of a name, what they are, what is to be done with them.
-const OTHERS: [(&str, &str, &str); 8] = [
+const OTHERS: [(&str, &str, &str); 9] = [
     ("lora_", "a low-rank adapter", "Give it beside its model: --lora FILE."),
     (
         "conditioner.embedders.1.model.",
@@ -360,6 +361,11 @@ const OTHERS: [(&str, &str, &str); 8] = [
     ),
     ("emb_params", "an embedding of textual inversion", EMBEDDINGS),
     ("string_to_param", "an embedding of textual inversion", EMBEDDINGS),
+    (
+        "middle_block.1.qkv.",
+        "a latent diffusion model that is told no text, such as LDSR-S2",
+        "nadir super-resolve enlarges scenes with it.",
+    ),
 ];
 
 const EMBEDDINGS: &str = "Name the model that it is for.";

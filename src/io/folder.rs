@@ -315,7 +315,7 @@ impl Weights {
     }
 
     /// The weights of the network of a checkpoint that has these names.
-    pub(super) fn original(
+    pub(in crate::io) fn original(
         source: Arc<SafeTensors>,
         names: Arc<Names>,
         note: Option<String>,

@@ -4,6 +4,7 @@
 //! Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models". Reference
 //! implementation: diffusers, `models/unets/unet_2d_condition.py` and `unet_2d_blocks.py`.
 
+mod attention;
 mod controlnet;
 mod image_prompt;
 mod vector;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use self::attention::Attention;
 pub use self::controlnet::{ControlNet, ControlNetConfig, Residuals};
 pub use self::image_prompt::IpAdapter;
 pub use self::vector::{ClassEmbedding, Sinusoids, TextTime, Vector, VectorConfig};
@@ -53,6 +55,9 @@ pub struct UnetConfig {
     pub up_transformer_layers: Vec<Vec<usize>>,
     /// MultiHeadAttention heads by level.
     pub heads: Vec<usize>,
+    /// Whether pixels attend to each other alone, by layers of guided diffusion's kind: a model that is told no text, in the
+    /// original code's UNets. No configuration of diffusers says so.
+    pub own_attention: bool,
     /// Width of the text encoder's hidden states, by level.
     pub cross_attention_dim: Vec<usize>,
     /// Zeros around the input of a downsampling convolution: 1 on each side, or 0 for bottom and right only.
@@ -183,6 +188,7 @@ impl UnetConfig {
             transformer_layers,
             up_transformer_layers,
             heads,
+            own_attention: false,
             cross_attention_dim: counts("cross_attention_dim", 1280)?,
             downsample_padding,
             norm_num_groups,
@@ -268,13 +274,15 @@ module!(Unet {
 });
 
 impl Context {
-    /// Keys and values of `text` [B, T, D] in every layer of `transformers`.
-    fn of<'a>(
-        transformers: impl Iterator<Item = &'a Arc<Transformer>>,
-        text: &Tensor,
-    ) -> Result<Self> {
-        let layers = transformers.flat_map(|transformer| &transformer.layers);
+    /// Keys and values of `text` [B, T, D] in every layer of `attentions`.
+    fn of<'a>(attentions: impl Iterator<Item = &'a Attention>, text: &Tensor) -> Result<Self> {
+        let layers = attentions.flat_map(Attention::layers);
         Ok(Self(layers.map(|layer| layer.attn2.key_value(text)).collect::<Result<_>>()?))
+    }
+
+    /// Of a model that is told no text.
+    pub fn none() -> Self {
+        Self(Vec::new())
     }
 
     /// The contexts of a batch from those of its parts, which have the same number of tokens.
@@ -365,7 +373,7 @@ impl Encoder {
     }
 
     /// In order of execution.
-    fn transformers(&self) -> impl Iterator<Item = &Arc<Transformer>> {
+    fn attentions(&self) -> impl Iterator<Item = &Attention> {
         self.down.iter().flat_map(|block| &block.attentions).chain([&self.mid.attention])
     }
 
@@ -465,7 +473,7 @@ impl Unet {
     /// In order of execution.
     fn cross_attentions(&self) -> impl Iterator<Item = &MultiHeadAttention> {
         let up = self.up.iter().flat_map(|block| &block.attentions);
-        let layers = self.encoder.transformers().chain(up).flat_map(|block| &block.layers);
+        let layers = self.encoder.attentions().chain(up).flat_map(Attention::layers);
         layers.map(|layer| &layer.attn2)
     }
 
@@ -475,7 +483,7 @@ impl Unet {
     /// D is not the model's.
     pub fn context(&self, text: &Tensor) -> Result<Context> {
         let up = self.up.iter().flat_map(|block| &block.attentions);
-        Context::of(self.encoder.transformers().chain(up), text)
+        Context::of(self.encoder.attentions().chain(up), text)
     }
 
     /// Denoises: `latents` [B, h, w, in_channels], `times` of [`Self::embed_timesteps`], for each image or one for all,
@@ -544,7 +552,7 @@ impl Times {
 /// Residual blocks and attention at one resolution, then a halving.
 struct DownBlock {
     resnets: Vec<Arc<ResnetBlock>>,
-    attentions: Vec<Arc<Transformer>>,
+    attentions: Vec<Attention>,
     downsample: Option<Conv2d>,
 }
 
@@ -563,7 +571,7 @@ impl DownBlock {
             if config.down_attention[level] {
                 let layers = config.transformer_layers[level][i];
                 let p = p.pp("attentions").pp(i);
-                block.attentions.push(Transformer::load(config, &p, level, layers)?);
+                block.attentions.push(Attention::load(config, &p, level, layers)?);
             }
             input = width;
         }
@@ -603,7 +611,7 @@ impl DownBlock {
 /// Residual block, attention, residual block at the coarsest resolution.
 struct MidBlock {
     resnet1: Arc<ResnetBlock>,
-    attention: Arc<Transformer>,
+    attention: Attention,
     resnet2: Arc<ResnetBlock>,
 }
 
@@ -620,7 +628,7 @@ impl MidBlock {
         let layers = config.transformer_layers[level].first().copied().unwrap_or(1);
         Ok(Self {
             resnet1: load_resnet(config, &p.pp("resnets.0"), level, width)?,
-            attention: Transformer::load(config, &p.pp("attentions.0"), level, layers)?,
+            attention: Attention::load(config, &p.pp("attentions.0"), level, layers)?,
             resnet2: load_resnet(config, &p.pp("resnets.1"), level, width)?,
         })
     }
@@ -635,7 +643,7 @@ impl MidBlock {
 /// Residual blocks and attention over what the way down left, then a doubling.
 struct UpBlock {
     resnets: Vec<Arc<ResnetBlock>>,
-    attentions: Vec<Arc<Transformer>>,
+    attentions: Vec<Attention>,
     upsample: Option<Conv2d>,
 }
 
@@ -666,7 +674,7 @@ impl UpBlock {
                 let from_coarsest = config.block_out_channels.len() - 1 - level;
                 let layers = config.up_transformer_layers[from_coarsest][i];
                 let p = p.pp("attentions").pp(i);
-                block.attentions.push(Transformer::load(config, &p, level, layers)?);
+                block.attentions.push(Attention::load(config, &p, level, layers)?);
             }
             input = width;
         }

@@ -30,6 +30,7 @@ mod sizes;
 mod slot;
 mod start;
 mod stepping;
+pub mod super_resolution;
 pub mod synthesis;
 mod text_to_image;
 mod told;

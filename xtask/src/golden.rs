@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use crate::process::{cargo, root, run as run_program, target_dir, works};
 
 /// What the references are: changing a version here means new tensors.
-const PACKAGES: [&str; 17] = [
+const PACKAGES: [&str; 18] = [
     "torch==2.15.*",
     "torchvision==0.29.*",
     "diffusers==0.42.*",
@@ -27,6 +27,7 @@ const PACKAGES: [&str; 17] = [
     "scikit-image==0.26.*",
     "torchmetrics==1.9.*",
     "opencv-python-headless",
+    "opensr-model==1.0.8",
 ];
 
 /// Reads caption files that the project does not hold: runs only when it is named, with arguments.

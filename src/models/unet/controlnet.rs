@@ -152,7 +152,7 @@ impl ControlNet {
     /// # Errors
     /// As there.
     pub fn context(&self, text: &Tensor) -> Result<Context> {
-        Context::of(self.encoder.transformers(), text)
+        Context::of(self.encoder.attentions(), text)
     }
 
     /// What it makes of a picture [B, H, W, conditioning_channels] of levels from 0 to 1, once for all steps:

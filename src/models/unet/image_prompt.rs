@@ -124,9 +124,9 @@ impl Unet {
     /// a self attention before each.
     fn places(&self) -> Vec<(usize, usize)> {
         let down = self.encoder.down.iter().flat_map(|block| &block.attentions);
-        let down: usize = down.map(|transformer| transformer.layers.len()).sum();
+        let down: usize = down.map(|attention| attention.layers().len()).sum();
         let up = self.up.iter().flat_map(|block| &block.attentions);
-        let up: usize = up.map(|transformer| transformer.layers.len()).sum();
+        let up: usize = up.map(|attention| attention.layers().len()).sum();
         let layers = self.cross_attentions().map(|attention| attention.channels());
         let layers = layers.collect::<Vec<_>>();
         let mid = layers.len() - down - up;

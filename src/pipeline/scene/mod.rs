@@ -3,10 +3,12 @@
 //! Memory holds a row of windows: the scene's pixels, and for each pixel the probabilities of its classes, summed over windows
 //! with weights that are 1 together. A row of pixels is done, and let go of, when no later window reaches it.
 
+mod enlarge;
 mod overlay;
 mod source;
 mod windows;
 
+pub use enlarge::{Enlargement, Onlooker, enlarge, nodata};
 pub use overlay::{Color, Overlay, Palette, legend};
 pub use source::Source;
 pub use windows::Windows;

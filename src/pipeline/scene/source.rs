@@ -136,6 +136,11 @@ impl Source {
         }
     }
 
+    /// Numbers of a pixel in the bands that are looked at, as they are.
+    pub(super) fn numbers(&self, pixel: &[u8]) -> impl Iterator<Item = u16> {
+        self.bands.iter().map(move |band| self.number(pixel, *band))
+    }
+
     /// A number of a pixel, as it is.
     fn number(&self, pixel: &[u8], band: usize) -> u16 {
         match self.about.samples {
@@ -157,6 +162,6 @@ impl Source {
     /// Levels of a pixel in the bands that are looked at, 0 to 1.
     pub(super) fn levels(&self, pixel: &[u8]) -> impl Iterator<Item = f32> {
         let most = if self.about.samples == SampleKind::U16 { 65535.0 } else { 255.0 };
-        self.bands.iter().map(move |band| f32::from(self.number(pixel, *band)) / most)
+        self.numbers(pixel).map(move |number| f32::from(number) / most)
     }
 }

@@ -64,10 +64,17 @@ impl Axis {
         let (stride, margin) = (size - overlap, overlap / 2);
         let count = (len + 2 * margin - size).div_ceil(stride) + 1;
         let start = |i: usize| (i * stride) as isize - margin as isize;
-        // A raised cosine: what two neighbours count is 1 together, without a kink.
-        let ramp = |i: usize| (FRAC_PI_2 * (i as f64 + 0.5) / overlap as f64).sin().powi(2) as f32;
-        let (starts, ramp) = ((0..count).map(start).collect(), (0..overlap).map(ramp).collect());
-        Self { len, size, starts, ramp }
+        Self { len, size, starts: (0..count).map(start).collect(), ramp: ramp(overlap) }
+    }
+
+    /// The same windows of a line of `scale` pixels for each.
+    pub fn enlarged(&self, scale: usize) -> Self {
+        Self {
+            len: self.len * scale,
+            size: self.size * scale,
+            starts: self.starts.iter().map(|start| start * scale as isize).collect(),
+            ramp: ramp(self.ramp.len() * scale),
+        }
     }
 
     /// Of `len` pixels, a window around each cell of [`cells`](super::cells).
@@ -106,6 +113,12 @@ impl Axis {
         let start = self.starts[window];
         (start..start + self.size as isize).map(|at| self.reflected(at))
     }
+}
+
+/// What so many pixels count: a raised cosine, so that two neighbours are 1 together, without a kink.
+fn ramp(overlap: usize) -> Vec<f32> {
+    let at = |i: usize| (FRAC_PI_2 * (i as f64 + 0.5) / overlap as f64).sin().powi(2) as f32;
+    (0..overlap).map(at).collect()
 }
 
 #[cfg(test)]
