@@ -25,8 +25,6 @@ use nadir::tensor::{DType, Device, Tensor};
 use original::Original;
 use tempfile::TempDir;
 
-const NETWORKS: [&str; 3] = ["unet", "vae", "text_encoder"];
-
 /// A model as a folder and as a file.
 struct Bench {
     original: Original,
@@ -80,7 +78,7 @@ fn check(name: &str) -> Result<()> {
     let (file, folder) = (bench.path("file.safetensors"), bench.path("folder"));
     // 1. the tensors that diffusers' converters make of the same names
     let opened = PipelineFolder::open_with(&file, None, &bench.supplement())?;
-    for network in NETWORKS {
+    for network in bench.original.networks() {
         let expected = bench.original.component(network);
         assert_tensors(network, &opened.weights(network)?, &expected);
     }
@@ -106,7 +104,7 @@ fn check(name: &str) -> Result<()> {
     // 4. and to a folder again
     let again = bench.path("again");
     to_folder(&made, &Supplement { prediction: None, ..bench.supplement() }, &again)?;
-    for network in NETWORKS {
+    for network in bench.original.networks() {
         let expected = bench.original.component(network);
         assert_tensors(network, &Weights::open(again.join(network), None)?, &expected);
     }
@@ -128,6 +126,11 @@ fn stable_diffusion_1_is_diffusers() -> Result<()> {
 #[test]
 fn stable_diffusion_2_is_diffusers() -> Result<()> {
     check("sd2")
+}
+
+#[test]
+fn stable_diffusion_xl_is_diffusers() -> Result<()> {
+    check("sdxl")
 }
 
 #[test]
@@ -158,13 +161,10 @@ fn a_controlnet_is_diffusers() -> Result<()> {
     Ok(())
 }
 
-/// An original file is followed as the folder is that is made of it.
-#[test]
-fn the_file_of_a_controlnet_is_followed() -> Result<()> {
-    let bench = Bench::new("sd1");
-    // The autoencoder halves twice, the network thrice: its last halving is left out.
+/// The ControlNet, which halves a picture thrice, without its last halving: the autoencoder halves twice.
+fn fitting(original: &Original) -> Result<Vec<(String, Tensor)>> {
     let mut tensors = Vec::new();
-    for (key, tensor) in bench.original.tensors(true) {
+    for (key, tensor) in original.tensors(true) {
         if let Some((root, rest)) = key.split_once("hint_block.14.") {
             let wide =
                 if rest == "weight" { tensor.narrow(1, 0, 96)?.contiguous()? } else { tensor };
@@ -173,6 +173,50 @@ fn the_file_of_a_controlnet_is_followed() -> Result<()> {
             tensors.push((key, tensor));
         }
     }
+    Ok(tensors)
+}
+
+/// As the original code of ControlNet writes them, and GeoSynth is published: all of the model in one file, followed without
+/// another word, and made a folder with its ControlNet.
+#[test]
+fn a_controlnet_in_the_file_of_its_model_is_followed() -> Result<()> {
+    let bench = Bench::new("sd1");
+    let [net, whole, folder] =
+        ["net.safetensors", "whole.safetensors", "whole"].map(|n| bench.path(n));
+    let control = fitting(&bench.original)?;
+    save(&net, &control, &BTreeMap::new())?;
+    let tensors = [bench.original.tensors(false), control].concat();
+    save(&whole, &tensors, &BTreeMap::new())?;
+    let supplement = bench.supplement();
+    to_folder(&whole, &supplement, &folder)?;
+    let followed = |path: &Path, controlnets: Vec<PathBuf>, n: usize| {
+        let supplement = if path.is_file() { supplement.clone() } else { Supplement::default() };
+        let options = LoadOptions { supplement, controlnets, ..LoadOptions::default() };
+        let model = TextToImage::load(path, &options)?;
+        let levels = Levels::U8(vec![200; 8 * 8 * 3]);
+        let picture = Raster { height: 8, width: 8, bands: 3, levels };
+        let settings =
+            Settings { steps: Some(2), ..case::settings(&bench.original.case["arguments"]) };
+        model.draw(Request {
+            settings,
+            controls: vec![Control::new(picture); n],
+            ..Request::default()
+        })
+    };
+    let beside = followed(&bench.path("file.safetensors"), vec![net.clone()], 1)?;
+    assert!(followed(&whole, Vec::new(), 1)? == beside);
+    assert!(followed(&folder, Vec::new(), 1)? == beside);
+    // Not to follow anything would be another model's picture.
+    let error = followed(&whole, Vec::new(), 0).unwrap_err().to_string();
+    assert!(error.contains("control_image"), "{error}");
+    Ok(())
+}
+
+/// An original file is followed as the folder is that is made of it.
+#[test]
+fn the_file_of_a_controlnet_is_followed() -> Result<()> {
+    let bench = Bench::new("sd1");
+    let mut tensors = fitting(&bench.original)?;
     let (file, folder) = (bench.path("control"), bench.path("control.d"));
     save(&file, &tensors, &BTreeMap::new())?;
     controlnet_to_folder(&file, &folder)?;
@@ -251,8 +295,11 @@ fn what_is_no_checkpoint_is_named() -> Result<()> {
         ),
         (
             "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias",
-            &["found Stable Diffusion XL"],
+            &["no model.diffusion_model.*", "resblocks.9"],
         ),
+        ("local_adapter.feature_extractor.pre_extractor.0.weight", &["CRS-Diff", "ControlNets"]),
+        ("edm_mean", &["Playground 2.5"]),
+        ("ztsnr", &["zero terminal SNR", "rescale_betas_zero_snr"]),
         ("model.diffusion_model.joint_blocks.0.context_block.x", &["Stable Diffusion 3"]),
         ("model.diffusion_model.double_blocks.0.img_attn.norm.key_norm.scale", &["Flux"]),
         ("control_model.input_hint_block.0.weight", &["a ControlNet", "input_hint_block.0"]),

@@ -176,6 +176,22 @@ fn two_count_each_by_its_scale() -> Result<()> {
     check_picture("two", Device::Cpu)
 }
 
+/// As `MultiControlNetModel.save_pretrained` of diffusers writes them into a pipeline's folder.
+#[test]
+fn two_that_the_pipeline_has_count_as_two_beside_it() -> Result<()> {
+    let desk = Desk::open("two")?;
+    let index = desk.case.folder().join("model_index.json");
+    let mut json: Value = serde_json::from_slice(&fs::read(&index).unwrap()).unwrap();
+    json["_class_name"] = "StableDiffusionControlNetPipeline".into();
+    json["controlnet"] = json!(["diffusers", "MultiControlNetModel"]);
+    fs::write(&index, json.to_string()).unwrap();
+    for (net, folder) in [("plain", "controlnet"), ("bgr", "controlnet_1")] {
+        write(net, &desk.case.folder().join(folder));
+    }
+    let model = TextToImage::load(desk.case.folder(), &LoadOptions::default())?;
+    check_drawn(&desk.case, "two", &model, &desk.request(&pictures()), Device::Cpu)
+}
+
 #[test]
 fn in_guess_mode_the_unconditional_half_sees_nothing() -> Result<()> {
     check_picture("guess", Device::Cpu)

@@ -10,21 +10,26 @@ mod gpu;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::Arc;
 
-use case::{Case, check_case, check_company, copy};
+use case::{Case, check_case, check_company, check_drawn, copy};
 use golden::drawn::{Drawn, write};
 use golden::{assert_close, assert_same, get};
 use gpu::gpu;
+use image::RgbImage;
 use nadir::io::TensorSource;
 use nadir::io::config::Config;
 use nadir::io::png::read_replay;
+use nadir::io::raster::{Levels, Raster};
 use nadir::io::safetensors::{SafeTensors, save};
 use nadir::models::clip::{ClipTextProjected, ClipTextProjectedConfig};
-use nadir::models::unet::{Unet, UnetConfig, Vector};
+use nadir::models::unet::{ControlNet, ControlNetConfig, Unet, UnetConfig, Vector};
 use nadir::nn::lora::Adapter;
 use nadir::nn::{Keep, Params, parameters};
 use nadir::ops::layout::concat;
-use nadir::pipeline::{LoadOptions, MemoryEstimate, Request, Settings, TextToImage};
+use nadir::pipeline::{
+    Control, ImagePrompt, LoadOptions, MemoryEstimate, Request, Settings, TextToImage,
+};
 use nadir::tensor::{DType, Device, Tensor};
 use nadir::text::weighting::LongPrompt;
 use nadir::{Error, Result};
@@ -122,6 +127,15 @@ fn what_is_told_is_all_of_it_and_numbers() -> Result<()> {
     Ok(())
 }
 
+/// A ControlNet, drawn.
+fn write_controlnet(to: &Path) {
+    copy(&golden::path("sdxl/controlnet"), to);
+    let config = Config::from_value("config.json", json("controlnet")).unwrap();
+    let config = ControlNetConfig::read(&config).unwrap();
+    let drawn = Drawn::asked(|params| ControlNet::load(config, params)).unwrap();
+    drawn.save(&to.join("diffusion_pytorch_model.safetensors"));
+}
+
 /// A case, its UNet and its second text encoder drawn.
 fn open(name: &str) -> Result<Case> {
     Case::assemble("sdxl", name, |source, to| match source {
@@ -129,6 +143,7 @@ fn open(name: &str) -> Result<Case> {
             copy(&golden::path("sdxl/unet"), to);
             weights("unet").unwrap().save(&to.join("diffusion_pytorch_model.safetensors"));
         }
+        "controlnet" => write_controlnet(to),
         "text_encoder_2" => {
             copy(&golden::path("sdxl/text_encoder_2"), to);
             text_weights().unwrap().save(&to.join("model.safetensors"));
@@ -290,13 +305,162 @@ fn adapters_reach_both_text_encoders_and_no_other_model() -> Result<()> {
     Ok(())
 }
 
+/// kohya's scripts name the layers of SDXL's UNet as its original code does.
 #[test]
-fn an_embedding_for_one_text_encoder_is_refused() {
-    let case = open("base").unwrap();
-    let embeddings = vec!["word.safetensors".parse().unwrap()];
-    let options = LoadOptions { embeddings, ..LoadOptions::default() };
-    let error = TextToImage::load(case.folder(), &options).err().expect("it was taken");
-    assert!(matches!(error, Error::Argument { name: "embedding", .. }), "{error}");
+fn adapters_name_layers_as_the_original_code_does() -> Result<()> {
+    let (case, desk) = (open("base")?, tempfile::tempdir().unwrap());
+    let path = desk.path().join("adapter.safetensors");
+    let draw = |layer: &str, outputs, inputs| {
+        write_adapter(&path, &[(&format!("lora_unet_{layer}"), outputs, inputs)]);
+        let adapters = vec![Adapter { path: path.clone(), weight: 1.0 }];
+        let model =
+            TextToImage::load(case.folder(), &LoadOptions { adapters, ..LoadOptions::default() })?;
+        let mut request = case.request();
+        request.settings.steps = Some(1);
+        model.draw(request)
+    };
+    let attention = "transformer_blocks_0_attn2_to_k";
+    let layers: &[(&str, &str, usize, usize)] = &[
+        ("input_blocks_4_1", "down_blocks_1_attentions_0", 24, 72),
+        ("middle_block_1", "mid_block_attentions_0", 32, 72),
+        ("output_blocks_4_1", "up_blocks_1_attentions_1", 24, 72),
+    ];
+    for (original, current, outputs, inputs) in layers {
+        let ours = draw(&format!("{current}_{attention}"), *outputs, *inputs)?;
+        assert_eq!(
+            draw(&format!("{original}_{attention}"), *outputs, *inputs)?,
+            ours,
+            "{original}"
+        );
+    }
+    let ours = draw("add_embedding_linear_1", 64, 72)?;
+    assert_eq!(draw("label_emb_0_0", 64, 72)?, ours);
+    assert!(draw("input_blocks_99_1_proj_in", 24, 24).is_err());
+    Ok(())
+}
+
+/// A file with the vectors that `golden/sdxl.py` draws for each text encoder.
+fn write_word(path: &Path, keys: &[(&str, usize)]) {
+    let drawn = |(key, width): &(&str, usize)| {
+        let shapes = [((*key).to_owned(), vec![2, *width])].into();
+        ((*key).to_owned(), Drawn::of_shapes(shapes, DType::F32).read(key).unwrap())
+    };
+    save(path, &keys.iter().map(drawn).collect::<Vec<_>>(), &Default::default()).unwrap();
+}
+
+#[test]
+fn a_word_is_taught_to_both_text_encoders() -> Result<()> {
+    let (case, desk) = (open("learned")?, tempfile::tempdir().unwrap());
+    let path = desk.path().join("<river>.safetensors");
+    let load = |folder: &Path, text: &str| {
+        let embeddings = vec![text.parse()?];
+        TextToImage::load(folder, &LoadOptions { embeddings, ..LoadOptions::default() })
+    };
+    let text = path.to_str().unwrap();
+    write_word(&path, &[("clip_g", 40), ("clip_l", 32)]);
+    let model = load(case.folder(), text)?;
+    check_drawn(&case, "learned", &model, &case.request(), Device::Cpu)?;
+    assert_ne!(model.fingerprint(), case.load(DType::F32, Device::Cpu)?.fingerprint());
+
+    let other = Case::open("pndm")?;
+    let refused = |folder: &Path, keys: &[(&str, usize)], words: &[&str]| {
+        write_word(&path, keys);
+        let error = load(folder, text).err().expect("it was taken").to_string();
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+    };
+    refused(other.folder(), &[("clip_g", 40), ("clip_l", 32)], &["clip_g", "SDXL"]);
+    refused(case.folder(), &[("<river>", 32)], &["<river>", "clip_l and clip_g"]);
+    refused(case.folder(), &[("clip_g", 48), ("clip_l", 32)], &["clip_g", "48", "40"]);
+    refused(case.folder(), &[("clip_g", 40), ("clip_l", 40)], &["clip_l", "40", "32"]);
+    Ok(())
+}
+
+/// A request to follow the picture that a golden file has.
+fn following(case: &Case, name: &str) -> Request {
+    let levels = get(&golden::open(&format!("sdxl/{name}")).unwrap(), "followed");
+    let (height, width) = (levels.dim(0), levels.dim(1));
+    let levels = Levels::U8(levels.to_vec().unwrap());
+    let picture = Control::new(Raster { height, width, bands: 3, levels });
+    let control = match name {
+        "followed" => Control { scale: 0.8, start: 0.2, end: 0.75, ..picture },
+        _ => picture,
+    };
+    Request { controls: vec![control], guess_mode: name == "guessed", ..case.request() }
+}
+
+fn check_followed(device: Device) -> Result<()> {
+    ["followed", "guessed"].iter().try_for_each(|name| {
+        let case = open(name)?;
+        let model = case.load(DType::F32, device)?;
+        check_drawn(&case, name, &model, &following(&case, name), device)
+    })
+}
+
+#[test]
+fn a_controlnet_is_told_what_the_unet_is() -> Result<()> {
+    check_followed(Device::Cpu)
+}
+
+#[test]
+fn a_gpu_follows_what_the_cpu_does() -> Result<()> {
+    gpu().map_or(Ok(()), check_followed)
+}
+
+/// With and without guidance, and by another weight: each is the one that is drawn alone.
+#[test]
+fn company_changes_nothing_that_is_followed() -> Result<()> {
+    let case = open("followed")?;
+    let model = case.load(DType::F32, Device::Cpu)?;
+    let request = |i: usize| {
+        let mut request = following(&case, if i == 4 { "guessed" } else { "followed" });
+        request.settings.steps = Some(3);
+        match i {
+            1 => request.controls[0].scale = 0.3,
+            2 => request.settings.guidance_scale = Some(1.0),
+            3 => request.settings.original_size = "64,7".parse().ok(),
+            5 => request.settings.negative_prompt = String::new(),
+            6 => request.seed += 1,
+            _ => {}
+        }
+        request
+    };
+    check_company(&model, &(0..7).map(request).collect::<Vec<_>>())
+}
+
+#[test]
+fn a_controlnet_of_another_model_is_refused() -> Result<()> {
+    let (case, desk) = (open("base")?, tempfile::tempdir().unwrap());
+    let net = desk.path().join("net");
+    let refused = |change: &dyn Fn(&mut Value), words: &str| {
+        write_controlnet(&net);
+        edit(&net.join("config.json"), change);
+        let options = LoadOptions { controlnets: vec![net.clone()], ..LoadOptions::default() };
+        let error = TextToImage::load(case.folder(), &options).err().unwrap().to_string();
+        assert!(error.contains(words) && error.contains("SDXL's"), "{error}");
+    };
+    refused(&|json| json["addition_embed_type"] = Value::Null, "\"addition_embed_type\"");
+    refused(&|json| json["cross_attention_dim"] = 32.into(), "cross_attention_dim");
+    Ok(())
+}
+
+#[test]
+fn a_picture_is_a_prompt() -> Result<()> {
+    let (case, desk) = (open("seen")?, tempfile::tempdir().unwrap());
+    let [adapter, encoder] = ["adapter.safetensors", "encoder"].map(|name| desk.path().join(name));
+    Drawn::by_inputs("sdxl/adapter").save(&adapter);
+    write("ip_adapter/encoder", &encoder);
+    let options = LoadOptions {
+        ip_adapter: Some(adapter),
+        image_encoder: Some(encoder),
+        ..LoadOptions::default()
+    };
+    let model = TextToImage::load(case.folder(), &options)?;
+    let levels = get(&golden::open("sdxl/seen")?, "seen"); // [H, W, 3]
+    let (height, width) = (levels.dim(0) as u32, levels.dim(1) as u32);
+    let picture = RgbImage::from_raw(width, height, levels.to_vec()?).unwrap();
+    let image_prompt = Some(ImagePrompt { picture: Arc::new(picture), scale: 0.7 });
+    let request = Request { image_prompt, ..case.request() };
+    check_drawn(&case, "seen", &model, &request, Device::Cpu)
 }
 
 /// The error of loading `case` with its `model_index.json` or a configuration changed.
@@ -340,7 +504,7 @@ fn what_is_missing_or_of_another_model_is_named() {
     assert!(error.contains("refiner") && error.contains("requires_aesthetics_score"), "{error}");
     let error = index(&|json| json["_class_name"] = "StableDiffusionPipeline".into());
     assert!(error.contains("text_encoder_2"), "{error}");
-    let error = index(&|json| json["_class_name"] = "StableDiffusionXLControlNetPipeline".into());
+    let error = index(&|json| json["_class_name"] = "StableDiffusionXLAdapterPipeline".into());
     assert!(
         error.contains("_class_name") && error.contains("StableDiffusionXLPipeline"),
         "{error}"
@@ -428,6 +592,6 @@ fn the_command_line_draws_and_replays() -> Result<()> {
     }
     let output = nadir(at, &["convert", model, "--out", "one.safetensors"]);
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && said.contains("StableDiffusionXLPipeline"), "{said}");
+    assert!(!output.status.success() && said.contains("width 32"), "{said}");
     Ok(())
 }

@@ -23,14 +23,15 @@ const SCRIPT: &str = include_str!("../../scripts/pickle_to_safetensors.py");
 Examples:
   nadir convert v1-5-pruned.safetensors --out models/sd15
   nadir convert v2-1_768.safetensors --prediction v --out models/sd21
+  nadir convert sd_xl_base_1.0.safetensors --out models/sdxl
   nadir convert models/my-sd --out my-sd.safetensors
   nadir convert control_canny.safetensors --out models/canny
   nadir convert --script > pickle_to_safetensors.py
   python pickle_to_safetensors.py model.ckpt model.safetensors
 
 An original checkpoint has a UNet (model.diffusion_model.*), an autoencoder (first_stage_model.*) and a text encoder
-(cond_stage_model.*), or a ControlNet (control_model.*). It has no tokenizer and no configuration: what its shapes do not tell
-is as in Stable Diffusion 1.x or 2.x, and a folder that is otherwise cannot be made one. A pickle (.ckpt, .pt, .bin) can run
+(cond_stage_model.*, two in XL: conditioner.*), or a ControlNet (control_model.*). It has no tokenizer and no configuration: what its
+shapes do not tell is as in Stable Diffusion 1.x, 2.x or XL, and a folder that is otherwise cannot be made one. A pickle (.ckpt, .pt, .bin) can run
 code when it is loaded and is never read here; the script, which needs PyTorch, loads tensors of it and nothing else.")]
 pub struct Convert {
     /// An original checkpoint (.safetensors), or a diffusers folder or `org/name` in the local hub cache

@@ -3,7 +3,8 @@
 //!
 //! Nothing is copied: tensors are found under today's names while they are read. The file has no configuration; what its shapes
 //! do not tell follows from its kind, as in diffusers' `loaders/single_file_utils.py`: Stable Diffusion 1.x has CLIP, eight
-//! heads everywhere and projections that are convolutions, 2.x OpenCLIP, heads of 64 channels and linear projections.
+//! heads everywhere and projections that are convolutions, 2.x OpenCLIP, heads of 64 channels and linear projections, XL both
+//! text encoders, of OpenCLIP the larger, and the UNet of 2.x, which is told sizes.
 
 pub(crate) mod names;
 pub(crate) mod plain;
@@ -80,6 +81,28 @@ pub enum Padding {
     Zero,
 }
 
+/// What a checkpoint is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Stable Diffusion 1.x.
+    V1,
+    /// Stable Diffusion 2.x.
+    V2,
+    /// Stable Diffusion XL.
+    Xl,
+}
+
+impl Kind {
+    /// What a tokenizer of its folder fills a short prompt up with.
+    fn padding(self, tokenizer: &str) -> Padding {
+        match self {
+            Self::V2 => Padding::Zero,
+            Self::Xl if tokenizer == "tokenizer_2" => Padding::Zero,
+            Self::V1 | Self::Xl => Padding::End,
+        }
+    }
+}
+
 /// The metadata that says what the UNet predicts (<https://github.com/Stability-AI/ModelSpec>).
 pub(crate) const PREDICTION: &str = "modelspec.prediction_type";
 
@@ -88,6 +111,9 @@ const CONTROLNET: &str = "control_model.";
 const CLIP: &str = "cond_stage_model.transformer.";
 const CLIP_INNER: &str = "cond_stage_model.transformer.text_model.";
 const OPEN_CLIP: &str = "cond_stage_model.model.";
+const XL: &str = "conditioner.embedders.";
+const XL_CLIP: &str = "conditioner.embedders.0.transformer.text_model.";
+const XL_OPEN_CLIP: &str = "conditioner.embedders.1.model.";
 /// Of the autoencoder; the second is older.
 const VAE: [&str; 2] = ["first_stage_model.", "vae."];
 
@@ -103,7 +129,10 @@ const HEADS: usize = 8;
 /// Averages of weights over the training stand beside those where there are as many tensors.
 const AVERAGES: usize = 100;
 
-const EXPECTED: &str = "an original checkpoint of Stable Diffusion 1.x or 2.x";
+/// Sizes that XL's UNet is told, each by sinusoids: height and width, of the original and of the target, and where it was cropped.
+const SIZES: usize = 6;
+
+const EXPECTED: &str = "an original checkpoint of Stable Diffusion 1.x, 2.x or XL";
 
 /// An original checkpoint.
 pub struct Checkpoint {
@@ -139,7 +168,7 @@ impl Checkpoint {
         let prediction = match (supplement.prediction, said) {
             (Some(given), _) => given,
             (None, Some(said)) => said?,
-            (None, None) if layout.padding == Padding::End => Prediction::Epsilon,
+            (None, None) if layout.kind != Kind::V2 => Prediction::Epsilon,
             (None, None) => {
                 let advice = "Stable Diffusion 2 base predicts the noise (--prediction epsilon), 2 and 2.1 at 768 pixels the \
                               velocity (--prediction v).";
@@ -154,33 +183,50 @@ impl Checkpoint {
     /// What a folder's `model_index.json` would say.
     pub(super) fn index(&self) -> Value {
         let inpaints = self.layout.unet.config["in_channels"] == 9;
-        let class =
-            if inpaints { "StableDiffusionInpaintPipeline" } else { "StableDiffusionPipeline" };
-        json!({
-            "_class_name": class,
+        let kind = if self.layout.kind == Kind::Xl { "XL" } else { "" };
+        let follows = if self.layout.controlnet { "ControlNet" } else { "" };
+        let paints = if inpaints { "Inpaint" } else { "" };
+        let mut index = json!({
+            "_class_name": format!("StableDiffusion{kind}{follows}{paints}Pipeline"),
             "feature_extractor": [null, null],
-            "requires_safety_checker": false,
-            "safety_checker": [null, null],
             "scheduler": ["diffusers", self.scheduler_class()],
             "text_encoder": ["transformers", "CLIPTextModel"],
             "tokenizer": ["transformers", "CLIPTokenizer"],
             "unet": ["diffusers", "UNet2DConditionModel"],
             "vae": ["diffusers", "AutoencoderKL"],
-        })
+        });
+        if self.layout.controlnet {
+            index["controlnet"] = json!(["diffusers", "ControlNetModel"]);
+        }
+        match self.layout.kind {
+            Kind::Xl => {
+                index["force_zeros_for_empty_prompt"] = true.into();
+                index["image_encoder"] = json!([null, null]);
+                index["text_encoder_2"] = json!(["transformers", "CLIPTextModelWithProjection"]);
+                index["tokenizer_2"] = json!(["transformers", "CLIPTokenizer"]);
+            }
+            Kind::V1 | Kind::V2 => {
+                index["requires_safety_checker"] = false.into();
+                index["safety_checker"] = json!([null, null]);
+            }
+        }
+        index
     }
 
-    /// Of the folders of Stable Diffusion 1.5 and 2.1.
+    /// Of the folders of Stable Diffusion 1.5, 2.1 and XL.
     fn scheduler_class(&self) -> &'static str {
-        if self.padding() == Padding::End { "PNDMScheduler" } else { "DDIMScheduler" }
+        match self.layout.kind {
+            Kind::V1 => "PNDMScheduler",
+            Kind::V2 => "DDIMScheduler",
+            Kind::Xl => "EulerDiscreteScheduler",
+        }
     }
 
     /// What a component's configuration would say.
     pub(super) fn config(&self, component: &str) -> Value {
-        let mut config = match component {
-            "unet" => self.layout.unet.config.clone(),
-            "vae" => self.layout.vae.config.clone(),
-            "text_encoder" => self.layout.text_encoder.config.clone(),
-            _ => {
+        let mut config = match self.layout.network(component) {
+            Some(network) => network.config.clone(),
+            None => {
                 let mut scheduler = json!({
                     "_class_name": self.scheduler_class(),
                     "beta_end": 0.012,
@@ -192,16 +238,22 @@ impl Checkpoint {
                     "set_alpha_to_one": false,
                     "steps_offset": 1,
                 });
-                if self.padding() == Padding::End {
-                    scheduler["skip_prk_steps"] = true.into();
+                match self.layout.kind {
+                    Kind::V1 => scheduler["skip_prk_steps"] = true.into(),
+                    Kind::V2 => {}
+                    Kind::Xl => scheduler["timestep_spacing"] = "leading".into(),
                 }
                 scheduler
             }
         };
-        let large = self.padding() == Padding::Zero && self.prediction == Prediction::V;
+        let side = match self.layout.kind {
+            Kind::Xl => 128,
+            Kind::V2 if self.prediction == Prediction::V => 96,
+            Kind::V1 | Kind::V2 => 64,
+        };
         match component {
-            "unet" => config["sample_size"] = if large { 96 } else { 64 }.into(),
-            "vae" => config["sample_size"] = if large { 768 } else { 512 }.into(),
+            "unet" => config["sample_size"] = side.into(),
+            "vae" => config["sample_size"] = (8 * side).into(),
             _ => {}
         }
         config
@@ -213,7 +265,17 @@ impl Checkpoint {
         let note = (component == "unet" && averages > AVERAGES).then(|| {
             format!("{}: averaged weights (model_ema.*) are not used", self.path.display())
         });
-        Weights::original(self.source.clone(), self.layout.network(component).names.clone(), note)
+        let Some(network) = self.layout.network(component) else {
+            let advice = "Name the folder that has it.";
+            return Err(Error::file(
+                &self.path,
+                component,
+                "a network of this file",
+                "none",
+                advice,
+            ));
+        };
+        Weights::original(self.source.clone(), network.names.clone(), note)
     }
 
     /// Folder of the tokenizer.
@@ -225,9 +287,9 @@ impl Checkpoint {
         })
     }
 
-    /// What fills a short prompt up.
-    pub(super) fn padding(&self) -> Padding {
-        self.layout.padding
+    /// What a tokenizer fills a short prompt up with.
+    pub(super) fn padding(&self, tokenizer: &str) -> Padding {
+        self.layout.kind.padding(tokenizer)
     }
 }
 
@@ -287,7 +349,11 @@ pub(crate) struct Layout {
     pub unet: Network,
     pub vae: Network,
     pub text_encoder: Network,
-    pub padding: Padding,
+    /// XL's second.
+    pub text_encoder_2: Option<Network>,
+    /// Whether there is a ControlNet beside them.
+    controlnet: bool,
+    pub kind: Kind,
 }
 
 impl Layout {
@@ -298,62 +364,73 @@ impl Layout {
     pub fn of(source: &dyn TensorSource, path: &Path) -> Result<Self> {
         let keys = Keys::of(source, path);
         keys.refuse_others()?;
-        let (unet, blocks) = keys.unet()?;
+        let is_xl = keys.any(XL);
+        let (unet, blocks) = keys.unet(is_xl)?;
         let vae = VAE.into_iter().find(|root| keys.any(root));
         let Some(vae) = vae else {
             let advice = "Name a file with all parts of a model, or a diffusers folder.";
             let found = "no tensor of these";
             return Err(Error::file(path, "autoencoder", "first_stage_model.*", found, advice));
         };
-        let (text_encoder, padding) = keys.text_encoder()?;
-        let unet = Network { names: Arc::new(Names::unet(UNET, &blocks)), config: unet };
-        Ok(Self { unet, vae: keys.vae(vae)?, text_encoder, padding })
+        let (text_encoder, text_encoder_2, kind) = keys.text_encoders()?;
+        let names = if is_xl { Names::unet_of_xl } else { Names::unet };
+        let unet = Network { names: Arc::new(names(UNET, &blocks)), config: unet };
+        let (vae, controlnet) = (keys.vae(vae, is_xl)?, keys.any(CONTROLNET));
+        Ok(Self { unet, vae, text_encoder, text_encoder_2, controlnet, kind })
     }
 
-    fn network(&self, component: &str) -> &Network {
+    fn network(&self, component: &str) -> Option<&Network> {
         match component {
-            "unet" => &self.unet,
-            "vae" => &self.vae,
-            _ => &self.text_encoder,
+            "unet" => Some(&self.unet),
+            "vae" => Some(&self.vae),
+            "text_encoder" => Some(&self.text_encoder),
+            "text_encoder_2" => self.text_encoder_2.as_ref(),
+            _ => None,
         }
     }
 }
 
-/// Names of the networks as an original file of the model in a folder would have them.
+/// Names of the networks as an original file of the model in a folder would have them; `layers` of its last text encoder.
 pub(crate) fn names_of(
+    kind: Kind,
     blocks: &Blocks,
     vae: (usize, usize),
-    text: Padding,
     layers: usize,
-) -> [(&'static str, Names); 3] {
-    [
-        ("unet", Names::unet(UNET, blocks)),
-        ("vae", Names::vae(VAE[0], vae.0, vae.1)),
-        (
-            "text_encoder",
-            match text {
-                Padding::End => Names::same(CLIP_INNER),
-                Padding::Zero => Names::open_clip(OPEN_CLIP, layers),
-            },
-        ),
-    ]
+) -> Vec<(&'static str, Names)> {
+    let unet = if kind == Kind::Xl { Names::unet_of_xl } else { Names::unet };
+    let mut names = vec![("unet", unet(UNET, blocks)), ("vae", Names::vae(VAE[0], vae.0, vae.1))];
+    match kind {
+        Kind::V1 => names.push(("text_encoder", Names::same(CLIP_INNER))),
+        Kind::V2 => names.push(("text_encoder", Names::open_clip(OPEN_CLIP, layers))),
+        Kind::Xl => names.extend([
+            ("text_encoder", Names::same(XL_CLIP)),
+            ("text_encoder_2", Names::open_clip_projected(XL_OPEN_CLIP, layers)),
+        ]),
+    }
+    names
 }
 
 /// What files of other kinds are told by: a part of a name, what they are, what is to be done with them.
-const OTHERS: [(&str, &str, &str); 9] = [
+const OTHERS: [(&str, &str, &str); 11] = [
     ("lora_", "a low-rank adapter", "Give it beside its model: --lora FILE."),
-    (
-        "conditioner.embedders.1.model.",
-        "Stable Diffusion XL",
-        "nadir reads it as a folder of diffusers.",
-    ),
     (
         "conditioner.embedders.0.model.",
         "the refiner of Stable Diffusion XL",
         "nadir has no refiner: draw with the base model alone.",
     ),
-    ("joint_blocks.", "Stable Diffusion 3", "nadir runs Stable Diffusion 1.x and 2.x."),
-    ("double_blocks.", "Flux", "nadir runs Stable Diffusion 1.x and 2.x."),
+    ("joint_blocks.", "Stable Diffusion 3", RUNS),
+    ("double_blocks.", "Flux", RUNS),
+    (
+        "local_adapter.",
+        "CRS-Diff or another Uni-ControlNet",
+        "Its adapters are not supported: draw with Stable Diffusion 1.5 and ControlNets of diffusers or of the original kind.",
+    ),
+    ("edm_mean", "Playground 2.5", RUNS),
+    (
+        "ztsnr",
+        "a model of noise without end (zero terminal SNR)",
+        "A folder of diffusers says so in its scheduler (rescale_betas_zero_snr): name one.",
+    ),
     (
         "motion_modules.",
         "a motion module of AnimateDiff",
@@ -367,6 +444,8 @@ const OTHERS: [(&str, &str, &str); 9] = [
         "nadir super-resolve enlarges scenes with it.",
     ),
 ];
+
+const RUNS: &str = "nadir runs Stable Diffusion 1.x, 2.x and XL.";
 
 const EMBEDDINGS: &str = "Name the model that it is for.";
 
@@ -427,7 +506,7 @@ impl<'a> Keys<'a> {
     }
 
     fn unknown(&self, found: impl Into<String>) -> Error {
-        let advice = "nadir runs Stable Diffusion 1.x and 2.x: an original checkpoint, or a folder of diffusers.";
+        let advice = "nadir runs Stable Diffusion 1.x, 2.x and XL: an original checkpoint, or a folder of diffusers.";
         Error::file(self.path, "model", EXPECTED, found, advice)
     }
 
@@ -470,7 +549,7 @@ impl<'a> Keys<'a> {
     }
 
     /// Configuration of a UNet, and how its blocks are numbered.
-    fn unet(&self) -> Result<(Value, Blocks)> {
+    fn unet(&self, is_xl: bool) -> Result<(Value, Blocks)> {
         let (mut config, mut blocks) = self.unet_way_down(UNET)?;
         let each = blocks.layers + 1;
         let attends =
@@ -479,10 +558,22 @@ impl<'a> Keys<'a> {
         let class = |&attends: &bool| if attends { "CrossAttnUpBlock2D" } else { "UpBlock2D" };
         config["up_block_types"] = blocks.up_attention.iter().map(class).collect();
         config["out_channels"] = self.side(&format!("{UNET}out.2.weight"), 0)?.into();
-        if self.any(&format!("{UNET}label_emb.")) {
-            config["class_embed_type"] = "projection".into();
-            let width = self.side(&format!("{UNET}label_emb.0.0.weight"), 1)?;
+        if is_xl || self.any(&format!("{UNET}label_emb.")) {
+            let key = format!("{UNET}label_emb.0.0.weight");
+            let width = self.side(&key, 1)?;
             config["projection_class_embeddings_input_dim"] = width.into();
+            if is_xl {
+                let whole = self.side(&format!("{XL_OPEN_CLIP}text_projection"), 1)?;
+                let sinusoids = width.saturating_sub(whole);
+                if sinusoids == 0 || !sinusoids.is_multiple_of(SIZES) {
+                    let found = format!("{width} inputs of {key}, {whole} of them for the prompt");
+                    return Err(self.unknown(found));
+                }
+                config["addition_embed_type"] = "text_time".into();
+                config["addition_time_embed_dim"] = (sinusoids / SIZES).into();
+            } else {
+                config["class_embed_type"] = "projection".into();
+            }
         }
         Ok((config, blocks))
     }
@@ -536,7 +627,7 @@ impl<'a> Keys<'a> {
         Ok((config, Blocks { levels, layers, up_attention: Vec::new() }))
     }
 
-    fn vae(&self, root: &'static str) -> Result<Network> {
+    fn vae(&self, root: &'static str, is_xl: bool) -> Result<Network> {
         let levels = self.count(&format!("{root}encoder.down."));
         let layers = self.count(&format!("{root}encoder.down.0.block."));
         if levels == 0 || layers == 0 {
@@ -558,7 +649,7 @@ impl<'a> Keys<'a> {
             "layers_per_block": layers,
             "mid_block_add_attention": self.any(&format!("{root}encoder.mid.attn_1.")),
             "out_channels": self.side(&format!("{root}decoder.conv_out.weight"), 0)?,
-            "scaling_factor": 0.18215,
+            "scaling_factor": if is_xl { 0.13025 } else { 0.18215 },
             "up_block_types": vec!["UpDecoderBlock2D"; levels],
             "use_post_quant_conv": self.any(&format!("{root}post_quant_conv.")),
             "use_quant_conv": self.any(&format!("{root}quant_conv.")),
@@ -566,55 +657,76 @@ impl<'a> Keys<'a> {
         Ok(Network { names: Arc::new(Names::vae(root, levels, layers)), config })
     }
 
-    fn text_encoder(&self) -> Result<(Network, Padding)> {
-        let (names, padding, [tokens, positions, inner], layers);
-        if self.any(OPEN_CLIP) {
-            let blocks = format!("{OPEN_CLIP}transformer.resblocks.");
-            layers = self.count(&blocks).min(LAST_OF_OPEN_CLIP);
-            names = Names::open_clip(OPEN_CLIP, layers);
-            padding = Padding::Zero;
-            [tokens, positions, inner] = [
-                format!("{OPEN_CLIP}token_embedding.weight"),
-                format!("{OPEN_CLIP}positional_embedding"),
-                format!("{blocks}0.mlp.c_fc.weight"),
-            ];
-        } else if self.any(CLIP) {
-            let root = if self.any(CLIP_INNER) { CLIP_INNER } else { CLIP };
-            layers = self.count(&format!("{root}encoder.layers."));
-            names = Names::same(root);
-            padding = Padding::End;
-            [tokens, positions, inner] = [
-                format!("{root}embeddings.token_embedding.weight"),
-                format!("{root}embeddings.position_embedding.weight"),
-                format!("{root}encoder.layers.0.mlp.fc1.weight"),
-            ];
-        } else {
-            let expected = format!("{CLIP}* or {OPEN_CLIP}*");
-            let advice = "Name a file with all parts of a model, or a diffusers folder.";
-            let found = "no tensor of these";
-            return Err(Error::file(self.path, "text encoder", expected, found, advice));
+    /// The text encoder, XL's second, and what the two tell of the checkpoint.
+    fn text_encoders(&self) -> Result<(Network, Option<Network>, Kind)> {
+        if self.any(XL) {
+            let (first, second) = (self.clip(XL_CLIP)?, self.open_clip(XL_OPEN_CLIP, usize::MAX)?);
+            return Ok((first, Some(second), Kind::Xl));
         }
-        let width = self.side(&tokens, 1)?;
+        if self.any(OPEN_CLIP) {
+            return Ok((self.open_clip(OPEN_CLIP, LAST_OF_OPEN_CLIP)?, None, Kind::V2));
+        }
+        if self.any(CLIP) {
+            let root = if self.any(CLIP_INNER) { CLIP_INNER } else { CLIP };
+            return Ok((self.clip(root)?, None, Kind::V1));
+        }
+        let expected = format!("{CLIP}* or {OPEN_CLIP}*");
+        let advice = "Name a file with all parts of a model, or a diffusers folder.";
+        Err(Error::file(self.path, "text encoder", expected, "no tensor of these", advice))
+    }
+
+    fn clip(&self, root: &'static str) -> Result<Network> {
+        let keys = [
+            format!("{root}embeddings.token_embedding.weight"),
+            format!("{root}embeddings.position_embedding.weight"),
+            format!("{root}encoder.layers.0.mlp.fc1.weight"),
+        ];
+        let layers = self.count(&format!("{root}encoder.layers."));
+        let config = self.text_config(&keys, layers, "quick_gelu")?;
+        Ok(Network { names: Arc::new(Names::same(root)), config })
+    }
+
+    /// All layers but those from `last` on; with its projection if it is XL's.
+    fn open_clip(&self, root: &'static str, last: usize) -> Result<Network> {
+        let blocks = format!("{root}transformer.resblocks.");
+        let keys = [
+            format!("{root}token_embedding.weight"),
+            format!("{root}positional_embedding"),
+            format!("{blocks}0.mlp.c_fc.weight"),
+        ];
+        let layers = self.count(&blocks).min(last);
+        let mut config = self.text_config(&keys, layers, "gelu")?;
+        if root != XL_OPEN_CLIP {
+            return Ok(Network { names: Arc::new(Names::open_clip(root, layers)), config });
+        }
+        config["architectures"] = json!(["CLIPTextModelWithProjection"]);
+        config["projection_dim"] = self.side(&format!("{root}text_projection"), 1)?.into();
+        Ok(Network { names: Arc::new(Names::open_clip_projected(root, layers)), config })
+    }
+
+    /// `keys` of the embeddings of tokens and positions, and of the first layer's inner weight.
+    fn text_config(&self, keys: &[String; 3], layers: usize, act: &str) -> Result<Value> {
+        let [tokens, positions, inner] = keys;
+        let width = self.side(tokens, 1)?;
         if width == 0 || !width.is_multiple_of(HEAD) {
             let found = format!("a text encoder of width {width}, which is no multiple of {HEAD}");
             return Err(self.unknown(found));
         }
-        let config = json!({
+        Ok(json!({
             "architectures": ["CLIPTextModel"],
             "bos_token_id": 0,
             "eos_token_id": 2,
-            "hidden_act": if padding == Padding::End { "quick_gelu" } else { "gelu" },
+            "hidden_act": act,
             "hidden_size": width,
-            "intermediate_size": self.side(&inner, 0)?,
+            "intermediate_size": self.side(inner, 0)?,
             "layer_norm_eps": 1e-5,
-            "max_position_embeddings": self.side(&positions, 0)?,
+            "max_position_embeddings": self.side(positions, 0)?,
             "model_type": "clip_text_model",
             "num_attention_heads": width / HEAD,
             "num_hidden_layers": layers,
             "pad_token_id": 1,
-            "vocab_size": self.side(&tokens, 0)?,
-        });
-        Ok((Network { names: Arc::new(names), config }, padding))
+            "vocab_size": self.side(tokens, 0)?,
+        }))
     }
 }
 
@@ -623,8 +735,9 @@ impl<'a> Keys<'a> {
 pub(super) fn has_no_part(name: &str) -> bool {
     let last = format!("{OPEN_CLIP}transformer.resblocks.{LAST_OF_OPEN_CLIP}.");
     let others = ["text_projection", "logit_scale", "attn_mask"].map(|n| format!("{OPEN_CLIP}{n}"));
+    let of_xl = ["logit_scale", "attn_mask"].map(|n| format!("{XL_OPEN_CLIP}{n}"));
     let left = VAE.iter().flat_map(|root| ["loss.", "model_ema."].map(|n| format!("{root}{n}")));
     name.starts_with(&last)
-        || others.iter().any(|n| n == name)
+        || others.iter().chain(&of_xl).any(|n| n == name)
         || left.into_iter().any(|n| name.starts_with(&n))
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value;
 
-use super::checkpoint::names::Names;
+use super::checkpoint::names::{Cut, Names};
 use super::checkpoint::{self, Checkpoint, Padding, Supplement};
 use super::config::{Config, read_text};
 use super::safetensors::{PIECE, SafeTensors, refuse_pickle};
@@ -65,9 +65,7 @@ impl PipelineFolder {
         let expected = "a diffusers folder (with model_index.json)";
         let index = root.join("model_index.json");
         if !index.is_file() {
-            let found = if root.is_dir() { "none in this folder" } else { "no such folder" };
-            let advice =
-                "Name the folder that holds unet/, vae/, text_encoder/, tokenizer/ and scheduler/.";
+            let (found, advice) = no_pipeline(root);
             return Err(Error::file(root, "model_index.json", expected, found, advice));
         }
         let given = [
@@ -99,9 +97,9 @@ impl PipelineFolder {
         self.checkpoint.is_some()
     }
 
-    /// What fills a short prompt up, where the tokenizer's folder does not decide that.
-    pub fn padding(&self) -> Option<Padding> {
-        self.checkpoint.as_ref().map(Checkpoint::padding)
+    /// What a tokenizer fills a short prompt up with, where its folder does not decide that.
+    pub fn padding(&self, tokenizer: &str) -> Option<Padding> {
+        self.checkpoint.as_ref().map(|checkpoint| checkpoint.padding(tokenizer))
     }
 
     /// `model_index.json`.
@@ -114,13 +112,18 @@ impl PipelineFolder {
         &self.root
     }
 
-    /// Class of the pipeline, such as `StableDiffusionPipeline`.
+    /// Class of the pipeline, such as `StableDiffusionPipeline`. One that comes with a file of its own is `[file, class]`.
     ///
     /// # Errors
     /// `model_index.json` does not say.
     pub fn class(&self) -> Result<String> {
-        let class = self.index.get("_class_name", "the class of the pipeline")?;
-        class.ok_or_else(|| self.index.wrong("_class_name", "the class of the pipeline"))
+        let class = match self.index.value("_class_name") {
+            Some(Value::Array(pair)) if pair.len() == 2 => pair[1].as_str(),
+            class => class.and_then(Value::as_str),
+        };
+        class
+            .map(str::to_owned)
+            .ok_or_else(|| self.index.wrong("_class_name", "the class of the pipeline"))
     }
 
     /// Class of a component, such as `UNet2DConditionModel` of `unet`; `None` when the pipeline has no such
@@ -154,11 +157,14 @@ impl PipelineFolder {
             return Err(self.index.wrong(name, "a component of the pipeline, [library, class]"));
         }
         let folder = match &self.checkpoint {
-            Some(checkpoint) if name == "tokenizer" => checkpoint.tokenizer()?.to_owned(),
+            Some(checkpoint) if name.starts_with("tokenizer") => checkpoint.tokenizer()?.to_owned(),
             _ => self.root.join(name),
         };
         if folder.is_dir() {
             return Ok(folder);
+        }
+        if let Some(trained) = self.trained(name)? {
+            return Ok(trained);
         }
         let advice = "The download is incomplete: fetch the missing folder.";
         Err(Error::file(
@@ -168,6 +174,26 @@ impl PipelineFolder {
             "none",
             advice,
         ))
+    }
+
+    /// Where the only checkpoint of a training run has a component, as DiffusionSat is published: `checkpoint-150000/unet`.
+    fn trained(&self, name: &str) -> Result<Option<PathBuf>> {
+        let entries = fs::read_dir(&self.root).map_err(|e| Error::io(&self.root, e))?;
+        let checkpoints = entries.filter_map(|entry| Some(entry.ok()?.path()));
+        let checkpoints = checkpoints.filter(|path| file_name(path).starts_with("checkpoint-"));
+        let mut found: Vec<_> =
+            checkpoints.map(|path| path.join(name)).filter(|path| path.is_dir()).collect();
+        found.sort();
+        match &found[..] {
+            [] => Ok(None),
+            [one] => Ok(Some(one.clone())),
+            several => {
+                let names: Vec<_> = several.iter().map(|path| path.display().to_string()).collect();
+                let advice = format!("Choose one: move it to {}.", self.root.join(name).display());
+                let what = format!("{name} of a checkpoint");
+                Err(Error::file(&self.root, what, "one", names.join(", "), advice))
+            }
+        }
     }
 
     /// Configuration of a component: `scheduler_config.json` of the scheduler, `config.json` of any other.
@@ -260,8 +286,8 @@ pub struct Weights {
 /// Where a tensor is.
 struct Stored {
     name: String,
-    /// Of the rows that the file has under this name.
-    third: Option<usize>,
+    /// What it is of that.
+    cut: Cut,
 }
 
 /// Checksums of the tensors that have been read from some weights, by their names in the files.
@@ -309,7 +335,7 @@ impl Weights {
             checksums: Checksums::default(),
         };
         for name in weights.source.names() {
-            weights.add(&name, &name, None)?;
+            weights.add(&name, &name, Cut::Whole)?;
         }
         Ok(weights)
     }
@@ -332,24 +358,30 @@ impl Weights {
                 continue;
             }
             let parts = names.current(&name);
-            let rows = weights.source.info(&name).and_then(|info| info.shape.first().copied());
-            if parts.len() > 1 && !rows.is_some_and(|rows| rows.is_multiple_of(3)) {
-                let found = format!("{} rows", rows.unwrap_or_default());
+            let shape = weights.source.info(&name).map(|info| info.shape).unwrap_or_default();
+            let misfit = parts.iter().find_map(|(_, cut)| match cut {
+                Cut::Third(_) if !shape.first().is_some_and(|rows| rows.is_multiple_of(3)) => {
+                    Some("rows of three projections")
+                }
+                Cut::Turned if shape.len() != 2 => Some("a matrix"),
+                _ => None,
+            });
+            if let Some(expected) = misfit {
                 let advice = "The file is damaged: download it again.";
                 let (file, what) = (weights.source.origin(&name), format!("tensor {name:?}"));
-                return Err(Error::file(file, what, "rows of three projections", found, advice));
+                return Err(Error::file(file, what, expected, format!("{shape:?}"), advice));
             }
-            for (current, third) in parts {
-                weights.add(&current, &name, third)?;
+            for (current, cut) in parts {
+                weights.add(&current, &name, cut)?;
             }
         }
         Ok(weights)
     }
 
-    /// Adds the tensor that the file calls `stored`, or a third of it, under today's name for `name`.
-    fn add(&mut self, name: &str, stored: &str, third: Option<usize>) -> Result<()> {
+    /// Adds the tensor that the file calls `stored`, or what of it there is, under today's name for `name`.
+    fn add(&mut self, name: &str, stored: &str, cut: Cut) -> Result<()> {
         let Some(current) = current_name(name) else { return Ok(()) };
-        let stored = Stored { name: stored.to_owned(), third };
+        let stored = Stored { name: stored.to_owned(), cut };
         let what = format!("tensor {current:?}");
         match self.stored.insert(current, stored) {
             None => Ok(()),
@@ -387,10 +419,12 @@ impl TensorSource for Weights {
     }
 
     fn info(&self, name: &str) -> Option<TensorInfo> {
-        let Stored { name: stored, third } = self.stored(name)?;
+        let Stored { name: stored, cut } = self.stored(name)?;
         let mut info = self.source.info(stored)?;
-        if let (Some(_), Some(rows)) = (third, info.shape.first_mut()) {
-            *rows /= 3;
+        match (cut, info.shape.first_mut()) {
+            (Cut::Third(_), Some(rows)) => *rows /= 3,
+            (Cut::Turned, _) => info.shape.reverse(),
+            _ => {}
         }
         if is_pointwise_attention(name, &info.shape) {
             info.shape.truncate(2);
@@ -417,8 +451,8 @@ impl TensorSource for Weights {
 impl Weights {
     fn read_checked(&self, name: &str, brief: bool) -> Result<Tensor> {
         // An unknown name is passed on: the source's error says where it was looked for.
-        let (stored, third) =
-            self.stored(name).map_or((name, None), |stored| (&stored.name[..], stored.third));
+        let (stored, cut) =
+            self.stored(name).map_or((name, Cut::Whole), |stored| (&stored.name[..], stored.cut));
         let dtype = self.source.info(stored).map(|info| info.dtype);
         let seen = Mutex::<Seen>::default();
         let look = |piece, bytes: &[u8]| Seen::look(&seen, dtype, piece, bytes);
@@ -433,9 +467,13 @@ impl Weights {
         let mut sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
         sums.insert(stored.to_owned(), seen.sum());
         drop(sums);
-        if let Some(third) = third {
-            let rows = tensor.dim(0) / 3;
-            return tensor.narrow(0, third * rows, rows)?.contiguous();
+        match cut {
+            Cut::Third(third) => {
+                let rows = tensor.dim(0) / 3;
+                return tensor.narrow(0, third * rows, rows)?.contiguous();
+            }
+            Cut::Turned => return tensor.permute(&[1, 0])?.contiguous(), // [C, P] -> [P, C]
+            Cut::Whole => {}
         }
         if is_pointwise_attention(name, tensor.dims()) {
             return tensor.reshape(&tensor.dims()[..2]); // [C, C, 1, 1] -> [C, C]
@@ -504,6 +542,61 @@ impl Seen {
             all.update(&together.finalize().to_le_bytes());
         }
         all.finalize()
+    }
+}
+
+/// What is where a pipeline was to be, and what is done with it.
+fn no_pipeline(root: &Path) -> (String, &'static str) {
+    const WHOLE: &str =
+        "Name the folder that holds unet/, vae/, text_encoder/, tokenizer/ and scheduler/.";
+    if !root.is_dir() {
+        return ("no such folder".to_owned(), WHOLE);
+    }
+    let config = root.join("config.json");
+    let config = config.is_file().then(|| Config::open(config).ok()).flatten();
+    let class = config.as_ref().and_then(|config| {
+        let own = config.value("_class_name");
+        let class = own.or_else(|| config.value("architectures")?.get(0))?;
+        Some(class.as_str()?.to_owned())
+    });
+    let any = |end: &str| {
+        let entries = fs::read_dir(root).into_iter().flatten();
+        entries
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .find(|path| file_name(path).ends_with(end))
+    };
+    match class.as_deref() {
+        Some(class) => {
+            let advice = match class {
+                "ControlNetModel" => "Give it beside its model: -m MODEL --controlnet DIR.",
+                "ControlNetModel3D" => {
+                    "DiffusionSat's 3D ControlNets are not supported; its SatUNet and ControlNetModels of diffusers are."
+                }
+                "AutoencoderKL" | "AutoencoderTiny" => {
+                    "Give it beside a model: -m MODEL --vae DIR."
+                }
+                "CLIPVisionModelWithProjection" => {
+                    "Give it beside a model: -m MODEL --ip-adapter FILE --image-encoder DIR."
+                }
+                "UNet2DModel" => {
+                    "nadir draws from texts: UNets without a text encoder are not supported, Stable Diffusion 1.x, 2.x and XL are."
+                }
+                _ => WHOLE,
+            };
+            (format!("{class} alone (config.json)"), advice)
+        }
+        None if any("lora_weights.safetensors").is_some()
+            || root.join("adapter_config.json").is_file() =>
+        {
+            ("a low-rank adapter".to_owned(), "Give it beside its model: -m MODEL --lora DIR.")
+        }
+        None => match any(".safetensors").or_else(|| any(".ckpt")) {
+            Some(file) => (
+                format!("{} and no model_index.json", file_name(&file)),
+                "An original checkpoint is named by its file (a .ckpt is converted first: nadir convert --script).",
+            ),
+            None => ("none in this folder".to_owned(), WHOLE),
+        },
     }
 }
 

@@ -11,6 +11,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::io::checkpoint::names::{Blocks, Names};
 use crate::io::{TensorInfo, TensorSource};
 use crate::ops::elementwise::linear_combination;
 use crate::ops::matmul::matmul;
@@ -108,13 +109,20 @@ impl Adapters {
         if adapted.is_empty() {
             return Ok(all);
         }
-        // kohya's name -> the layer
+        // kohya's name -> the layer; those of SDXL's UNet follow its original code, others diffusers
         let flattened: Vec<BTreeMap<String, String>> = parts
             .iter()
-            .map(|(_, weights)| {
+            .map(|(part, weights)| {
                 let names = weights.names();
+                let originals =
+                    (*part == "unet").then(|| Names::unet_of_xl("", &Blocks::of(&names)));
+                let original = |layer: &str| {
+                    let (name, _) = originals.as_ref()?.original(layer)?;
+                    Some((flat(&name), layer.to_owned()))
+                };
                 let layers = names.iter().filter_map(|name| name.strip_suffix(".weight"));
-                layers.map(|layer| (flat(layer), layer.to_owned())).collect()
+                let own = layers.clone().map(|layer| (flat(layer), layer.to_owned()));
+                layers.filter_map(original).chain(own).collect()
             })
             .collect();
         for (file, weight) in adapted {

@@ -103,7 +103,7 @@ pub(super) struct Net {
     /// Its place in the model.
     pub(super) index: usize,
     pub(super) control: Control,
-    /// What its blocks make of all timesteps; [evaluations, E].
+    /// What its blocks make of all timesteps, for each row or one for all; [evaluations, rows, E].
     pub(super) times: Tensor,
     /// What it makes of the picture; [1, h, w, C].
     pub(super) hint: Tensor,

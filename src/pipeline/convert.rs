@@ -6,12 +6,12 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::io::checkpoint::names::{Blocks, Names};
-use crate::io::checkpoint::{self, Layout, PREDICTION, Padding, Prediction, Supplement};
+use crate::io::checkpoint::names::{Blocks, Cut, Names};
+use crate::io::checkpoint::{self, Kind, Layout, PREDICTION, Prediction, Supplement};
 use crate::io::config::{Config, parse};
 use crate::io::folder::{PipelineFolder, Weights};
 use crate::io::{TensorInfo, TensorSource, atomic, safetensors};
-use crate::models::clip::ClipTextConfig;
+use crate::models::clip::{ClipTextConfig, ClipTextProjectedConfig};
 use crate::models::unet::UnetConfig;
 use crate::models::vae::VaeConfig;
 use crate::ops::layout::concat;
@@ -27,16 +27,27 @@ use crate::text::tokenizer::ClipTokenizer;
 /// `from` is no checkpoint that nadir knows; `to` is there; a file cannot be read or written.
 pub fn to_folder(from: &Path, supplement: &Supplement, to: &Path) -> Result<()> {
     let from = PipelineFolder::open_with(from, None, supplement)?;
-    let tokenizer = ClipTokenizer::open_padding(from.folder("tokenizer")?, from.padding())?;
+    let parts = |names: &[&'static str]| {
+        let has = |name: &&str| from.component(name).is_ok_and(|class| class.is_some());
+        names.iter().copied().filter(has).collect::<Vec<_>>()
+    };
+    let open = |name: &'static str| {
+        let tokenizer = ClipTokenizer::open_padding(from.folder(name)?, from.padding(name))?;
+        Ok((name, tokenizer))
+    };
+    let tokenizers = parts(&["tokenizer", "tokenizer_2"]);
+    let tokenizers = tokenizers.into_iter().map(open).collect::<Result<Vec<_>>>()?;
     atomic::create_folder(to, |scratch| {
         write_json(&scratch.join("model_index.json"), &from.index().to_value())?;
-        for (part, config, weights) in [
-            ("scheduler", "scheduler_config.json", None),
-            // Published folders have these names, and transformers of every version reads them.
-            ("text_encoder", "config.json", Some(("model.safetensors", "text_model."))),
-            ("unet", "config.json", Some(("diffusion_pytorch_model.safetensors", ""))),
-            ("vae", "config.json", Some(("diffusion_pytorch_model.safetensors", ""))),
-        ] {
+        for part in parts(&["scheduler", "text_encoder", "text_encoder_2", "unet", "vae"]) {
+            let (config, weights) = match part {
+                "scheduler" => ("scheduler_config.json", None),
+                // Published folders have these names, and transformers of every version reads them.
+                "unet" | "vae" => {
+                    ("config.json", Some(("diffusion_pytorch_model.safetensors", "")))
+                }
+                _ => ("config.json", Some(("model.safetensors", "text_model."))),
+            };
             let folder = scratch.join(part);
             make(&folder)?;
             let (path, text) = from.config_text(part)?;
@@ -45,8 +56,16 @@ pub fn to_folder(from: &Path, supplement: &Supplement, to: &Path) -> Result<()> 
                 write_weights(&folder.join(file), &from.weights(part)?, root)?;
             }
         }
-        make(&scratch.join("tokenizer"))?;
-        tokenizer.save(&scratch.join("tokenizer"))
+        for (name, tokenizer) in &tokenizers {
+            make(&scratch.join(name))?;
+            tokenizer.save(&scratch.join(name))?;
+        }
+        if from.component("controlnet")?.is_some() {
+            let folder = scratch.join("controlnet");
+            make(&folder)?;
+            write_controlnet(from.root(), &folder)?;
+        }
+        Ok(())
     })
 }
 
@@ -55,11 +74,14 @@ pub fn to_folder(from: &Path, supplement: &Supplement, to: &Path) -> Result<()> 
 /// # Errors
 /// As [`to_folder`].
 pub fn controlnet_to_folder(from: &Path, to: &Path) -> Result<()> {
+    atomic::create_folder(to, |scratch| write_controlnet(from, scratch))
+}
+
+/// Writes the ControlNet in an original file into a folder that is there.
+fn write_controlnet(from: &Path, folder: &Path) -> Result<()> {
     let (config, weights) = checkpoint::open_controlnet(from)?;
-    atomic::create_folder(to, |scratch| {
-        write_json(&scratch.join("config.json"), &config.to_value())?;
-        write_weights(&scratch.join("diffusion_pytorch_model.safetensors"), &weights, "")
-    })
+    write_json(&folder.join("config.json"), &config.to_value())?;
+    write_weights(&folder.join("diffusion_pytorch_model.safetensors"), &weights, "")
 }
 
 fn make(folder: &Path) -> Result<()> {
@@ -71,8 +93,10 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
     atomic::write(path, |out| out.write_all(text.as_bytes()))
 }
 
+/// `root` stands before all names but that of a projection, which is beside what it projects.
 fn write_weights(path: &Path, weights: &Weights, root: &str) -> Result<()> {
-    let named = |name: String| Some((format!("{root}{name}"), weights.info(&name)?));
+    let root_of = |name: &str| if name.starts_with("text_projection.") { "" } else { root };
+    let named = |name: String| Some((format!("{}{name}", root_of(&name)), weights.info(&name)?));
     let tensors = weights.names().into_iter().filter_map(named).collect();
     safetensors::write(path, tensors, &format_of_torch(), |name| {
         weights.read(name.strip_prefix(root).unwrap_or(name))
@@ -92,10 +116,13 @@ fn format_of_torch() -> BTreeMap<String, String> {
 /// configurations say; a file cannot be read or written.
 pub fn to_file(from: &Path, variant: Option<&str>, to: &Path) -> Result<()> {
     let from = PipelineFolder::open(from, variant)?;
-    if Family::of(&from.class()?) == Family::Xl {
-        let (expected, advice) = ("Stable Diffusion 1.x or 2.x", "Keep the folder.");
-        let (path, found) = (from.root().join("model_index.json"), from.class()?);
-        return Err(Error::file(path, "_class_name", expected, found, advice));
+    for (name, default, expected) in
+        [("requires_aesthetics_score", false, false), ("force_zeros_for_empty_prompt", true, true)]
+    {
+        if from.index().bool(name, default)? != expected {
+            let expected = format!("{expected}, as original checkpoints are read: keep the folder");
+            return Err(from.index().wrong(name, &expected));
+        }
     }
     let original = Original::of(&from)?;
     let layout = Layout::of(&original, to)?;
@@ -122,12 +149,24 @@ pub fn to_file(from: &Path, variant: Option<&str>, to: &Path) -> Result<()> {
         &ClipTextConfig::read(&from.config("text_encoder")?)?,
         &ClipTextConfig::read(&read("text_encoder", &layout.text_encoder.config)?)?,
     )?;
+    if let Some(second) = &layout.text_encoder_2 {
+        let folder = ClipTextProjectedConfig::read(&from.config("text_encoder_2")?)?;
+        // Files have 2 for the largest id, which the end token is.
+        let ends = folder.eos_token_id + 1 == folder.text.vocab_size as i64;
+        let eos_token_id = if ends { 2 } else { folder.eos_token_id };
+        compare(
+            (root, "text_encoder_2"),
+            &ClipTextProjectedConfig { eos_token_id, ..folder },
+            &ClipTextProjectedConfig::read(&read("text_encoder_2", &second.config)?)?,
+        )?;
+    }
     let prediction = check_schedule(&from)?;
 
-    let architecture = match (layout.padding, prediction) {
-        (Padding::End, _) => "stable-diffusion-v1",
-        (Padding::Zero, Prediction::Epsilon) => "stable-diffusion-v2-512",
-        (Padding::Zero, Prediction::V) => "stable-diffusion-v2-768-v",
+    let architecture = match (layout.kind, prediction) {
+        (Kind::V1, _) => "stable-diffusion-v1",
+        (Kind::V2, Prediction::Epsilon) => "stable-diffusion-v2-512",
+        (Kind::V2, Prediction::V) => "stable-diffusion-v2-768-v",
+        (Kind::Xl, _) => "stable-diffusion-xl-v1-base",
     };
     let mut metadata = format_of_torch();
     metadata.insert("modelspec.architecture".to_owned(), architecture.to_owned());
@@ -200,6 +239,8 @@ struct Part {
     network: &'static str,
     /// Its tensors in the folder: one, or the three that it is of.
     names: Vec<String>,
+    /// Whether it is the transpose of its tensor in the folder.
+    turned: bool,
     info: TensorInfo,
 }
 
@@ -219,15 +260,19 @@ impl Original {
         };
         let vae = VaeConfig::read(&folder.config("vae")?)?;
         let text = ClipTextConfig::read(&folder.config("text_encoder")?)?;
-        let padding = if matches!(text.hidden_act, Activation::QuickGelu) {
-            Padding::End
-        } else {
-            Padding::Zero
+        let (kind, layers) = match Family::of(&folder.class()?) {
+            Family::Xl => {
+                let second = ClipTextProjectedConfig::read(&folder.config("text_encoder_2")?)?;
+                (Kind::Xl, second.text.num_hidden_layers)
+            }
+            _ if matches!(text.hidden_act, Activation::QuickGelu) => {
+                (Kind::V1, text.num_hidden_layers)
+            }
+            _ => (Kind::V2, text.num_hidden_layers),
         };
         let vae = (vae.block_out_channels.len(), vae.layers_per_block);
         let mut original = Self { weights: BTreeMap::new(), tensors: BTreeMap::new() };
-        for (network, names) in checkpoint::names_of(&blocks, vae, padding, text.num_hidden_layers)
-        {
+        for (network, names) in checkpoint::names_of(kind, &blocks, vae, layers) {
             original.add(network, folder.weights(network)?, &names)?;
         }
         Ok(original)
@@ -237,14 +282,14 @@ impl Original {
         let mut thirds: BTreeMap<String, BTreeMap<usize, String>> = BTreeMap::new();
         for name in weights.names() {
             let Some(mut info) = weights.info(&name) else { continue };
-            let Some((original, third)) = names.original(&name) else {
+            let Some((original, cut)) = names.original(&name) else {
                 let expected = "a tensor that original checkpoints have a name for";
                 let advice = "Such a file has no place for it: keep the folder.";
                 let origin = weights.origin(&name);
                 return Err(Error::file(origin, network, expected, format!("{name:?}"), advice));
             };
             let mut parts = vec![name.clone()];
-            if let Some(third) = third {
+            if let Cut::Third(third) = cut {
                 let all = thirds.entry(original.clone()).or_default();
                 all.insert(third, name.clone());
                 info.shape.iter_mut().take(1).for_each(|rows| *rows *= 3);
@@ -252,7 +297,11 @@ impl Original {
             } else if original.contains(".mid.attn_1.") && info.shape.len() == 2 {
                 info.shape.extend([1, 1]); // [C, C] -> [C, C, 1, 1]
             }
-            self.tensors.insert(original, Part { network, names: parts, info });
+            let turned = cut == Cut::Turned;
+            if turned {
+                info.shape.reverse();
+            }
+            self.tensors.insert(original, Part { network, names: parts, turned, info });
         }
         self.weights.insert(network, weights);
         match thirds.into_iter().find(|(_, parts)| parts.len() != 3) {
@@ -282,7 +331,10 @@ impl TensorSource for Original {
         let weights = &self.weights[part.network];
         let tensors =
             part.names.iter().map(|name| weights.read(name)).collect::<Result<Vec<_>>>()?;
-        concat(&tensors.iter().collect::<Vec<_>>(), 0)?.reshape(&part.info.shape[..])
+        match &tensors[..] {
+            [one] if part.turned => one.permute(&[1, 0])?.contiguous(), // [P, C] -> [C, P]
+            all => concat(&all.iter().collect::<Vec<_>>(), 0)?.reshape(&part.info.shape[..]),
+        }
     }
 
     fn origin(&self, name: &str) -> String {

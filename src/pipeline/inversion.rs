@@ -15,13 +15,17 @@ use crate::tensor::{DType, Tensor};
 /// What AUTOMATIC1111's web UI calls the vectors in its file, whose name is the word.
 const WEBUI: &str = "emb_params";
 
+/// What files for Stable Diffusion XL call those for its first and its second text encoder; the word is the name of the file, too.
+const XL: [&str; 2] = ["clip_l", "clip_g"];
+
 /// More vectors than a prompt has room for.
 const MAX_VECTORS: usize = 75;
 
 /// An embedding that a model is to be loaded with: `FILE` or `FILE:TOKEN`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inversion {
-    /// A safetensors file of diffusers (`{token: vectors}`) or of AUTOMATIC1111's web UI (`emb_params`).
+    /// A safetensors file of diffusers (`{token: vectors}`), of AUTOMATIC1111's web UI (`emb_params`), or for Stable Diffusion XL
+    /// (`clip_l`, `clip_g`).
     pub path: PathBuf,
     /// What stands for it in prompts, if not what the file says.
     pub token: Option<String>,
@@ -31,10 +35,8 @@ pub struct Inversion {
 pub(super) struct Learned {
     /// What stands for it in prompts.
     pub token: String,
-    /// The tensor's name.
-    pub key: String,
-    /// [vectors, D], f32
-    pub vectors: Tensor,
+    /// For each text encoder, as many: the tensor's name, and the vectors [vectors, D] in f32.
+    pub vectors: Vec<(String, Tensor)>,
 }
 
 impl FromStr for Inversion {
@@ -86,45 +88,61 @@ impl Inversion {
     /// As [`Self::token`].
     pub(super) fn open(&self) -> Result<Learned> {
         let source = SafeTensors::open(&self.path)?;
-        let advice =
-            "Is this a textual inversion? Those of SDXL, with clip_l and clip_g, are not read.";
+        let advice = "Is this a textual inversion?";
         let names = source.names();
         let wrong = |what: &str, expected: &str, found: String| {
             Error::file(&self.path, what, expected, found, advice)
         };
-        let key = match &names[..] {
-            [one] => one.clone(),
-            several if several.iter().any(|name| name == WEBUI) => WEBUI.to_owned(),
+        let has = |key: &str| names.iter().any(|name| name == key);
+        let keys = match &names[..] {
+            _ if XL.iter().all(|key| has(key)) => XL.map(str::to_owned).to_vec(),
+            [one] => vec![one.clone()],
+            _ if has(WEBUI) => vec![WEBUI.to_owned()],
             _ => {
-                let expected = format!("one, named by its token, or {WEBUI}");
+                let expected =
+                    format!("one, named by its token, {WEBUI}, or {} and {}", XL[0], XL[1]);
                 return Err(wrong("tensors", &expected, names.join(", ")));
             }
         };
-        let token = match &self.token {
-            Some(token) => token.clone(),
-            None if key == WEBUI => {
-                self.path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
-            }
-            None => key.clone(),
+        let token = match (&self.token, &keys[..]) {
+            (Some(token), _) => token.clone(),
+            (None, [key]) if key != WEBUI => key.clone(),
+            _ => self.path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
         };
-        let what = format!("tensor {key:?}");
         if token.trim().is_empty() {
+            let what = format!("tensor {:?}", keys[0]);
             return Err(wrong(&what, "a token: name one, FILE:TOKEN", "none".to_owned()));
         }
-        let vectors = source.read(&key)?;
+        let read = |key: String| Ok((key.clone(), self.vectors(&source, &key)?));
+        let vectors = keys.into_iter().map(read).collect::<Result<Vec<_>>>()?;
+        let counts: Vec<_> = vectors.iter().map(|(_, vectors)| vectors.dim(0)).collect();
+        if counts.iter().any(|&count| count != counts[0]) {
+            let expected = "as many vectors for each text encoder";
+            return Err(wrong("tensors", expected, format!("{counts:?}")));
+        }
+        Ok(Learned { token, vectors })
+    }
+
+    /// The vectors of one text encoder.
+    fn vectors(&self, source: &SafeTensors, key: &str) -> Result<Tensor> {
+        let advice = "Is this a textual inversion?";
+        let what = format!("tensor {key:?}");
+        let wrong =
+            |expected: &str, found: String| Error::file(&self.path, &what, expected, found, advice);
+        let vectors = source.read(key)?;
         let vectors = match *vectors.dims() {
             [width] if vectors.dtype().is_float() => vectors.reshape([1, width])?,
             [1..=MAX_VECTORS, _] if vectors.dtype().is_float() => vectors,
             _ => {
                 let found = format!("{} {}", vectors.dtype(), vectors.shape());
                 let expected = format!("[width] or [vectors, width], {MAX_VECTORS} at most");
-                return Err(wrong(&what, &expected, found));
+                return Err(wrong(&expected, found));
             }
         };
         let vectors = vectors.to_dtype(DType::F32)?;
         if vectors.to_vec::<f32>()?.iter().any(|x| !x.is_finite()) {
-            return Err(wrong(&what, "finite numbers", "others".to_owned()));
+            return Err(wrong("finite numbers", "others".to_owned()));
         }
-        Ok(Learned { token, key, vectors })
+        Ok(vectors)
     }
 }

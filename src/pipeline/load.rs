@@ -72,13 +72,15 @@ impl Default for LoadOptions {
 }
 
 impl LoadOptions {
-    /// Opens a model's folder, or the checkpoint in its place.
+    /// Opens a model's folder, or the checkpoint in its place, if it is of a kind that nadir runs.
     pub(super) fn open(&self, folder: impl AsRef<Path>) -> Result<PipelineFolder> {
         let folder = PipelineFolder::open_with(folder, self.variant.as_deref(), &self.supplement)?;
-        Ok(match &self.vae {
+        let folder = match &self.vae {
             Some(vae) => folder.replacing("vae", vae.clone()),
             None => folder,
-        })
+        };
+        check_classes(&folder)?;
+        Ok(folder)
     }
 }
 
@@ -133,7 +135,6 @@ impl TextToImage {
     /// A component that is missing, damaged or of a kind that nadir does not know.
     pub fn load(folder: impl AsRef<Path>, options: &LoadOptions) -> Result<Self> {
         let folder = options.open(folder)?;
-        check_classes(&folder)?;
         let suggestions = Suggestions::of(&folder)?;
         let mut notes = Vec::new();
         let mut fingerprint = Fingerprint::of_settings(&folder)?;
@@ -142,25 +143,11 @@ impl TextToImage {
             fingerprint.add(adapter.checksum()?.as_bytes());
             fingerprint.add(&adapter.weight.to_le_bytes());
         }
-        let tokenizer = folder.folder("tokenizer")?;
-        let mut tokenizer = ClipTokenizer::open_padding(tokenizer, folder.padding())?;
-        if let (Family::Xl, Some(embedding)) =
-            (Family::of(&folder.class()?), options.embeddings.first())
-        {
-            let expected =
-                "none: those of Stable Diffusion XL, which has two text encoders, are not read";
-            return Err(Error::argument("embedding", embedding, expected));
-        }
         for embedding in &options.embeddings {
             fingerprint.add(embedding.checksum()?.as_bytes());
             fingerprint.add(embedding.token()?.as_bytes());
         }
-        if !options.embeddings.is_empty() {
-            let config = ClipTextConfig::read(&folder.network("text_encoder")?.0)?;
-            let rows = learn(&options.embeddings, &mut tokenizer, &config)?;
-            adapters.set_rows("text_encoder", "embeddings.token_embedding.weight", rows);
-        }
-        let learned = if options.embeddings.is_empty() { 0 } else { tokenizer.vocabulary() };
+        let (tokenizer, learned) = teach(&folder, 0, &options.embeddings, &mut adapters)?;
         let text_encoder = load(
             &folder,
             "text_encoder",
@@ -174,22 +161,24 @@ impl TextToImage {
             },
         )?;
         let second = match Family::of(&folder.class()?) {
-            Family::Xl => Some(SecondEncoder {
-                tokenizer: ClipTokenizer::open(folder.folder("tokenizer_2")?)?,
-                text_encoder: load(
+            Family::Xl => {
+                let (tokenizer, learned) = teach(&folder, 1, &options.embeddings, &mut adapters)?;
+                let text_encoder = load(
                     &folder,
                     "text_encoder_2",
                     (options, &adapters),
                     options.dtype,
                     &mut (&mut notes, &mut fingerprint),
                     |config, params| {
-                        ClipTextProjected::load(ClipTextProjectedConfig::read(config)?, params)
+                        let mut config = ClipTextProjectedConfig::read(config)?;
+                        config.text.vocab_size = config.text.vocab_size.max(learned);
+                        ClipTextProjected::load(config, params)
                     },
-                )?,
-                zeros: folder.index().bool("force_zeros_for_empty_prompt", true)?,
-                dtype: options.dtype,
-                device: options.device,
-            }),
+                )?;
+                let zeros = folder.index().bool("force_zeros_for_empty_prompt", true)?;
+                let (dtype, device) = (options.dtype, options.device);
+                Some(SecondEncoder { tokenizer, text_encoder, zeros, dtype, device })
+            }
             _ => None,
         };
         let vae_config = AutoencoderConfig::read(&folder.network("vae")?.0)?;
@@ -204,7 +193,7 @@ impl TextToImage {
         let mut controlnets = Vec::new();
         for (path, config, weights) in open_controlnets(&folder, options)? {
             fingerprint.add(config.to_value().to_string().as_bytes());
-            let shape = read_controlnet(&config)?;
+            let shape = ControlNetConfig::read(&config)?;
             check_controlnet(&config, &shape, unet.config(), &vae_config)?;
             let checkpoint = path.is_file().then_some(path.as_path());
             controlnets.push(build(
@@ -295,8 +284,12 @@ pub(super) fn vae_dtype(dtype: DType, config: &AutoencoderConfig) -> DType {
 }
 
 /// Pipelines that are nothing but these components, and the classes that nadir has of each.
-fn check_classes(folder: &PipelineFolder) -> Result<()> {
-    let advice = "nadir runs Stable Diffusion 1.x, 2.x and XL.";
+///
+/// # Errors
+/// One that nadir does not run, by its class, with what it does run.
+pub fn check_classes(folder: &PipelineFolder) -> Result<()> {
+    let advice = "nadir runs UNets of Stable Diffusion 1.x, 2.x and XL and of latent consistency models, with CLIP's text \
+                  encoders; transformers (DiT, PixArt, Stable Diffusion 3, Flux), pixel and video models it does not.";
     let wrong = |what: &str, expected: &str, found: &str| {
         Err(Error::file(folder.root().join("model_index.json"), what, expected, found, advice))
     };
@@ -305,15 +298,18 @@ fn check_classes(folder: &PipelineFolder) -> Result<()> {
         "StableDiffusionPipeline",
         "StableDiffusionImg2ImgPipeline",
         "StableDiffusionInpaintPipeline",
-        // What Text2Earth and DiffusionSat call theirs.
         "StableDiffusionControlNetPipeline",
         "StableDiffusionControlNetImg2ImgPipeline",
         "StableDiffusionControlNetInpaintPipeline",
         "StableDiffusionXLPipeline",
         "StableDiffusionXLImg2ImgPipeline",
         "StableDiffusionXLInpaintPipeline",
+        "StableDiffusionXLControlNetPipeline",
+        "StableDiffusionXLControlNetImg2ImgPipeline",
+        "StableDiffusionXLControlNetInpaintPipeline",
         "LatentConsistencyModelPipeline",
         "LatentConsistencyModelImg2ImgPipeline",
+        // What Text2Earth and DiffusionSat call theirs.
         "Text2EarthDiffusionPipeline",
         "Text2EarthDiffusionInpaintPipeline",
         "DiffusionSatPipeline",
@@ -330,18 +326,21 @@ fn check_classes(folder: &PipelineFolder) -> Result<()> {
         return Err(Error::file(path, what, "false: Stable Diffusion XL itself", found, advice));
     }
     // Those beside judge or prepare pictures of others, and have no part in drawing.
-    let mut components = vec!["tokenizer", "text_encoder", "unet", "vae", "scheduler"];
-    components.extend(match is_xl {
-        true => &["tokenizer_2", "text_encoder_2"][..],
-        false => &["controlnet"],
-    });
+    let mut components =
+        vec!["tokenizer", "text_encoder", "unet", "vae", "scheduler", "controlnet"];
+    if is_xl {
+        components.extend(["tokenizer_2", "text_encoder_2"]);
+    }
     let beside = ["safety_checker", "feature_extractor", "image_encoder"];
     folder.check_components(&[&components[..], &beside].concat())?;
     let controlnets = ["ControlNetModel", "MultiControlNetModel"];
     if let Some(class) = folder.component("controlnet")?
         && !controlnets.contains(&class.as_str())
     {
-        return wrong("controlnet", &controlnets.join(" or "), &class);
+        let index = folder.root().join("model_index.json");
+        let advice = if class == "ControlNetModel3D" { NO_3D } else { advice };
+        let expected = controlnets.join(" or ");
+        return Err(Error::file(index, "controlnet", expected, class, advice));
     }
     let mut networks = vec![
         ("text_encoder", &["CLIPTextModel"][..]),
@@ -360,35 +359,52 @@ fn check_classes(folder: &PipelineFolder) -> Result<()> {
     Ok(())
 }
 
-/// Teaches the tokenizer the words of embeddings: the rows of the text encoder's table by their numbers.
-fn learn(
+/// The first or second tokenizer with the words of embeddings, whose vectors become rows of its text encoder's table: how many that
+/// has then at least.
+fn teach(
+    folder: &PipelineFolder,
+    place: usize,
     embeddings: &[Inversion],
-    tokenizer: &mut ClipTokenizer,
-    config: &ClipTextConfig,
-) -> Result<BTreeMap<usize, Vec<f32>>> {
+    adapters: &mut Adapters,
+) -> Result<(ClipTokenizer, usize)> {
+    let (name, encoder) = [("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")][place];
+    let padding = folder.padding(name);
+    let mut tokenizer = ClipTokenizer::open_padding(folder.folder(name)?, padding)?;
+    if embeddings.is_empty() {
+        return Ok((tokenizer, 0));
+    }
+    let expected = folder.network(encoder)?.0.usize("hidden_size", 512)?;
+    let encoders = if Family::of(&folder.class()?) == Family::Xl { 2 } else { 1 };
     let mut rows = BTreeMap::new();
     for embedding in embeddings {
-        let Learned { token, key, vectors } = embedding.open()?;
+        let Learned { token, vectors } = embedding.open()?;
+        let advice = "The embedding is of another model: SD 1.x's are 768 wide, SD 2.x's 1024, SDXL's 768 (clip_l) and 1280 \
+                      (clip_g).";
+        let misfit = |what: &str, expected: String, found: String| {
+            Error::file(&embedding.path, what, expected, found, advice)
+        };
+        if vectors.len() != encoders {
+            let keys: Vec<_> = vectors.iter().map(|(key, _)| key.as_str()).collect();
+            let expected = match encoders {
+                1 => "one, for one text encoder: these are for SDXL",
+                _ => "clip_l and clip_g, for both text encoders of SDXL",
+            };
+            return Err(misfit("tensors", expected.to_owned(), keys.join(", ")));
+        }
+        let (key, vectors) = &vectors[place];
         let (count, width) = vectors.dims2()?;
-        if width != config.hidden_size {
-            let expected =
-                format!("vectors of {}, as the text encoder has them", config.hidden_size);
-            let advice = "The embedding is of another model: SD 1.x's are 768 wide, SD 2.x's 1024.";
-            let what = format!("tensor {key:?}");
-            return Err(Error::file(
-                &embedding.path,
-                what,
-                expected,
-                format!("of {width}"),
-                advice,
-            ));
+        if width != expected {
+            let expected = format!("vectors of {expected}, as the {encoder} has them");
+            return Err(misfit(&format!("tensor {key:?}"), expected, format!("of {width}")));
         }
         let ids = tokenizer.learn(&token, count)?;
         let values = vectors.to_vec::<f32>()?;
         let vectors = values.chunks_exact(width).map(<[f32]>::to_vec);
         rows.extend(ids.into_iter().map(|id| id as usize).zip(vectors));
     }
-    Ok(rows)
+    adapters.set_rows(encoder, "embeddings.token_embedding.weight", rows);
+    let vocabulary = tokenizer.vocabulary();
+    Ok((tokenizer, vocabulary))
 }
 
 /// Opens the adapters, and holds them against the weights that are to be loaded.
@@ -472,7 +488,10 @@ pub(super) fn open_controlnets(
 ) -> Result<Vec<(PathBuf, Config, Weights)>> {
     let mut folders = Vec::new();
     if let Some(class) = folder.component("controlnet")? {
-        let first = folder.folder("controlnet")?;
+        let first = match folder.is_checkpoint() {
+            true => folder.root().to_owned(),
+            false => folder.folder("controlnet")?,
+        };
         let further = (1..).map(|i| folder.root().join(format!("controlnet_{i}")));
         folders.push(first);
         if class == "MultiControlNetModel" {
@@ -484,30 +503,29 @@ pub(super) fn open_controlnets(
         let (config, weights) = if path.is_file() {
             checkpoint::open_controlnet(&path)?
         } else {
+            let config = Config::open(path.join("config.json"))?;
+            refuse_3d(&config)?;
             let weights = Weights::open(&path, options.variant.as_deref())?;
-            (Config::open(path.join("config.json"))?.bounded_by(&weights), weights)
+            (config.bounded_by(&weights), weights)
         };
         Ok((path, config, weights))
     };
     folders.into_iter().map(open).collect()
 }
 
-/// Reads the shape of a ControlNet, and tells those that nadir does not run by their names.
-fn read_controlnet(config: &Config) -> Result<ControlNetConfig> {
-    if config.value("_class_name").is_some_and(|class| class == "ControlNetModel3D") {
-        let (expected, advice) = (
-            "ControlNetModel",
-            "DiffusionSat's 3D ControlNets, which follow several pictures in time, are not supported.",
-        );
-        return Err(Error::file(
-            config.path(),
-            "_class_name",
-            expected,
-            "ControlNetModel3D",
-            advice,
-        ));
+/// What is not followed, and what is.
+const NO_3D: &str = "DiffusionSat's 3D ControlNets, which follow several pictures in time, are not supported: draw with its \
+                     SatUNet alone, or with ControlNets of diffusers.";
+
+/// Tells a ControlNet that nadir does not run by its name.
+fn refuse_3d(config: &Config) -> Result<()> {
+    const CLASS: &str = "ControlNetModel3D";
+    match config.value("_class_name") {
+        Some(class) if class == CLASS => {
+            Err(Error::file(config.path(), "_class_name", "ControlNetModel", CLASS, NO_3D))
+        }
+        _ => Ok(()),
     }
-    ControlNetConfig::read(config)
 }
 
 /// A ControlNet is added to a UNet of its own shape.
@@ -521,16 +539,22 @@ fn check_controlnet(
     let counts =
         |found: &[usize], expected: &[usize]| (format!("{found:?}"), format!("{expected:?}"));
     let one = |found: usize, expected: usize| counts(&[found], &[expected]);
+    let told = |config: &UnetConfig| match config.vector.text_time {
+        Some(TextTime { sinusoids, inputs }) => {
+            format!("text_time of {inputs}, {sinusoids} a size")
+        }
+        None => "null".to_owned(),
+    };
     for (field, (found, expected)) in [
         ("block_out_channels", counts(&own.block_out_channels, &unet.block_out_channels)),
         ("cross_attention_dim", counts(&own.cross_attention_dim, &unet.cross_attention_dim)),
         ("layers_per_block", counts(&own.layers_per_block, &unet.layers_per_block)),
+        ("addition_embed_type", (told(own), told(unet))),
         ("in_channels", one(own.in_channels, vae.latent_channels())),
         ("conditioning_embedding_out_channels", one(net.factor(), vae.factor())),
     ] {
         if found != expected {
-            let advice =
-                "The ControlNet is for another model: SD 1.5's and SD 2.1's do not fit each other.";
+            let advice = "The ControlNet is for another model: SD 1.5's, SD 2.1's and SDXL's do not fit each other.";
             let expected = match field {
                 "conditioning_embedding_out_channels" => {
                     format!("halvings that make {expected} pixels a latent")

@@ -38,7 +38,7 @@ mod told;
 pub use control::{Control, Preprocessor, canny};
 pub use image_prompt::ImagePrompt;
 pub use inversion::Inversion;
-pub use load::{LoadOptions, Suggestions};
+pub use load::{LoadOptions, Suggestions, check_classes};
 pub use memory::MemoryEstimate;
 pub use prompt::Warning;
 pub use request::{Cancel, InitImage, Request};

@@ -74,11 +74,14 @@ impl Denoising {
         let rows = if self.guess { 1 } else { self.rows() };
         let (i, n) = (self.evaluated(), self.evaluations());
         let nets = self.nets.iter().filter(|net| net.control.counts(i, n)).map(|net| {
-            let times = net.times.narrow(0, self.next, 1)?; // [1, E]
-            Ok(NetInputs {
-                times: concat(&vec![&times; rows], 0)?,
-                hint: concat(&vec![&net.hint; rows], 0)?,
-            })
+            let times = net.times.narrow(0, self.next, 1)?; // [1, told, E]
+            let (_, told, width) = times.dims3()?;
+            let times = times.reshape([told, width])?;
+            let times = match told {
+                1 => concat(&vec![&times; rows], 0)?,
+                _ => times.narrow(0, told - rows, rows)?.contiguous()?,
+            };
+            Ok(NetInputs { times, hint: concat(&vec![&net.hint; rows], 0)? })
         });
         let nets = nets.collect::<Result<_>>()?;
         let times = self.timesteps.narrow(0, self.next, 1)?; // [1, rows, E]

@@ -123,20 +123,28 @@ impl TextToImage {
             None => Default::default(),
         };
         let vectors = told.vectors.iter().zip(&sizes).skip(told.vectors.len() - text.len());
-        let rows = vectors.zip(&text).map(|((vector, sizes), text)| {
+        let vectors = vectors.zip(&text).map(|((vector, sizes), text)| {
             let (sizes, pooled) = (sizes.clone(), text.pooled.clone());
-            let vector = Vector { guidance: scale, sizes, pooled, ..vector.clone() };
-            let times = self.unet.embed(sampler.timesteps(), &vector)?; // [evaluations, E]
-            times.reshape([times.dim(0), 1, times.dim(1)])
+            Vector { guidance: scale, sizes, pooled, ..vector.clone() }
         });
-        let rows = rows.collect::<Result<Vec<_>>>()?;
-        let timesteps = concat(&rows.iter().collect::<Vec<_>>(), 1)?; // [evaluations, rows, E]
+        let vectors: Vec<Vector> = vectors.collect();
+        let of_rows = |vectors: &[Vector], embed: &dyn Fn(&Vector) -> Result<Tensor>| {
+            let rows = vectors.iter().map(|vector| {
+                let times = embed(vector)?; // [evaluations, E]
+                times.reshape([times.dim(0), 1, times.dim(1)])
+            });
+            let rows = rows.collect::<Result<Vec<_>>>()?;
+            concat(&rows.iter().collect::<Vec<_>>(), 1) // [evaluations, rows, E]
+        };
+        let timesteps = of_rows(&vectors, &|vector| self.unet.embed(sampler.timesteps(), vector))?;
         let nets = self.controlnets.iter().zip(&request.controls).enumerate();
         let nets = nets.map(|(index, (net, control))| {
             cancel.check()?;
             let see = || net.hint(&control.levels(size)?); // [1, h, w, C]
             let hint = recent.hint(index, &control.picture, see)?;
-            let times = net.embed_timesteps(sampler.timesteps())?; // [evaluations, E]
+            // What is told nothing is the same for all rows.
+            let told = if net.is_told() { &vectors[..] } else { &vectors[..1] };
+            let times = of_rows(told, &|vector| net.embed(sampler.timesteps(), vector))?;
             Ok(Net { index, control: control.clone(), times, hint })
         });
         let nets = nets.collect::<Result<Vec<_>>>()?;

@@ -20,12 +20,12 @@ import diffusers
 import torch
 import transformers
 from common import HERE, PIPELINES, save_json
-from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.loaders import single_file_utils as theirs
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 FOLDER = HERE / "checkpoint"
 VOCABULARY = 640
@@ -41,9 +41,13 @@ def draw(name, shape):
 
 
 def fill(component, model):
-    """Draws every weight; returns the state."""
-    state = {name: draw(f"{component}.{name}", value.shape) for name, value in model.state_dict().items() if value.is_floating_point()}
-    model.load_state_dict(state, strict=False)
+    """Draws every weight; returns the state, without the `text_model` that one of two text encoders has."""
+    state = {}
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            bare = name.removeprefix("text_model.")
+            state[bare] = draw(f"{component}.{bare}", value.shape)
+            value.copy_(state[bare])
     model.eval()
     return state
 
@@ -54,6 +58,7 @@ OUTER = {
     "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0", "conv_out": "out.2", "controlnet_mid_block": "middle_block_out.0",
     "controlnet_cond_embedding.conv_in": "input_hint_block.0", "controlnet_cond_embedding.conv_out": "input_hint_block.14",
+    "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
 }  # fmt: skip
 
 
@@ -102,6 +107,7 @@ def open_clip_key(name):
     fixed = {
         "embeddings.position_embedding.weight": "positional_embedding", "embeddings.token_embedding.weight": "token_embedding.weight",
         "final_layer_norm.weight": "ln_final.weight", "final_layer_norm.bias": "ln_final.bias",
+        "text_projection.weight": "text_projection",
     }  # fmt: skip
     if name in fixed:
         return fixed[name]
@@ -118,21 +124,34 @@ def same(found, expected):
         assert torch.equal(found[name], value), name
 
 
-def checkpoint(states, unet, vae, open_clip):
+TEXT = {
+    "sd1": {"text_encoder": ("cond_stage_model.transformer.text_model.", str)},
+    "sd2": {"text_encoder": ("cond_stage_model.model.", open_clip_key)},
+    "sdxl": {
+        "text_encoder": ("conditioner.embedders.0.transformer.text_model.", str),
+        "text_encoder_2": ("conditioner.embedders.1.model.", open_clip_key),
+    },
+}
+
+
+def checkpoint(kind, states, unet, vae):
     """The tensors of a single file, and where each comes from."""
     layers, attention = unet.config.layers_per_block, [kind.startswith("Cross") for kind in unet.config.up_block_types]
     keys = {
         "unet": lambda name: "model.diffusion_model." + unet_key(name, layers, attention),
         "vae": lambda name: "first_stage_model." + vae_key(name, len(vae.config.block_out_channels)),
-        "text_encoder": lambda name: "cond_stage_model.model." + open_clip_key(name) if open_clip else "cond_stage_model.transformer.text_model." + name,
         "controlnet": lambda name: "control_model." + unet_key(name, layers, attention),
-    }  # fmt: skip
+    }
+    for component, (root, name_of) in TEXT[kind].items():
+        keys[component] = lambda name, root=root, name_of=name_of: root + name_of(name)
     tensors, names = {}, {}
     for component, state in states.items():
         for name, value in state.items():
             key = keys[component](name)
             if component == "vae" and ".attn_1." in key and value.ndim == 2:
                 value = value[:, :, None, None]
+            if key.endswith(".text_projection"):
+                value = value.T
             names.setdefault(key, [component, [], list(state[name].shape)])[1].append(name)
             tensors.setdefault(key, []).append(value)
     for key, (_, parts, _) in names.items():
@@ -143,39 +162,51 @@ def checkpoint(states, unet, vae, open_clip):
     return tensors, names
 
 
-def check(tensors, states, unet, vae, text_encoder, open_clip):
+def check(kind, tensors, states, unet, vae, text_encoders):
     """diffusers' converters make the folder's tensors of ours."""
     same(theirs.convert_ldm_unet_checkpoint(tensors, unet.config), states["unet"])
     same(theirs.convert_ldm_vae_checkpoint(tensors, vae.config), states["vae"])
-    if open_clip:
-        found = theirs.convert_open_clip_checkpoint(text_encoder, tensors)
-    else:
-        found = theirs.convert_ldm_clip_checkpoint(tensors)
-    same({name.removeprefix("text_model."): value for name, value in found.items()}, states["text_encoder"])
+    for component, (root, name_of) in TEXT[kind].items():
+        if name_of is open_clip_key:
+            found = theirs.convert_open_clip_checkpoint(text_encoders[component], tensors, root)
+        else:
+            found = theirs.convert_ldm_clip_checkpoint(tensors)
+        same({name.removeprefix("text_model."): value for name, value in found.items()}, states[component])
     if "controlnet" in states:
         same(theirs.convert_controlnet_checkpoint(tensors, unet.config), states["controlnet"])
 
 
-def write(name, tokenizer, scheduler, unet, vae, text, open_clip, prediction):
-    unet, vae = UNet2DConditionModel(**unet), AutoencoderKL(**vae)
+def text_encoder(kind, config):
+    kind_of = CLIPTextModelWithProjection if "projection_dim" in config else CLIPTextModel
     config = CLIPTextConfig(
-        vocab_size=VOCABULARY, max_position_embeddings=77, bos_token_id=VOCABULARY - 2, eos_token_id=VOCABULARY - 1,
-        num_attention_heads=text["hidden_size"] // 64, **text,
+        vocab_size=VOCABULARY, max_position_embeddings=77, bos_token_id=VOCABULARY - 2, num_attention_heads=config["hidden_size"] // 64,
+        # Published files of XL have 2 in both, which stands for the largest id.
+        eos_token_id=2 if kind == "sdxl" else VOCABULARY - 1, **config,
     )  # fmt: skip
-    text_encoder = CLIPTextModel(config)
-    models = {"unet": unet, "vae": vae, "text_encoder": text_encoder}
-    if not open_clip:
+    return kind_of(config)
+
+
+def write(kind, tokenizers, scheduler, unet, vae, texts, prediction):
+    """`tokenizers` and `texts`: one of each text encoder."""
+    unet, vae = UNet2DConditionModel(**unet), AutoencoderKL(**vae)
+    text_encoders = {component: text_encoder(kind, text) for component, text in zip(TEXT[kind], texts)}
+    models = {"unet": unet, "vae": vae} | text_encoders
+    if kind == "sd1":
         models["controlnet"] = ControlNetModel.from_unet(unet)
     states = {component: fill(component, model) for component, model in models.items()}
-    tensors, names = checkpoint(states, unet, vae, open_clip)
-    check(tensors, states, unet, vae, text_encoder, open_clip)
+    tensors, names = checkpoint(kind, states, unet, vae)
+    check(kind, tensors, states, unet, vae, text_encoders)
 
-    out = FOLDER / name
+    out = FOLDER / kind
     out.mkdir(parents=True, exist_ok=True)
-    whole = StableDiffusionPipeline(
-        vae=vae, text_encoder=text_encoder, tokenizer=CLIPTokenizer.from_pretrained(PIPELINES / tokenizer), unet=unet,
-        scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+    pipeline, more = StableDiffusionPipeline, dict(safety_checker=None, requires_safety_checker=False)
+    single = dict(more)
+    more |= dict(feature_extractor=None)
+    if kind == "sdxl":
+        pipeline, more, single = StableDiffusionXLPipeline, dict(add_watermarker=False), dict(add_watermarker=False)
+    tokenizers = dict(zip(("tokenizer", "tokenizer_2"), tokenizers))
+    loaded = {part: CLIPTokenizer.from_pretrained(PIPELINES / tokenizer) for part, tokenizer in tokenizers.items()}
+    whole = pipeline(vae=vae, unet=unet, scheduler=scheduler, **text_encoders, **loaded, **more)
     call = dict(
         prompt=PROMPT, negative_prompt="low quality", guidance_scale=5.0, num_inference_steps=6, height=HEIGHT, width=WIDTH,
     )  # fmt: skip
@@ -183,16 +214,14 @@ def write(name, tokenizer, scheduler, unet, vae, text, open_clip, prediction):
         folder, file = Path(scratch) / "folder", Path(scratch) / "file.safetensors"
         whole.save_pretrained(folder)
         save_file({key: value.contiguous() for key, value in tensors.items()}, file)
-        single = StableDiffusionPipeline.from_single_file(
-            str(file), config=str(folder), local_files_only=True, safety_checker=None, requires_safety_checker=False,
-        )  # fmt: skip
+        single = pipeline.from_single_file(str(file), config=str(folder), local_files_only=True, **single)
         image = {}
-        for kind, pipe in (("single", single), ("folder", whole)):
+        for name, pipe in (("single", single), ("folder", whole)):
             pipe.set_progress_bar_config(disable=True)
-            image[kind] = torch.from_numpy(pipe(**call, generator=torch.Generator().manual_seed(1), output_type="np").images)
+            image[name] = torch.from_numpy(pipe(**call, generator=torch.Generator().manual_seed(1), output_type="np").images)
         # Projections that were cut out of one matrix lie otherwise in memory, and are multiplied in another order.
         assert (image["single"] - image["folder"]).abs().max() < 1e-4
-        for part in ("unet", "vae", "text_encoder"):
+        for part in ("unet", "vae", *text_encoders):
             (out / part).mkdir(exist_ok=True)
             (out / part / "config.json").write_bytes((folder / part / "config.json").read_bytes())
         (out / "scheduler").mkdir(exist_ok=True)
@@ -201,10 +230,10 @@ def write(name, tokenizer, scheduler, unet, vae, text, open_clip, prediction):
         if "controlnet" in models:
             models["controlnet"].save_config(out / "controlnet")
     image = image["single"]
-    print(f"{name}: image mean {image.mean():.3f} std {image.std():.3f}")
+    print(f"{kind}: image mean {image.mean():.3f} std {image.std():.3f}")
     assert image.std() > 0.1 and ((image <= 0) | (image >= 1)).float().mean() < 0.3
     Image.fromarray((image[0] * 255).round().byte().numpy()).save(out / "image.png")
-    save_json(out / "case.json", {"tokenizer": tokenizer, "prediction": prediction, "seed": 1, "arguments": call})
+    save_json(out / "case.json", {**tokenizers, "prediction": prediction, "seed": 1, "arguments": call})
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(names.items()))
     text = "{\n" + lines + "\n}\n"
     (out / "names.json.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
@@ -219,24 +248,41 @@ def main():
     )  # fmt: skip
     # Eight heads everywhere, projections that are convolutions, CLIP; blocks with and without attention on the way up.
     write(
-        "sd1", "tokenizer", PNDMScheduler(**SD, skip_prk_steps=True),
+        "sd1", ["tokenizer"], PNDMScheduler(**SD, skip_prk_steps=True),
         dict(
             sample_size=64, block_out_channels=(32, 64, 64), layers_per_block=1, attention_head_dim=8, cross_attention_dim=128,
             down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         ),
-        vae, dict(hidden_size=128, intermediate_size=256, num_hidden_layers=2, hidden_act="quick_gelu"), False, "epsilon",
+        vae, [dict(hidden_size=128, intermediate_size=256, num_hidden_layers=2, hidden_act="quick_gelu")], "epsilon",
     )  # fmt: skip
     # Heads of 64 channels, linear projections, OpenCLIP; two layers a block.
     write(
-        "sd2", "tokenizer_sd2", DDIMScheduler(**SD, prediction_type="v_prediction", clip_sample=False),
+        "sd2", ["tokenizer_sd2"], DDIMScheduler(**SD, prediction_type="v_prediction", clip_sample=False),
         dict(
             sample_size=96, block_out_channels=(64, 128), layers_per_block=2, attention_head_dim=(1, 2), cross_attention_dim=128,
             down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
             use_linear_projection=True,
         ),
-        vae | dict(sample_size=768),
-        dict(hidden_size=128, intermediate_size=512, num_hidden_layers=3, hidden_act="gelu"), True, "v",
+        vae | dict(sample_size=768), [dict(hidden_size=128, intermediate_size=512, num_hidden_layers=3, hidden_act="gelu")], "v",
+    )  # fmt: skip
+    # Both text encoders, sizes that the UNet is told; no attention where latents are finest, more layers where they are coarser.
+    write(
+        "sdxl", ["tokenizer", "tokenizer_sd2"],
+        EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading"),
+        dict(
+            sample_size=128, block_out_channels=(64, 64, 128), layers_per_block=1, attention_head_dim=(1, 1, 2), cross_attention_dim=192,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), use_linear_projection=True,
+            transformer_layers_per_block=(1, 2, 3), addition_embed_type="text_time", addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=112,
+        ),
+        vae | dict(sample_size=1024, scaling_factor=0.13025),
+        [
+            dict(hidden_size=64, intermediate_size=256, num_hidden_layers=2, hidden_act="quick_gelu"),
+            dict(hidden_size=128, intermediate_size=512, num_hidden_layers=3, hidden_act="gelu", projection_dim=64),
+        ],
+        "epsilon",
     )  # fmt: skip
 
 

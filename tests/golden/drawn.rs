@@ -47,6 +47,11 @@ impl Drawn {
         Ok(Self { shapes, largest: by_inputs, dtype: DType::F32 })
     }
 
+    /// Those of these names and shapes, drawn as [`Self::by_inputs`].
+    pub fn of_shapes(shapes: BTreeMap<String, Vec<usize>>, dtype: DType) -> Self {
+        Self { shapes, largest: by_inputs, dtype }
+    }
+
     /// Writes them as a file.
     pub fn save(&self, path: &Path) {
         let read = |name: String| (name.clone(), self.read(&name).unwrap());

@@ -24,9 +24,9 @@ SIDE, PATCH, WIDTH, PROJECTED = 32, 8, 24, 20
 CROSS = 32
 
 
-def base():
-    shapes = {"image_proj.proj.weight": (4 * CROSS, PROJECTED), "image_proj.proj.bias": (4 * CROSS,)}
-    return shapes | {"image_proj.norm.weight": (CROSS,), "image_proj.norm.bias": (CROSS,)}
+def base(cross=CROSS):
+    shapes = {"image_proj.proj.weight": (4 * cross, PROJECTED), "image_proj.proj.bias": (4 * cross,)}
+    return shapes | {"image_proj.norm.weight": (cross,), "image_proj.norm.bias": (cross,)}
 
 
 def plus(queries=3, width=40, heads=2, depth=4):
@@ -58,13 +58,13 @@ def encoder():
     return model
 
 
-def adapter(unet, shapes):
+def adapter(unet, shapes, cross=CROSS):
     """The file's tensors: keys and values of every cross attention, as diffusers numbers them."""
     number = 1
     for name in unet.attn_processors:
         if name.endswith("attn2.processor"):
             channels = unet.get_submodule(name.removesuffix(".processor")).to_q.weight.shape[0]
-            shapes = shapes | {f"ip_adapter.{number}.to_{kind}_ip.weight": (channels, CROSS) for kind in "kv"}
+            shapes = shapes | {f"ip_adapter.{number}.to_{kind}_ip.weight": (channels, cross) for kind in "kv"}
             number += 2
     return {name: draw(name, shape) for name, shape in shapes.items()}
 

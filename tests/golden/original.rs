@@ -57,6 +57,14 @@ impl Original {
         golden("pipelines").join(self.case["tokenizer"].as_str().unwrap())
     }
 
+    /// The model's networks, but for its ControlNet.
+    pub fn networks(&self) -> &'static [&'static str] {
+        match self.case["tokenizer_2"].is_string() {
+            true => &["unet", "vae", "text_encoder", "text_encoder_2"],
+            false => &["unet", "vae", "text_encoder"],
+        }
+    }
+
     /// The tensors of a component under today's names.
     pub fn component(&self, component: &str) -> Vec<(String, Tensor)> {
         let of = self.names.values().filter(|(part, ..)| part == component);
@@ -75,6 +83,9 @@ impl Original {
             let mut tensor = concat(&parts.iter().collect::<Vec<_>>(), 0).unwrap();
             if key.contains(".attn_1.") && shape.len() == 2 {
                 tensor = tensor.reshape([shape[0], shape[1], 1, 1]).unwrap();
+            }
+            if key.ends_with(".text_projection") {
+                tensor = tensor.permute(&[1, 0]).unwrap().contiguous().unwrap();
             }
             (key.clone(), tensor)
         });
@@ -97,15 +108,18 @@ impl Original {
                 }
             }
         };
-        for part in ["", "scheduler", "unet", "vae", "text_encoder"] {
+        for part in ["", "scheduler"].iter().chain(self.networks()) {
             copy(&self.golden.join(part), &folder.join(part));
         }
         copy(&self.tokenizer(), &folder.join("tokenizer"));
-        for (part, file) in [
-            ("unet", "diffusion_pytorch_model.safetensors"),
-            ("vae", "diffusion_pytorch_model.safetensors"),
-            ("text_encoder", "model.safetensors"),
-        ] {
+        if let Some(second) = self.case["tokenizer_2"].as_str() {
+            copy(&golden("pipelines").join(second), &folder.join("tokenizer_2"));
+        }
+        for part in self.networks() {
+            let file = match part.starts_with("text_encoder") {
+                true => "model.safetensors",
+                false => "diffusion_pytorch_model.safetensors",
+            };
             save(&folder.join(part).join(file), &self.component(part), &BTreeMap::new()).unwrap();
         }
     }

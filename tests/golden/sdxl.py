@@ -7,15 +7,20 @@ them; the tests know names and shapes by what nadir asks for.
     python tests/golden/sdxl.py
 """
 
+import tempfile
+
 import diffusers
+import ip_adapter
 import numpy
 import pipelines
 import torch
 from common import HERE, PIPELINES, component, draw, fill, nhwc, save_json, save_tensors
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from models import END, START, VOCABULARY
 from PIL import Image
+from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 SDXL = HERE / "sdxl"
 SIZE = dict(height=32, width=24)
@@ -43,6 +48,12 @@ TEXT = dict(
     # Which is not the end token: it is found at the largest id.
     eos_token_id=2,
 )  # fmt: skip
+# A second way down of the same shape.
+CONTROLNET = {name: value for name, value in UNET.items() if name not in ("sample_size", "up_block_types")} | dict(
+    conditioning_embedding_out_channels=(8, 8, 12, 16),
+)  # fmt: skip
+# Of two vectors for each text encoder.
+WORD = {"clip_l": (2, 32), "clip_g": (2, 40)}
 EULER = pipelines.SD | dict(timestep_spacing="leading", steps_offset=1)
 TURBO = pipelines.SD | dict(timestep_spacing="trailing", steps_offset=1)
 
@@ -89,14 +100,45 @@ def text_encoder():
     return model
 
 
-def picture(name, kind, parts, scheduler, call, seed, images=1, given={}, **config):
-    """`given`: pictures, which are stored with what comes of them."""
+def controlnet():
+    model = fill(ControlNetModel(**CONTROLNET))
+    kept = {field: value for field, value in model.config.items() if not field.startswith("_")}
+    save_json(SDXL / "controlnet" / "config.json", {"_class_name": "ControlNetModel"} | kept)
+    return model
+
+
+def learn(pipeline):
+    """A word of both text encoders."""
+    for key, text_encoder, tokenizer in (
+        ("clip_l", pipeline.text_encoder, pipeline.tokenizer), ("clip_g", pipeline.text_encoder_2, pipeline.tokenizer_2),
+    ):
+        pipeline.load_textual_inversion(draw(key, WORD[key]), token="<river>", text_encoder=text_encoder, tokenizer=tokenizer)
+    return {}
+
+
+def see(pipeline, picture, scale):
+    """A picture as a prompt."""
+    pipeline.register_modules(
+        image_encoder=ip_adapter.encoder(), feature_extractor=CLIPImageProcessorPil(size=ip_adapter.SIDE, crop_size=ip_adapter.SIDE)
+    )
+    tensors = ip_adapter.adapter(pipeline.unet, ip_adapter.base(72), 72)
+    save_json(SDXL / "adapter/weights.json", {key: list(value.shape) for key, value in tensors.items()})
+    with tempfile.TemporaryDirectory() as scratch:
+        save_file(tensors, f"{scratch}/adapter.safetensors")
+        pipeline.load_ip_adapter(scratch, subfolder="", weight_name="adapter.safetensors", image_encoder_folder=None)
+    pipeline.set_ip_adapter_scale(scale)
+    return dict(ip_adapter_image=picture)
+
+
+def picture(name, kind, parts, scheduler, call, seed, images=1, given={}, more=lambda _: {}, stored={}, **config):
+    """`given`: pictures, which are stored with what comes of them, and so is what is `stored`; `more` of a pipeline changes it, and
+    says what its call is given besides."""
     folder = SDXL / name
     pipeline = getattr(diffusers, kind)(**parts, scheduler=scheduler, add_watermarker=False, **config)
     pipeline.set_progress_bar_config(disable=True)
     steps = []
     image = pipeline(
-        **call | given,
+        **call | given | more(pipeline),
         num_images_per_prompt=images,
         generator=[torch.Generator().manual_seed(seed + i) for i in range(images)],
         callback_on_step_end=lambda _pipeline, _step, _t, seen: steps.append(nhwc(seen["latents"]).clone()) or {},
@@ -106,11 +148,13 @@ def picture(name, kind, parts, scheduler, call, seed, images=1, given={}, **conf
     print(f"{name}: image mean {image.mean():.3f} std {image.std():.3f}, latents std {latents[-1].std():.2f}")
     assert image.std() > 0.1 and ((image <= 0) | (image >= 1)).float().mean() < 0.3, name
     tensors = {"image": image, "latents": latents}
-    for stored, field in ("init", "image"), ("mask", "mask_image"):
+    for key, field in ("init", "image"), ("mask", "mask_image"):
         if field in given:
-            tensors[stored] = torch.from_numpy(numpy.array(given[field]))
+            tensors[key] = torch.from_numpy(numpy.array(given[field]))
+    tensors |= {key: torch.from_numpy(numpy.array(picture)) for key, picture in stored.items()}
     save_tensors(folder / "golden.safetensors", tensors)
-    save_json(folder / "case.json", {"components": PARTS, "seed": seed, "num_images_per_prompt": images, "arguments": SIZE | call})
+    components = PARTS | ({"controlnet": "controlnet"} if "controlnet" in parts else {})
+    save_json(folder / "case.json", {"components": components, "seed": seed, "num_images_per_prompt": images, "arguments": SIZE | call})
     scheduler.save_config(folder / "scheduler")
     classes = dict(
         scheduler=["diffusers", type(scheduler).__name__], text_encoder=["transformers", "CLIPTextModel"],
@@ -118,6 +162,8 @@ def picture(name, kind, parts, scheduler, call, seed, images=1, given={}, **conf
         tokenizer_2=["transformers", "CLIPTokenizer"], unet=["diffusers", "UNet2DConditionModel"],
         vae=["diffusers", "AutoencoderKL"], image_encoder=[None, None], feature_extractor=[None, None],
     )  # fmt: skip
+    if "controlnet" in parts:
+        classes["controlnet"] = ["diffusers", "ControlNetModel"]
     index = {"_class_name": kind, "_diffusers_version": diffusers.__version__, "force_zeros_for_empty_prompt": True}
     save_json(folder / "model_index.json", index | config | classes)
 
@@ -159,6 +205,28 @@ def main():
     given |= dict(mask_image=small(mask).point(lambda level: 255 * (level > 127)))
     call = dict(prompt=PROMPT, num_inference_steps=5, strength=0.8, guidance_scale=6.0) | SIZE
     picture("mask", "StableDiffusionXLInpaintPipeline", parts, euler, call, 8, given=given)
+    # A picture that is followed, for a part of the steps.
+    chip = small(pixels)
+    follows = dict(controlnet_conditioning_scale=0.8, control_guidance_start=0.2, control_guidance_end=0.75)
+    call = dict(prompt=PROMPT, negative_prompt="low quality", num_inference_steps=6) | SIZE
+    net = dict(controlnet=controlnet())
+    picture(
+        "followed", "StableDiffusionXLControlNetPipeline", parts | net, euler, call, 9, more=lambda _: dict(image=chip) | follows,
+        stored={"followed": chip},
+    )  # fmt: skip
+    picture(
+        "guessed", "StableDiffusionXLControlNetPipeline", parts | net, euler, call | dict(num_inference_steps=3), 10,
+        more=lambda _: dict(image=chip, guess_mode=True), stored={"followed": chip},
+    )  # fmt: skip
+    # A word that both text encoders are taught: parts are never the same again.
+    words = dict(prompt="a satellite image of a <river>, winding through farmland", num_inference_steps=4) | SIZE
+    picture("learned", "StableDiffusionXLPipeline", parts, euler, words, 11, more=learn)
+    # A picture as a prompt, of the model without that word.
+    parts |= dict(
+        text_encoder_2=text_encoder(), text_encoder=component(CLIPTextModel, "clip_l"), tokenizer=tokenizer("tokenizer"),
+        tokenizer_2=tokenizer("tokenizer_sd2"),
+    )  # fmt: skip
+    picture("seen", "StableDiffusionXLPipeline", parts, euler, call, 12, more=lambda pipeline: see(pipeline, chip, 0.7), stored={"seen": chip})
 
 
 if __name__ == "__main__":

@@ -4,8 +4,19 @@
 
 use std::collections::BTreeMap;
 
-/// A module's other name, and which third of the rows it is where one matrix is of three.
-type Other = (String, Option<usize>);
+/// What a tensor of today's is of an original one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// All of it.
+    Whole,
+    /// This third of its rows: one matrix is of three.
+    Third(usize),
+    /// Its transpose: what is multiplied from the other side.
+    Turned,
+}
+
+/// A module's other name, and what of it there is.
+type Other = (String, Cut);
 
 /// Both names of every module of a network.
 #[derive(Debug, Default)]
@@ -27,6 +38,21 @@ pub(crate) struct Blocks {
     pub layers: usize,
     /// Whether the levels have attention on the way up, the coarsest first.
     pub up_attention: Vec<bool>,
+}
+
+impl Blocks {
+    /// Those of a UNet whose tensors have these names of today.
+    pub fn of(names: &[String]) -> Self {
+        let has = |root: String| names.iter().any(|name| name.starts_with(&root));
+        let count = |root: &str| (0..).take_while(|i| has(format!("{root}{i}."))).count();
+        let levels = count("down_blocks.");
+        let attends = |level: usize| has(format!("up_blocks.{level}.attentions."));
+        Self {
+            levels,
+            layers: count("down_blocks.0.resnets."),
+            up_attention: (0..levels).map(attends).collect(),
+        }
+    }
 }
 
 /// Layers of a residual block of the UNet: original, current.
@@ -67,17 +93,23 @@ impl Names {
         Self { root, ..Self::default() }
     }
 
-    /// A UNet.
+    /// A UNet, which may be told labels of a picture.
     pub fn unet(root: &'static str, blocks: &Blocks) -> Self {
+        Self::told(root, blocks, "class_embedding")
+    }
+
+    /// A UNet of Stable Diffusion XL, which is told sizes and its prompt as a whole.
+    pub fn unet_of_xl(root: &'static str, blocks: &Blocks) -> Self {
+        Self::told(root, blocks, "add_embedding")
+    }
+
+    fn told(root: &'static str, blocks: &Blocks, embedding: &str) -> Self {
         let mut names = Self::way_down(root, blocks);
-        for (original, current) in [
-            ("out.0", "conv_norm_out"),
-            ("out.2", "conv_out"),
-            ("label_emb.0.0", "class_embedding.linear_1"),
-            ("label_emb.0.2", "class_embedding.linear_2"),
-        ] {
+        for (original, current) in [("out.0", "conv_norm_out"), ("out.2", "conv_out")] {
             names.add(original, current);
         }
+        names.add("label_emb.0.0", format!("{embedding}.linear_1"));
+        names.add("label_emb.0.2", format!("{embedding}.linear_2"));
         let each = blocks.layers + 1;
         for (block, &attends) in blocks.up_attention.iter().enumerate() {
             let up = format!("up_blocks.{block}");
@@ -190,14 +222,22 @@ impl Names {
             names.inner(&original, &current, &OPEN_CLIP_LAYER);
             for kind in ["weight", "bias"] {
                 for (third, part) in ["q_proj", "k_proj", "v_proj"].into_iter().enumerate() {
-                    names.add_third(
+                    names.add_cut(
                         format!("{original}.attn.in_proj_{kind}"),
                         format!("{current}.self_attn.{part}.{kind}"),
-                        Some(third),
+                        Cut::Third(third),
                     );
                 }
             }
         }
+        names
+    }
+
+    /// The same with what tells a text as a whole.
+    pub fn open_clip_projected(root: &'static str, layers: usize) -> Self {
+        let mut names = Self::open_clip(root, layers);
+        let (original, current) = ("text_projection", "text_projection.weight");
+        names.add_cut(original.to_owned(), current.to_owned(), Cut::Turned);
         names
     }
 
@@ -212,12 +252,12 @@ impl Names {
     }
 
     fn add(&mut self, original: impl Into<String>, current: impl Into<String>) {
-        self.add_third(original.into(), current.into(), None);
+        self.add_cut(original.into(), current.into(), Cut::Whole);
     }
 
-    fn add_third(&mut self, original: String, current: String, third: Option<usize>) {
-        self.original.insert(current.clone(), (original.clone(), third));
-        self.current.entry(original).or_default().push((current, third));
+    fn add_cut(&mut self, original: String, current: String, cut: Cut) {
+        self.original.insert(current.clone(), (original.clone(), cut));
+        self.current.entry(original).or_default().push((current, cut));
     }
 
     /// The current names of what an original file calls `name`; of a module that is not known its own; of another network's
@@ -226,19 +266,19 @@ impl Names {
         let Some(name) = name.strip_prefix(self.root) else { return Vec::new() };
         match longest(&self.current, name) {
             Some((found, rest)) => {
-                found.iter().map(|(module, third)| (format!("{module}{rest}"), *third)).collect()
+                found.iter().map(|(module, cut)| (format!("{module}{rest}"), *cut)).collect()
             }
-            None => vec![(name.to_owned(), None)],
+            None => vec![(name.to_owned(), Cut::Whole)],
         }
     }
 
     /// What an original file calls `name`; `None` for a module that it has no name for.
     pub fn original(&self, name: &str) -> Option<Other> {
         if self.original.is_empty() {
-            return Some((format!("{}{name}", self.root), None));
+            return Some((format!("{}{name}", self.root), Cut::Whole));
         }
-        let ((module, third), rest) = longest(&self.original, name)?;
-        Some((format!("{}{module}{rest}", self.root), *third))
+        let ((module, cut), rest) = longest(&self.original, name)?;
+        Some((format!("{}{module}{rest}", self.root), *cut))
     }
 }
 

@@ -39,14 +39,15 @@ impl ControlNetConfig {
     pub fn read(c: &Config) -> Result<Self> {
         c.neutral("_class_name", &[json!("ControlNetModel")])?;
         let unet = UnetConfig::read_fields(c)?;
-        if unet.vector.text_time.is_some() {
-            let expected = "null: ControlNets of Stable Diffusion XL are not supported, those of 1.5 and 2.1 are";
-            return Err(c.wrong("addition_embed_type", expected));
+        if unet.vector.metadata > 0 {
+            let expected =
+                "false: DiffusionSat's own ControlNets are not supported, those of diffusers are";
+            return Err(c.wrong("use_metadata", expected));
         }
-        if !unet.vector.is_empty() {
-            return Err(
-                c.wrong("class_embed_type", "null: diffusers' pipelines tell ControlNets nothing")
-            );
+        if unet.vector.class.is_some() || unet.vector.guidance > 0 {
+            let field =
+                if unet.vector.guidance > 0 { "time_cond_proj_dim" } else { "class_embed_type" };
+            return Err(c.wrong(field, "null: diffusers' pipelines tell ControlNets no such thing"));
         }
         let widths = c.usizes("conditioning_embedding_out_channels", &[16, 32, 96, 256])?;
         if widths.is_empty() {
@@ -143,8 +144,30 @@ impl ControlNet {
     /// # Errors
     /// Those of the device.
     pub fn embed_timesteps(&self, timesteps: &[f32]) -> Result<Tensor> {
-        let temb = self.encoder.embedding(timesteps, &Vector::default())?;
+        self.embed(timesteps, &Vector::default())
+    }
+
+    /// As [`super::Unet::embed`], of its own blocks; of what the UNet is told it is told sizes and the prompt as a whole, where it
+    /// is Stable Diffusion XL's.
+    ///
+    /// # Errors
+    /// Sizes or a prompt of another length; those of the device.
+    pub fn embed(&self, timesteps: &[f32], vector: &Vector) -> Result<Tensor> {
+        let vector = match self.is_told() {
+            true => Vector {
+                sizes: vector.sizes.clone(),
+                pooled: vector.pooled.clone(),
+                ..Vector::default()
+            },
+            false => Vector::default(),
+        };
+        let temb = self.encoder.embedding(timesteps, &vector)?;
         self.encoder.times(&temb, self.encoder.resnets())
+    }
+
+    /// Whether it is told anything of a picture.
+    pub fn is_told(&self) -> bool {
+        self.config.unet.vector.text_time.is_some()
     }
 
     /// As [`super::Unet::context`], of its own attention.
