@@ -1,7 +1,7 @@
 //! Arguments as they are typed. What they mean together is decided where they are used.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::builder::styling::{AnsiColor, Style, Styles};
@@ -9,6 +9,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use nadir::Error;
 use nadir::io::checkpoint::Prediction;
+use nadir::io::hub;
 use nadir::nn::lora::Adapter;
 use nadir::pipeline::{Inversion, Preprocessor, Settings};
 use nadir::tensor::DType;
@@ -127,20 +128,21 @@ pub struct Generate {
     /// Autoencoder in the place of the model's: a diffusers folder with an AutoencoderKL or an AutoencoderTiny
     ///
     /// TAESD (madebyollin/taesd) is of the second kind: coarser, and many times faster. A model that has one as its vae needs none.
-    #[arg(long, value_name = "DIR", visible_alias = "taesd", help_heading = "Model")]
+    /// Like adapters, ControlNets and encoders it may be a path, `org/name` in the local hub cache, or a path in that.
+    #[arg(long, value_name = "DIR", visible_alias = "taesd", help_heading = "Model", value_parser = beside)]
     pub vae: Option<PathBuf>,
 
     /// Add this low-rank adapter to the model's weights, WEIGHT times [default: 1]; may be repeated
     ///
     /// A safetensors file of diffusers, peft or kohya, for UNet and text encoder, or the folder that one of the first two
     /// has saved it in.
-    #[arg(long, value_name = "FILE[:WEIGHT]", help_heading = "Model", value_parser = typed::<Adapter>)]
+    #[arg(long, value_name = "FILE[:WEIGHT]", help_heading = "Model", value_parser = adapter)]
     pub lora: Vec<Adapter>,
 
     /// Teach the model a word: a textual inversion, which stands in prompts as TOKEN; may be repeated
     ///
-    /// A safetensors file of diffusers, whose tensor is named by its token, or of the web UI, whose file is.
-    #[arg(long, value_name = "FILE[:TOKEN]", help_heading = "Model", value_parser = typed::<Inversion>)]
+    /// A safetensors file of diffusers, whose tensor is named by its token, or of the web UI or for SDXL, whose file is.
+    #[arg(long, value_name = "FILE[:TOKEN]", help_heading = "Model", value_parser = inversion)]
     pub embedding: Vec<Inversion>,
 
     /// Number of pictures, with the seeds SEED, SEED+1, ...; each equals the one made alone
@@ -205,7 +207,7 @@ pub struct Generate {
 #[command(next_help_heading = "IP-Adapter")]
 pub struct ImagePromptArgs {
     /// Draw by a picture too: an IP-Adapter or an IP-Adapter Plus, safetensors
-    #[arg(long, value_name = "FILE", requires = "ip_image")]
+    #[arg(long, value_name = "FILE", requires = "ip_image", value_parser = beside)]
     pub ip_adapter: Option<PathBuf>,
 
     /// The picture that is its prompt, of any size; it sees the middle
@@ -217,7 +219,7 @@ pub struct ImagePromptArgs {
     pub ip_scale: Option<f32>,
 
     /// The CLIP that looks at it, a folder [default: image_encoder of the model]
-    #[arg(long, value_name = "DIR", requires = "ip_adapter")]
+    #[arg(long, value_name = "DIR", requires = "ip_adapter", value_parser = beside)]
     pub image_encoder: Option<PathBuf>,
 }
 
@@ -236,9 +238,9 @@ pub fn bbox(numbers: &[f64]) -> nadir::Result<[f64; 4]> {
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "ControlNet")]
 pub struct ControlArgs {
-    /// Follow a picture by this ControlNet, a diffusers folder or an original file (.safetensors); may be repeated. One that the
-    /// model has comes first
-    #[arg(long, value_name = "PATH")]
+    /// Follow a picture by this ControlNet, a diffusers folder, `org/name` in the local hub cache or an original file (.safetensors);
+    /// may be repeated. One that the model has comes first
+    #[arg(long, value_name = "PATH", value_parser = beside)]
     pub controlnet: Vec<PathBuf>,
 
     /// The picture to follow, one for each ControlNet, in their order
@@ -335,7 +337,7 @@ pub struct Original {
     #[arg(long, value_name = "FOLDER")]
     pub tokenizer: Option<PathBuf>,
 
-    /// What the UNet of an original checkpoint predicts: epsilon or v [default: what its metadata say; of 1.x epsilon]
+    /// What the UNet of an original checkpoint predicts: epsilon or v [default: what its metadata say; of 1.x and XL epsilon]
     #[arg(long, value_name = "TYPE", value_parser = typed::<Prediction>)]
     pub prediction: Option<Prediction>,
 }
@@ -566,6 +568,34 @@ pub fn flag(field: &str) -> String {
 pub enum Seed {
     Random,
     Number(u64),
+}
+
+/// A file or folder beside a model: a path, `org/name` in the local hub cache, or a path in that.
+///
+/// # Errors
+/// `org/name` is not in the cache.
+pub fn beside(text: &str) -> Result<PathBuf, Error> {
+    hub::locate_beside(Path::new(text))
+}
+
+/// A low-rank adapter, which is [`beside`] a model.
+///
+/// # Errors
+/// As [`typed`] and [`beside`].
+pub fn adapter(text: &str) -> Result<Adapter, String> {
+    let adapter: Adapter = typed(text)?;
+    let path = hub::locate_beside(&adapter.path).map_err(|error| error.to_string())?;
+    Ok(Adapter { path, ..adapter })
+}
+
+/// A textual inversion, likewise.
+///
+/// # Errors
+/// As [`adapter`].
+pub fn inversion(text: &str) -> Result<Inversion, String> {
+    let inversion: Inversion = typed(text)?;
+    let path = hub::locate_beside(&inversion.path).map_err(|error| error.to_string())?;
+    Ok(Inversion { path, ..inversion })
 }
 
 /// A value of the library's, whose error names the flag once more than is needed here.

@@ -16,7 +16,7 @@ use nadir::pipeline::{LoadOptions, Request, Settings, TextToImage};
 use nadir::tensor::DType;
 use nadir::{Error, Result};
 
-use super::args::{Execution, Original, typed};
+use super::args::{Execution, Original, adapter, typed};
 use super::manifest::Shard;
 use super::model::Model;
 use super::progress::Progress;
@@ -124,7 +124,7 @@ pub struct Scene {
     variant: Option<String>,
 
     /// Add this low-rank adapter to the model's weights, WEIGHT times [default: 1]; may be repeated
-    #[arg(long, value_name = "FILE[:WEIGHT]", help_heading = "Model", value_parser = typed::<Adapter>)]
+    #[arg(long, value_name = "FILE[:WEIGHT]", help_heading = "Model", value_parser = adapter)]
     lora: Vec<Adapter>,
 
     /// From the lowest row of windows up: for tests, since no pixel depends on it

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use nadir::io::checkpoint::Supplement;
 use nadir::io::folder::PipelineFolder;
 use nadir::io::hub;
+use nadir::pipeline::check_classes;
 use nadir::pipeline::sampler::SamplerConfig;
 use nadir::{Error, Result};
 
@@ -65,6 +66,7 @@ impl Model {
     /// There is no such sampler, or the model's cannot be understood.
     pub fn sampler_name(&self, scheduler: Option<&str>) -> Result<String> {
         let folder = PipelineFolder::open_with(&self.folder, None, &self.supplement)?;
+        check_classes(&folder)?;
         let own = SamplerConfig::of(&folder)?;
         Ok(match scheduler {
             Some(name) => own.with_sampler(name)?.display_name(),

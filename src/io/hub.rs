@@ -32,6 +32,35 @@ pub fn locate(reference: &str) -> Result<PathBuf> {
     }
 }
 
+/// Turns what a user calls a file or a folder beside a model into its path: one that exists, or `org/name[@revision]` in the
+/// cache, or `org/name[@revision]/...`, a file or folder in that. What is neither stays as it is, for whoever opens it to miss.
+///
+/// # Errors
+/// `org/name` is not in the cache, and `org` is no folder here either: how to fetch it.
+pub fn locate_beside(reference: &Path) -> Result<PathBuf> {
+    let names: Option<Vec<&str>> = match reference.exists() {
+        true => None,
+        false => reference
+            .components()
+            .map(|part| match part {
+                Component::Normal(name) => name.to_str(),
+                _ => None,
+            })
+            .collect(),
+    };
+    let [org, name, inner @ ..] = names.as_deref().unwrap_or_default() else {
+        return Ok(reference.to_owned());
+    };
+    let Some(repository) = Repository::parse(&format!("{org}/{name}")) else {
+        return Ok(reference.to_owned());
+    };
+    match Cache::from_env().find(&repository) {
+        Ok(snapshot) => Ok(inner.iter().fold(snapshot, |path, name| path.join(name))),
+        Err(_) if !inner.is_empty() || Path::new(org).exists() => Ok(reference.to_owned()),
+        Err(missing) => Err(missing),
+    }
+}
+
 /// A model on the hub: `org/name`, and a revision (branch, tag or commit).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Repository {

@@ -40,7 +40,7 @@ use nadir::pipeline::{Inversion, LoadOptions, TextToImage};
 use nadir::tensor::{DType, Device};
 use nadir::{Error, Result};
 
-use super::args::typed;
+use super::args::{adapter, beside, inversion, typed};
 use super::model::{self, Model};
 use super::recipe::{Embedding, Lora};
 use super::{draw, interrupt, limits, terminal};
@@ -105,23 +105,23 @@ pub struct Serve {
     original: super::args::Original,
 
     /// Autoencoder in the place of the model's: a diffusers folder with an AutoencoderKL or an AutoencoderTiny
-    #[arg(long, value_name = "DIR", visible_alias = "taesd", help_heading = "Models")]
+    #[arg(long, value_name = "DIR", visible_alias = "taesd", help_heading = "Models", value_parser = beside)]
     vae: Option<PathBuf>,
 
     /// Likewise, for previews alone: with TAESD they cost next to nothing
-    #[arg(long, value_name = "DIR", help_heading = "Models")]
+    #[arg(long, value_name = "DIR", help_heading = "Models", value_parser = beside)]
     preview_vae: Option<PathBuf>,
 
     /// Add this low-rank adapter to the model's weights, WEIGHT times [default: 1]; may be repeated
-    #[arg(long, value_name = "FILE[:WEIGHT]", help_heading = "Models", value_parser = typed::<Adapter>)]
+    #[arg(long, value_name = "FILE[:WEIGHT]", help_heading = "Models", value_parser = adapter)]
     lora: Vec<Adapter>,
 
     /// Follow pictures by this ControlNet, a diffusers folder or an original file; may be repeated. One that the model has comes first
-    #[arg(long, value_name = "PATH", help_heading = "Models")]
+    #[arg(long, value_name = "PATH", help_heading = "Models", value_parser = beside)]
     controlnet: Vec<PathBuf>,
 
     /// Teach the model a word: a textual inversion, which stands in prompts as TOKEN; may be repeated
-    #[arg(long, value_name = "FILE[:TOKEN]", help_heading = "Models", value_parser = typed::<Inversion>)]
+    #[arg(long, value_name = "FILE[:TOKEN]", help_heading = "Models", value_parser = inversion)]
     embedding: Vec<Inversion>,
 
     /// Language model, likewise; `none` for none
