@@ -361,7 +361,11 @@ impl Server {
     }
 
     fn post(&self, body: &Value) -> (u16, Value) {
-        let request = self.agent.post(format!("{}/api/jobs", self.url));
+        self.post_to("/api/jobs", body)
+    }
+
+    fn post_to(&self, path: &str, body: &Value) -> (u16, Value) {
+        let request = self.agent.post(format!("{}{path}", self.url));
         let request = request.header("content-type", "application/json");
         let mut reply = request.send(body.to_string()).unwrap();
         let told = reply.body_mut().read_to_vec().unwrap();
@@ -422,7 +426,56 @@ fn a_server_is_sent_pictures_to_follow() -> Result<()> {
         let theirs = get(&golden::open(&format!("controlnet/{name}"))?, "image").to_vec()?;
         let psnr = psnr(&ours, &theirs);
         assert!(psnr >= 50.0, "{name}: {psnr} dB");
-        // 2. what cannot be is refused by its name
+        // 2. in the web UI's words it is the same
+        let units = |controls: &Value| {
+            let unit = |control: &Value| {
+                json!({"image": control["image"], "module": "none", "pixel_perfect": true, "weight": control["scale"],
+                    "guidance_start": control.get("start").unwrap_or(&json!(0)),
+                    "guidance_end": control.get("end").unwrap_or(&json!(1))})
+            };
+            controls.as_array().unwrap().iter().map(unit).collect::<Vec<_>>()
+        };
+        let mut webui = json!({
+            "prompt": arguments["prompt"], "negative_prompt": arguments["negative_prompt"], "seed": 2, "steps": 10,
+            "width": 24, "height": 32, "cfg_scale": 7.5,
+            "alwayson_scripts": {"ControlNet": {"args": units(&controls)}},
+        });
+        let (status, told) = server.post_to("/sdapi/v1/txt2img", &webui);
+        assert_eq!(status, 200, "{told}");
+        let same = STANDARD.decode(told["images"][0].as_str().unwrap()).unwrap();
+        assert!(image::load_from_memory(&same).unwrap().into_rgb8().into_raw() == ours, "{name}");
+        let of_unit = |field: &str, value: Value| {
+            let mut units = units(&controls);
+            units[0][field] = value;
+            json!({"controlnet": {"args": units}})
+        };
+        let at = "alwayson_scripts.controlnet.args";
+        for (scripts, field) in [
+            (of_unit("enabled", json!(false)), at.to_owned()),
+            (of_unit("image", json!(null)), format!("{at}[0].image")),
+            (of_unit("module", json!("depth_midas")), format!("{at}[0].module")),
+            (of_unit("weight", json!(-1)), format!("{at}.weight")),
+            (of_unit("control_mode", json!(1)), format!("{at}[0].control_mode")),
+            (of_unit("threshold_a", json!("high")), format!("{at}[0]")),
+            (json!({"ADetailer": {"args": [{}]}}), "alwayson_scripts.ADetailer".to_owned()),
+        ] {
+            webui["alwayson_scripts"] = scripts;
+            let (status, told) = server.post_to("/sdapi/v1/txt2img", &webui);
+            assert_eq!((status, &told["error"]["field"]), (400, &json!(field)), "{told}");
+        }
+        if name == "two" {
+            let named = |model: &str| {
+                json!({"controlnet": {"args": [
+                {"image": chip, "model": model}, {"image": mask, "model": "bgr"}]}})
+            };
+            webui["alwayson_scripts"] = named("bgr [12345678]");
+            let (status, told) = server.post_to("/sdapi/v1/txt2img", &webui);
+            assert_eq!(status, 400, "{told}");
+            assert!(told["error"]["message"].as_str().unwrap().contains("plain, bgr"), "{told}");
+            webui["alwayson_scripts"] = named("plain [12345678]");
+            assert_eq!(server.post_to("/sdapi/v1/txt2img", &webui).0, 200);
+        }
+        // 3. what cannot be is refused by its name
         let none = json!([]);
         let of = |field: &str, value: Value| {
             let mut controls = controls.clone();

@@ -191,7 +191,6 @@ fn requests_that_nobody_should_send_get_the_right_answer() {
         ("/v1/completions", "max_tokens", json!(0)),
         ("/sdapi/v1/txt2img", "enable_hr", json!(true)),
         ("/sdapi/v1/txt2img", "seed", json!(-7)),
-        ("/sdapi/v1/txt2img", "alwayson_scripts", json!({ "ControlNet": {} })),
         ("/sdapi/v1/txt2img", "batch_size", json!(1u64 << 40)),
         ("/sdapi/v1/txt2img", "sampler_name", json!("Nobody")),
         ("/sdapi/v1/img2img", "init_images", json!(["a", "b"])),

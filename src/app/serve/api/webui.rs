@@ -2,6 +2,7 @@
 //! name; what has its neutral value, or changes nothing in a picture, is passed over.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
 use nadir::pipeline::sampler::SamplerConfig;
-use nadir::pipeline::{Cancel, Settings};
+use nadir::pipeline::{Cancel, Preprocessor, Settings};
 use nadir::text::weighting::Syntax;
 
 use super::{decoded, draw};
@@ -24,7 +25,7 @@ use crate::app::serve::engine::What;
 use crate::app::serve::fault::{ErrorBody, Fault};
 use crate::app::serve::guard::Peer;
 use crate::app::serve::jobs::blocking;
-use crate::app::serve::picture::{Asked, Mask};
+use crate::app::serve::picture::{Asked, Followed, Mask};
 use crate::app::serve::queue::Client;
 
 /// Pictures in the web UI's words.
@@ -55,10 +56,142 @@ pub struct Pictures {
     send_images: Option<bool>,
     /// Of them `CLIP_stop_at_last_layers`
     override_settings: Map<String, Value>,
+    /// Of them ControlNet's: `{"controlnet": {"args": [UNIT, ...]}}`, a unit for each ControlNet of the server, in their order
+    #[schema(value_type = Object)]
+    alwayson_scripts: Option<Scripts>,
     /// What else is asked for
     #[serde(flatten)]
     #[schema(ignore)]
     rest: Map<String, Value>,
+}
+
+/// Scripts by their names.
+type Scripts = BTreeMap<String, Script>;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Script {
+    args: Vec<Value>,
+}
+
+/// What the ControlNet extension (`Mikubill/sd-webui-controlnet`) says of one picture. Fields of its own pictures and of memory are
+/// passed over.
+#[derive(Debug, Deserialize)]
+#[serde(default)]
+struct Unit {
+    enabled: bool,
+    /// In base64; older clients call it `input_image`, others have it in `{"image": ...}`
+    #[serde(alias = "input_image")]
+    image: Value,
+    mask: Value,
+    module: Option<String>,
+    /// A ControlNet of the server by its name, which says no more than its place
+    model: Option<String>,
+    weight: f32,
+    guidance_start: f64,
+    guidance_end: f64,
+    /// The thresholds of `canny`
+    threshold_a: Option<f64>,
+    threshold_b: Option<f64>,
+    control_mode: Value,
+}
+
+impl Default for Unit {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            image: Value::Null,
+            mask: Value::Null,
+            module: None,
+            model: None,
+            weight: 1.0,
+            guidance_start: 0.0,
+            guidance_end: 1.0,
+            threshold_a: None,
+            threshold_b: None,
+            control_mode: Value::Null,
+        }
+    }
+}
+
+/// Where a unit's fields are.
+const UNITS: &str = "alwayson_scripts.controlnet.args";
+
+impl Unit {
+    /// The picture to follow, and whether the prompt is to count less than it.
+    fn followed(self, i: usize, nets: &[PathBuf]) -> Result<(Followed, bool), Fault> {
+        let wrong =
+            |field: &str, text: &str| Err(Fault::field(format!("{UNITS}[{i}].{field}"), text));
+        let picture = match &self.image {
+            Value::Object(parts) => parts.get("image").and_then(Value::as_str),
+            image => image.as_str(),
+        };
+        let Some(picture) = picture else { return wrong("image", "expected a picture in base64") };
+        if !matches!(self.mask, Value::Null) && self.mask != json!("") {
+            return wrong("mask", "not supported here: leave it out");
+        }
+        let name =
+            |net: &PathBuf| net.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let named = self.model.as_deref().filter(|name| !name.eq_ignore_ascii_case("none"));
+        // `control_canny [d14c016b]`
+        let named = named.map(|name| name.split(" [").next().unwrap_or(name));
+        if let Some(named) = named
+            && !nets.is_empty()
+            && nets.get(i).map(name).as_deref() != Some(named)
+        {
+            let names: Vec<_> = nets.iter().map(name).collect();
+            let text = format!("the server's ControlNets are, in this order: {}", names.join(", "));
+            return wrong("model", &text);
+        }
+        let threshold = |given: Option<f64>, default: u16| match given {
+            // -1 stands for what the module takes of itself.
+            None | Some(-1.0) => Some(default),
+            Some(x) if (0.0..=f64::from(u16::MAX)).contains(&x) => Some(x.round() as u16),
+            Some(_) => None,
+        };
+        let preprocessor = match self.module.as_deref().map(str::to_lowercase).as_deref() {
+            None | Some("" | "none") => Preprocessor::AsItIs,
+            Some("canny") => {
+                match (threshold(self.threshold_a, 100), threshold(self.threshold_b, 200)) {
+                    (Some(low), Some(high)) if low <= high => Preprocessor::Canny(low, high),
+                    _ => return wrong("threshold_a", "from 0 to threshold_b"),
+                }
+            }
+            Some(_) => return wrong("module", "none or canny"),
+        };
+        let guess = match &self.control_mode {
+            Value::Null => false,
+            mode if *mode == json!(0) || *mode == json!("Balanced") => false,
+            mode if *mode == json!(2) || *mode == json!("ControlNet is more important") => true,
+            _ => return wrong("control_mode", "Balanced (0) or ControlNet is more important (2)"),
+        };
+        let picture = decoded(UNITS, picture)?;
+        let (scale, start, end) = (self.weight, self.guidance_start, self.guidance_end);
+        Ok((Followed { picture, preprocessor, scale, start, end }, guess))
+    }
+}
+
+/// The pictures that units follow, and whether they do in guess mode.
+fn followed(scripts: Scripts, nets: &[PathBuf]) -> Result<(Vec<Followed>, bool), Fault> {
+    let mut all = Vec::new();
+    for (script, Script { args }) in scripts {
+        if !script.eq_ignore_ascii_case("controlnet") && !args.is_empty() {
+            let text = "not supported here: leave it out";
+            return Err(Fault::field(format!("alwayson_scripts.{script}"), text));
+        }
+        for (i, unit) in args.into_iter().enumerate() {
+            let unit: Unit = serde_json::from_value(unit)
+                .map_err(|error| Fault::field(format!("{UNITS}[{i}]"), error.to_string()))?;
+            if unit.enabled {
+                all.push(unit.followed(i, nets)?);
+            }
+        }
+    }
+    let guess = all.first().is_some_and(|(_, guess)| *guess);
+    if all.iter().any(|(_, other)| *other != guess) {
+        return Err(Fault::field(format!("{UNITS}.control_mode"), "the same for all units"));
+    }
+    Ok((all.into_iter().map(|(followed, _)| followed).collect(), guess))
 }
 
 /// Pictures, and how they were made.
@@ -72,13 +205,17 @@ pub struct Drawn {
 }
 
 /// Fields of ours, as this interface calls them.
-const NAMES: [(&str, &str); 6] = [
+const NAMES: [(&str, &str); 10] = [
     ("guidance_scale", "cfg_scale"),
     ("scheduler", "sampler_name"),
     ("strength", "denoising_strength"),
     ("init_image", "init_images"),
     ("mask_image", "mask"),
     ("num_images", "batch_size"),
+    ("control_image", UNITS),
+    ("control_scale", "alwayson_scripts.controlnet.args.weight"),
+    ("control_start", "alwayson_scripts.controlnet.args.guidance_start"),
+    ("control_end", "alwayson_scripts.controlnet.args.guidance_end"),
 ];
 
 /// Fields that make another picture, and the values with which they do not.
@@ -89,7 +226,6 @@ fn neutral(field: &str, value: &Value) -> bool {
         | "script_name" | "firstpass_image" | "hr_upscaler" | "s_churn" | "s_tmin"
         | "latent_mask" => is(&[Value::Null, json!(false), json!(0), json!(0.0), json!("")]),
         "script_args" | "styles" => is(&[Value::Null, json!([])]),
-        "alwayson_scripts" => is(&[Value::Null, json!({})]),
         "s_noise" => is(&[Value::Null, json!(1), json!(1.0)]),
         "seed_resize_from_w" | "seed_resize_from_h" => is(&[Value::Null, json!(-1), json!(0)]),
         // The whole picture is what is drawn.
@@ -99,7 +235,8 @@ fn neutral(field: &str, value: &Value) -> bool {
 }
 
 impl Pictures {
-    fn asked(mut self) -> Result<(Asked, bool), Fault> {
+    /// `nets`: the server's ControlNets.
+    fn asked(mut self, nets: &[PathBuf]) -> Result<(Asked, bool), Fault> {
         // Without `enable_hr` it says nothing.
         let enlarged = self.rest.get("enable_hr") == Some(&json!(true));
         for (field, value) in &self.rest {
@@ -171,7 +308,17 @@ impl Pictures {
         let many = self.batch_size.unwrap_or(1).checked_mul(self.n_iter.unwrap_or(1));
         let num_images = many.unwrap_or(usize::MAX);
         let mask = mask.map(Mask::White);
-        let asked = Asked { settings, seed, num_images, init, mask, ..Asked::default() };
+        let (controls, guess_mode) = followed(self.alwayson_scripts.unwrap_or_default(), nets)?;
+        let asked = Asked {
+            settings,
+            seed,
+            num_images,
+            init,
+            mask,
+            controls,
+            guess_mode,
+            ..Asked::default()
+        };
         Ok((asked, self.send_images.unwrap_or(true)))
     }
 }
@@ -204,7 +351,7 @@ impl Drop for Listed<'_> {
 }
 
 async fn drawn(app: &Arc<App>, peer: Peer, pictures: Pictures) -> Result<Reply<Drawn>, Fault> {
-    let (asked, send) = pictures.asked()?;
+    let (asked, send) = pictures.asked(&app.about.controlnet)?;
     let ready = app.pictures(asked).await?;
     let (signature, seeds) = (ready.signature.clone(), ready.seeds.clone());
     let wait = Wait {
