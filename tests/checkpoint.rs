@@ -59,7 +59,7 @@ impl Bench {
             TextToImage::load(model, &LoadOptions { supplement, ..LoadOptions::default() })?;
         let settings = case::settings(&self.original.case["arguments"]);
         let seed = self.original.case["seed"].as_u64().unwrap();
-        model.draw(Request { settings, seed, ..Request::default() })
+        model.draw(Request { settings, seed, ..Request::default() })?.rgb()
     }
 }
 

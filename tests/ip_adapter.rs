@@ -109,7 +109,7 @@ fn every_picture_is_seen() -> Result<()> {
         let mut other = one.clone();
         let prompt = other.image_prompt.as_mut().unwrap();
         prompt.picture = Arc::new(image::imageops::flip_vertical(&*prompt.picture));
-        let apart = [model.draw(one.clone())?, model.draw(other.clone())?];
+        let apart = [model.draw(one.clone())?.rgb()?, model.draw(other.clone())?.rgb()?];
         assert!(apart[0] != apart[1], "{guidance}");
         let drawn = generate(&model, vec![one, other], 1)?;
         assert!(drawn.iter().zip(&apart).all(|(a, b)| a.picture == *b), "{guidance}");

@@ -166,7 +166,7 @@ fn what_no_consistency_model_does_is_refused() -> Result<()> {
     assert_eq!(refused(&|request| request.settings.strength = Some(0.05)), "steps");
     let mask = |request: &mut Request| {
         let mut init = (**request.init.as_ref().unwrap()).clone();
-        init.mask = Some(init.image.clone());
+        init.mask = Some(image::RgbImage::new(8, 8));
         request.init = Some(init.into());
     };
     assert_eq!(refused(&mask), "mask_image");

@@ -684,7 +684,7 @@ fn validation_prompts_are_drawn_as_by_the_exported_model() {
                 ..nadir::pipeline::Settings::default()
             };
             let request = Request { settings, seed: 5 + i as u64, ..Request::default() };
-            let drawn = model.draw(request).unwrap();
+            let drawn = model.draw(request).unwrap().rgb().unwrap();
             let shown = run.join(format!("validation/step-00000003-{i:02}.png"));
             assert!(image::open(shown).unwrap().into_rgb8() == drawn, "{name}: {prompt}");
         }

@@ -10,6 +10,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use nadir::Error;
 use nadir::io::checkpoint::Prediction;
 use nadir::io::hub;
+use nadir::io::picture::{Samples, Scale, ShownBands};
 use nadir::nn::lora::Adapter;
 use nadir::pipeline::{Inversion, Preprocessor, Settings};
 use nadir::tensor::DType;
@@ -91,6 +92,9 @@ Examples:
   nadir generate \"a harbour in winter\" -m models/my-sd --ip-adapter ip-adapter_sd15.safetensors \\
       --image-encoder models/image_encoder --ip-image chip.png --ip-scale 0.6
   nadir generate \"a harbour\" -o harbour.tif --bbox 485900,5205627,486540,5206267 --epsg 26914
+  nadir generate \"the same in winter\" --init-image s2.tif --scale 0,10000 --strength 0.5 -o winter.tif
+  nadir generate \"a forest\" -m models/four-bands --samples u16 --scale 0,10000 -o forest.tif
+  nadir generate \"a forest\" -m models/four-bands --preview-bands 3,2,1 -o forest.png
   nadir generate --manifest prompts.jsonl --shard 3/8 --batch 8 -o pictures/
   nadir generate \"16_GOOGLE_LEVEL_a harbour\" -m lcybuaa/Text2Earth -W 256 -H 256
   nadir generate \"a harbour\" -m models/diffusionsat --gsd 1.2m --place 48.85,2.35 --date 2021-07-04
@@ -197,9 +201,32 @@ pub struct Generate {
     #[arg(long, value_name = "CODE", requires = "bbox", help_heading = "Output")]
     pub epsg: Option<u32>,
 
+    #[command(flatten)]
+    pub numbers: Numbers,
+
     /// Only the I-th of N parts of the manifest
     #[arg(long, value_name = "I/N", help_heading = "Output", value_parser = typed::<super::manifest::Shard>)]
     pub shard: Option<super::manifest::Shard>,
+}
+
+/// What the numbers of pictures are in files.
+#[derive(Clone, Copy, Debug, Default, Args)]
+#[command(next_help_heading = "Output")]
+pub struct Numbers {
+    /// Numbers of a GeoTIFF: u8, u16 or f32 [default: those of the raster that it starts from, or u8]
+    #[arg(long, value_name = "TYPE", value_parser = typed::<Samples>)]
+    pub samples: Option<Samples>,
+
+    /// The darkest and the brightest number of rasters of 16 bits or floats, read and written: 0,10000 for reflectances
+    ///
+    /// Of 8 bits these are 0 and 255 always, of floats that are written 0 and 1 unless it is said. A raster of other numbers is
+    /// not drawn from without it.
+    #[arg(long, value_name = "LOW,HIGH", value_parser = typed::<Scale>, allow_hyphen_values = true)]
+    pub scale: Option<Scale>,
+
+    /// Bands that a PNG shows as red, green and blue, counted from 1: for a model of other bands than grey or RGB
+    #[arg(long, value_name = "R,G,B", value_parser = typed::<ShownBands>)]
+    pub preview_bands: Option<ShownBands>,
 }
 
 /// A picture as a prompt.
@@ -427,6 +454,10 @@ pub struct Replay {
     /// The mask, where it has moved since [default: what the picture names]
     #[arg(long, value_name = "FILE", help_heading = "Image to image", alias = "mask")]
     pub mask_image: Option<PathBuf>,
+
+    /// Bands that a PNG shows, of a GeoTIFF that has others than grey or RGB: RED,GREEN,BLUE, counted from 1
+    #[arg(long, value_name = "R,G,B", value_parser = typed::<ShownBands>, help_heading = "Output")]
+    pub preview_bands: Option<ShownBands>,
 
     /// The tokenizer of an original checkpoint, where it has moved since [default: what the picture names]
     #[arg(long, value_name = "FOLDER", help_heading = "Model")]

@@ -7,16 +7,17 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
-use nadir::io::geotiff::{Cog, CogWriter, Georeference, Resampling, SampleKind};
+use nadir::io::geotiff::{Cog, CogWriter, Georeference, Resampling, picture};
+use nadir::io::picture::{Picture, Samples, Scale, ShownBands};
 use nadir::io::{atomic, png};
 use nadir::nn::lora::Adapter;
 use nadir::noise::NoiseSource;
-use nadir::pipeline::canvas::{self, Canvas, Job, News, Plan, Regions, State, Window};
+use nadir::pipeline::canvas::{self, Canvas, Job, News, Plan, Regions, State, Tiles, Window};
 use nadir::pipeline::{LoadOptions, Request, Settings, TextToImage};
 use nadir::tensor::DType;
 use nadir::{Error, Result};
 
-use super::args::{Execution, Original, adapter, typed};
+use super::args::{Execution, Numbers, Original, adapter, typed};
 use super::manifest::Shard;
 use super::model::Model;
 use super::progress::Progress;
@@ -43,6 +44,7 @@ Examples:
   nadir scene \"a river\" -W 8192 -H 8192 --shard 3/8 -o shared/river.tif
   nadir scene \"pasture\" -W 2048 -H 2048 --regions areas.geojson --bbox 10,50,10.2,50.2 --epsg 4326 -o land.tif
   nadir scene -W 2048 -H 2048 --labels classes.png --prompts classes.toml -o land.png
+  nadir scene \"a forest\" -m models/four-bands -W 2048 -H 2048 --samples u16 --scale 0,10000 -o forest.tif
 
 A pixel follows from its place, the seed and what is asked, and from nothing else: --window draws exactly that cut of the
 scene, and it does not matter how many processes are at work or in which order. Windows and tiles that are done lie in
@@ -61,6 +63,9 @@ pub struct Scene {
     #[arg(short, long, value_name = "FILE", help_heading = "Output")]
     output: PathBuf,
 
+    #[command(flatten)]
+    numbers: Numbers,
+
     /// Draw only the I-th of N bands of it; who is last puts the picture together
     #[arg(long, value_name = "I/N", help_heading = "Output", value_parser = typed::<Shard>)]
     shard: Option<Shard>,
@@ -78,7 +83,7 @@ pub struct Scene {
     #[arg(long, value_name = "PIXELS", help_heading = "Canvas")]
     overlap: Option<usize>,
 
-    /// Where the canvas lies: west,south,east,north, in units of --epsg; for a .tif file
+    /// Where the canvas lies: west,south,east,north, in units of --epsg; for a .tif file [default: where --labels lie]
     #[arg(long, value_name = "BOX", value_delimiter = ',', num_args = 1, requires = "epsg")]
     #[arg(allow_hyphen_values = true, help_heading = "Place")]
     bbox: Option<Vec<f64>>,
@@ -189,6 +194,9 @@ pub fn run(args: Scene) -> anyhow::Result<()> {
         let expected = "a .tif file, which can say where it lies";
         return Err(Error::argument("output", args.output.display(), expected).into());
     }
+    let Numbers { samples, scale, preview_bands } = args.numbers;
+    draw::check_form(samples, preview_bands, format == Format::Tiff)?;
+    let scale = samples.unwrap_or_default().own_scale(scale)?;
     let mut settings = args.settings.clone();
     refuse(&settings)?;
     let canvas = Canvas {
@@ -199,7 +207,7 @@ pub fn run(args: Scene) -> anyhow::Result<()> {
     };
     settings.prompt = args.prompt.clone().unwrap_or_default();
     settings.check()?;
-    let place = place(&args, &canvas)?;
+    let place = place(&args, format, &canvas)?;
     let regions = regions(&args, &canvas, place.as_ref())?;
     limits::set_threads(args.execution.threads)?;
     let mut progress = Progress::new(args.execution.quiet);
@@ -252,7 +260,33 @@ pub fn run(args: Scene) -> anyhow::Result<()> {
     ] {
         record[name] = value;
     }
-    let state = State::open(&args.output, &record)?;
+    // Only what is said: scenes that were begun before go on.
+    for (name, value) in [
+        ("samples", args.numbers.samples.map(|samples| samples.to_string())),
+        ("scale", args.numbers.scale.map(|scale| scale.to_string())),
+        ("preview_bands", args.numbers.preview_bands.map(|bands| bands.to_string())),
+        (
+            "place",
+            place
+                .as_ref()
+                .filter(|_| args.bbox.is_none())
+                .map(|place| format!("{:?}", place.transform)),
+        ),
+    ] {
+        if let Some(value) = value {
+            record[name] = json!(value);
+        }
+    }
+    let samples = args.numbers.samples.unwrap_or_default();
+    let bands = pipeline.bands();
+    let tiles = match format {
+        Format::Tiff if samples != Samples::U8 || bands != 3 => Tiles::Numbers { bands },
+        _ => {
+            ShownBands::of(args.numbers.preview_bands, bands)?;
+            Tiles::Shown(args.numbers.preview_bands)
+        }
+    };
+    let state = State::open(&args.output, &record, tiles)?;
     let shard = args.shard.unwrap_or(Shard { index: 0, count: 1 });
     let job = Job {
         model: &pipeline,
@@ -299,7 +333,8 @@ pub fn run(args: Scene) -> anyhow::Result<()> {
         }
         if let Some(claim) = state.claim_picture()? {
             progress.busy("putting the picture together");
-            write(&args.output, format, &plan, &state, place, &record)?;
+            let numbers = (tiles, samples, scale);
+            write(&args.output, format, &plan, &state, numbers, place, &record)?;
             state.finish()?;
             drop(claim);
             progress.print(args.output.display());
@@ -350,9 +385,14 @@ fn check_regions(model: &TextToImage, regions: &Regions, base: &Settings) -> Res
     Ok(())
 }
 
-/// Where the canvas lies.
-fn place(args: &Scene, canvas: &Canvas) -> Result<Option<Georeference>> {
-    let (Some(bbox), Some(epsg)) = (&args.bbox, args.epsg) else { return Ok(None) };
+/// Where the canvas lies: where it is said to, or where the labels do that are stretched over it.
+fn place(args: &Scene, format: Format, canvas: &Canvas) -> Result<Option<Georeference>> {
+    let (Some(bbox), Some(epsg)) = (&args.bbox, args.epsg) else {
+        return match (&args.labels, format) {
+            (Some(labels), Format::Tiff) => picture::place(labels, canvas.width, canvas.height),
+            _ => Ok(None),
+        };
+    };
     Georeference::from_bbox(super::args::bbox(bbox)?, epsg, canvas.width, canvas.height).map(Some)
 }
 
@@ -375,6 +415,7 @@ fn write(
     format: Format,
     plan: &Plan,
     state: &State,
+    (tiles, samples, scale): (Tiles, Samples, Scale),
     place: Option<Georeference>,
     record: &Value,
 ) -> Result<()> {
@@ -388,14 +429,29 @@ fn write(
             })
         }
         Format::Tiff => {
+            let bands = match tiles {
+                Tiles::Shown(_) => 3,
+                Tiles::Numbers { bands } => bands,
+            };
             let cog = Cog {
                 georeference: place.map(|place| place.part(part.x as f64, part.y as f64, 1.0)),
                 metadata: vec![("NADIR_SCENE".to_owned(), text)],
                 resampling: Resampling::Average,
-                ..Cog::new(part.width, part.height, 3, SampleKind::U8)
+                ..Cog::new(part.width, part.height, bands, samples.kind())
             };
             let mut writer = CogWriter::create(path, cog, true)?;
-            canvas::assemble(plan, state, &mut |rows| writer.write_rows(rows))?;
+            match tiles {
+                Tiles::Shown(_) => {
+                    canvas::assemble(plan, state, &mut |rows| writer.write_rows(rows))?;
+                }
+                Tiles::Numbers { bands } => {
+                    canvas::assemble_numbers(plan, state, &mut |rows| {
+                        let size = [rows.len() / bands / part.width, part.width, bands];
+                        let rows = Picture::new(size, rows.to_vec(), None)?;
+                        writer.write_rows(&rows.numbers(samples, scale))
+                    })?;
+                }
+            }
             writer.finish()
         }
     }

@@ -3,8 +3,7 @@
 use std::fmt::Display;
 use std::time::Duration;
 
-use image::RgbImage;
-
+use nadir::io::picture::Picture;
 use nadir::pipeline::pace::{Pace, Size};
 use nadir::pipeline::plan::{self, Choice, Plan, Target};
 use nadir::pipeline::{Request, Settings, TextToImage};
@@ -95,7 +94,7 @@ pub fn plan(
     limits: Limits,
     pipeline: &TextToImage,
     like: &Request,
-    keep: &mut dyn FnMut(&RgbImage) -> Result<()>,
+    keep: &mut dyn FnMut(&Picture) -> Result<()>,
 ) -> Result<(Plan, Option<&'static str>)> {
     let own = limits.choice(pipeline, like)?;
     let pace = plan::calibrate(pipeline, like, own.batch, keep)?;

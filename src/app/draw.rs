@@ -2,18 +2,19 @@
 
 use std::fmt::Display;
 use std::io::Write;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use image::RgbImage;
 
-use nadir::io::geotiff::{self, Georeference};
+use nadir::io::geotiff::{Georeference, SampleKind, picture};
+use nadir::io::picture::{Picture, Samples, ShownBands};
 use nadir::io::raster::{Levels, Raster};
 use nadir::nn::lora;
 use nadir::pipeline::plan::{Target, Timings};
 use nadir::pipeline::{
-    Control, Event, ImagePrompt, InitImage, LoadOptions, SIZE_STEP, SlotId, TextToImage, Warning,
+    Control, Event, ImagePrompt, InitImage, InitPixels, LoadOptions, SIZE_STEP, SlotId,
+    TextToImage, Warning,
 };
 use nadir::tensor::{Device, cuda};
 use nadir::{Error, Result, io};
@@ -55,10 +56,13 @@ pub fn draw(drawing: Drawing) -> anyhow::Result<()> {
     let target = time.target()?;
     destination.check(&pictures(&recipe, separately, grid))?;
     check_place(&recipe, &destination)?;
+    // Of a grid that is one too these are the bands.
+    let shown = recipe.preview_bands.filter(|_| !grid);
+    check_form(recipe.samples, shown, destination.is_geotiff())?;
     limits::set_threads(execution.threads)?;
     let progress = Progress::new(execution.quiet);
     let mut sampler = model.sampler_name(recipe.settings.scheduler.as_deref())?;
-    let init = read_init(&mut recipe, &progress)?.map(Arc::new);
+    let init = read_init(&mut recipe, &destination, &progress)?.map(Arc::new);
     let controls = read_controls(&mut recipe, &progress)?;
     let image_prompt = read_image_prompt(&mut recipe, &progress)?;
     let device = choose_device(&execution.device, |line| progress.say(line))?;
@@ -112,12 +116,12 @@ pub fn draw(drawing: Drawing) -> anyhow::Result<()> {
         recipe.seed
     ));
 
-    let form = form(&recipe, &destination, &progress)?;
+    let form = form(&recipe, &destination, (pipeline.bands(), grid), &progress)?;
     if let Some(target) = target {
         progress.busy("measuring this machine");
         let texts = if metadata { Vec::from(recipe.texts(&sampler)?) } else { Vec::new() };
         let mut keep =
-            |picture: &RgbImage| destination.rehearse(|out| form.encode(out, picture, &texts));
+            |picture: &Picture| destination.rehearse(|out| form.encode(out, picture, &texts));
         let (from, follow, prompt) = (init.clone(), controls.clone(), image_prompt.clone());
         let like = recipe.requests(from, follow, prompt, interrupt::switch()).next();
         let like = like.unwrap_or_default();
@@ -218,7 +222,7 @@ impl Session<'_> {
                     self.clock = Instant::now();
                 }
                 if self.grid {
-                    self.pictures.push(picture);
+                    self.pictures.push(picture.shown(self.recipe.preview_bands)?);
                 }
             }
             // One picture's numbers say nothing about those of others.
@@ -261,16 +265,18 @@ impl Session<'_> {
         }
         let Recipe { seed, num_images, .. } = *self.recipe;
         let which = if self.separately { Which::Grid { seed } } else { Which::Only { seed } };
-        self.write(which, &io::image::grid(&self.pictures)?, seed, num_images)
+        let grid = Picture::of_rgb(&io::image::grid(&self.pictures)?)?;
+        self.write(which, &grid, seed, num_images)
     }
 
-    fn write(&self, which: Which, image: &RgbImage, seed: u64, num_images: usize) -> Result<()> {
+    fn write(&self, which: Which, image: &Picture, seed: u64, num_images: usize) -> Result<()> {
         let recipe = Recipe { seed, num_images, ..self.recipe.clone() };
         let texts =
             if self.metadata { Vec::from(recipe.texts(&self.sampler)?) } else { Vec::new() };
         let form = match &self.form {
-            // A grid of pictures lies nowhere.
-            Form::GeoTiff(_) if num_images > 1 => &Form::GeoTiff(None),
+            // A grid of pictures lies nowhere, and is of the bands that are shown.
+            Form::GeoTiff(_) if num_images > 1 => &Form::GeoTiff(picture::Form::plain(None)),
+            Form::Png(_) if num_images > 1 => &Form::Png(None),
             form => form,
         };
         let path = self.destination.save(which, |out| form.encode(out, image, &texts))?;
@@ -283,24 +289,25 @@ impl Session<'_> {
 
 /// What pictures are written as.
 enum Form {
-    Png,
-    /// That lies somewhere, or nowhere.
-    GeoTiff(Option<Georeference>),
+    /// Of the bands that are named, if they are.
+    Png(Option<ShownBands>),
+    GeoTiff(picture::Form),
 }
 
 impl Form {
     fn encode(
         &self,
         out: &mut dyn Write,
-        image: &RgbImage,
+        image: &Picture,
         texts: &[(&str, String)],
     ) -> std::io::Result<()> {
         match self {
-            Self::Png => {
+            Self::Png(bands) => {
+                let image = image.shown(*bands).map_err(std::io::Error::other)?;
                 let texts: Vec<_> = texts.iter().map(|(k, text)| (*k, text.as_str())).collect();
-                io::png::encode(out, image, &texts)
+                io::png::encode(out, &image, &texts)
             }
-            Self::GeoTiff(place) => geotiff::picture::encode(out, image, place.as_ref(), texts),
+            Self::GeoTiff(form) => picture::encode(out, image, form, texts),
         }
     }
 }
@@ -319,24 +326,67 @@ fn check_place(recipe: &Recipe, destination: &Destination) -> Result<()> {
     Georeference::from_bbox(bbox, epsg, 1, 1).map(drop)
 }
 
-/// What the pictures of a recipe are written as: where it says they lie, or where the picture lies that they start from.
-fn form(recipe: &Recipe, destination: &Destination, progress: &Progress) -> Result<Form> {
-    if !destination.is_geotiff() {
-        return Ok(Form::Png);
+/// What can be said of a picture's numbers and bands before the model is known.
+///
+/// # Errors
+/// `Argument`: a PNG of other numbers than 8 bits, a GeoTIFF of some bands.
+pub fn check_form(
+    samples: Option<Samples>,
+    bands: Option<ShownBands>,
+    is_geotiff: bool,
+) -> Result<()> {
+    match (is_geotiff, samples, bands) {
+        (true, _, Some(bands)) => {
+            let expected = "none: a GeoTIFF keeps all bands; a PNG shows three";
+            Err(Error::argument("preview_bands", bands, expected))
+        }
+        (false, Some(samples), _) if samples != Samples::U8 => {
+            let expected = "u8 of a PNG: other numbers are kept by a GeoTIFF, -o NAME.tif";
+            Err(Error::argument("samples", samples, expected))
+        }
+        _ => Ok(()),
     }
+}
+
+/// What the pictures of a recipe are written as: where it says they lie, or where the picture lies that they start from.
+fn form(
+    recipe: &Recipe,
+    destination: &Destination,
+    (bands, grid): (usize, bool),
+    progress: &Progress,
+) -> Result<Form> {
+    if !destination.is_geotiff() || grid {
+        // What it shows of them.
+        ShownBands::of(recipe.preview_bands, bands)?;
+    }
+    if !destination.is_geotiff() {
+        return Ok(Form::Png(recipe.preview_bands));
+    }
+    let samples = recipe.samples.unwrap_or_default();
+    let (scale, place) = (samples.scale(recipe.scale)?, place(recipe, progress)?);
+    Ok(Form::GeoTiff(picture::Form { samples, scale, place }))
+}
+
+/// Where the pictures of a recipe lie.
+fn place(recipe: &Recipe, progress: &Progress) -> Result<Option<Georeference>> {
     let size = [recipe.settings.width, recipe.settings.height];
     let [width, height] = size.map(Option::unwrap_or_default);
     if let (Some(bbox), Some(epsg)) = (recipe.bbox, recipe.epsg) {
-        return Georeference::from_bbox(bbox, epsg, width, height).map(Some).map(Form::GeoTiff);
+        return Georeference::from_bbox(bbox, epsg, width, height).map(Some);
     }
-    let Some(init) = &recipe.init_image else { return Ok(Form::GeoTiff(None)) };
-    let place = geotiff::picture::place(&init.path, width, height)?;
+    let Some(init) = &recipe.init_image else { return Ok(None) };
+    let mut place = None;
+    for source in std::iter::once(init).chain(&recipe.mask_image) {
+        if place.is_none() {
+            place = picture::place(&source.path, width, height)?;
+        }
+    }
     if place.is_none() {
         let source = init.path.display();
         progress
             .warn(&format!("{source} does not say where it lies, and neither will the picture"));
     }
-    Ok(Form::GeoTiff(place))
+    Ok(place)
 }
 
 /// What will be written: of several pictures the one with the longest name.
@@ -373,16 +423,10 @@ pub(super) fn choose_device(request: &str, say: impl FnOnce(&str)) -> Result<Dev
     Ok(device)
 }
 
-/// A picture that is drawn from; rasters that would look dark or have holes are none.
-fn open_picture(path: &Path) -> Result<RgbImage> {
-    geotiff::picture::check(path)?;
-    io::image::open(path)
-}
-
 /// Reads the picture that is a prompt.
 fn read_image_prompt(recipe: &mut Recipe, progress: &Progress) -> Result<Option<ImagePrompt>> {
     let Some(source) = &mut recipe.ip_image else { return Ok(None) };
-    let picture = open_picture(&source.path)?;
+    let picture = io::image::open(&source.path)?;
     replace_checksum(&mut source.hash, checksum(&picture), source.path.display(), progress);
     let scale = recipe.ip_scale.unwrap_or(1.0);
     let prompt = ImagePrompt { picture: Arc::new(picture), scale };
@@ -391,24 +435,72 @@ fn read_image_prompt(recipe: &mut Recipe, progress: &Progress) -> Result<Option<
 }
 
 /// Reads what the recipe starts from, and fills in what follows from it.
-fn read_init(recipe: &mut Recipe, progress: &Progress) -> Result<Option<InitImage>> {
-    let read = |source: &mut Source| {
-        let image = open_picture(&source.path)?;
+fn read_init(
+    recipe: &mut Recipe,
+    destination: &Destination,
+    progress: &Progress,
+) -> Result<Option<InitImage>> {
+    let replace = |source: &mut Source, found: String| {
         let what = source.path.display();
-        replace_checksum(&mut source.hash, checksum(&image), what, progress);
-        Ok::<_, Error>(image)
+        replace_checksum(&mut source.hash, found, what, progress);
     };
-    let mask = recipe.mask_image.as_mut().map(read).transpose()?;
-    let Some(source) = &mut recipe.init_image else { return Ok(None) };
-    let image = read(source)?;
-    // As in diffusers: the size is that of the picture to start from.
-    let whole = |side: u32| (side as usize / SIZE_STEP).max(1) * SIZE_STEP;
-    let settings = &mut recipe.settings;
-    settings.width.get_or_insert(whole(image.width()));
-    settings.height.get_or_insert(whole(image.height()));
-    // Its defaults for image to image and for inpainting.
-    settings.strength.get_or_insert(if mask.is_some() { 1.0 } else { 0.8 });
-    Ok(Some(InitImage { image, mask }))
+    let mask = match &mut recipe.mask_image {
+        None => None,
+        Some(source) => {
+            let mask = io::image::open(&source.path)?;
+            replace(source, checksum(&mask));
+            Some(mask)
+        }
+    };
+    let mut raster = None;
+    let mut init = None;
+    if let Some(source) = &mut recipe.init_image {
+        raster = picture::raster(&source.path)?;
+        let (image, [width, height]) = if raster.is_some() {
+            let image = picture::read(&source.path, recipe.scale)?;
+            replace(source, checksum_of_numbers(&image));
+            let size = [image.width(), image.height()];
+            (InitPixels::Bands(image), size)
+        } else {
+            let image = io::image::open(&source.path)?;
+            replace(source, checksum(&image));
+            let size = [image.width() as usize, image.height() as usize];
+            (image.into(), size)
+        };
+        // As in diffusers: the size is that of the picture to start from.
+        let whole = |side: usize| (side / SIZE_STEP).max(1) * SIZE_STEP;
+        let settings = &mut recipe.settings;
+        settings.width.get_or_insert(whole(width));
+        settings.height.get_or_insert(whole(height));
+        // Its defaults for image to image and for inpainting.
+        settings.strength.get_or_insert(if mask.is_some() { 1.0 } else { 0.8 });
+        init = Some(InitImage { image, mask });
+    }
+    settle_numbers(recipe, destination, raster)?;
+    if let (true, Some(InitImage { image: InitPixels::Bands(image), .. })) =
+        (destination.is_geotiff(), &init)
+        && let Some(nodata) = image.nodata()
+    {
+        picture::check_nodata(recipe.samples.unwrap_or_default(), nodata.value)?;
+    }
+    Ok(init)
+}
+
+/// What numbers are written: those of the raster that a picture starts from, unless others were asked for.
+fn settle_numbers(
+    recipe: &mut Recipe,
+    destination: &Destination,
+    raster: Option<SampleKind>,
+) -> Result<()> {
+    if let (true, None, Some(kind)) = (destination.is_geotiff(), recipe.samples, raster) {
+        recipe.samples = Some(Samples::like(kind));
+    }
+    let samples = recipe.samples.unwrap_or_default();
+    match raster {
+        Some(kind) if kind != SampleKind::U8 => samples.scale(recipe.scale),
+        _ => samples.own_scale(recipe.scale),
+    }
+    .map(drop)
 }
 
 /// Reads what ControlNets follow, and fills in the size: as in diffusers that of the first.
@@ -453,6 +545,20 @@ pub fn checksum(image: &RgbImage) -> String {
     let mut sum = crc32fast::Hasher::new();
     sum.update(&image.width().to_le_bytes());
     sum.update(image.as_raw());
+    format!("{:08x}", sum.finalize())
+}
+
+/// Tells pictures of any bands apart, likewise.
+fn checksum_of_numbers(picture: &Picture) -> String {
+    let mut sum = crc32fast::Hasher::new();
+    for side in [picture.height(), picture.width(), picture.bands()] {
+        sum.update(&(side as u32).to_le_bytes());
+    }
+    picture.values().iter().for_each(|value| sum.update(&value.to_le_bytes()));
+    if let Some(nodata) = picture.nodata() {
+        sum.update(&nodata.value.to_le_bytes());
+        nodata.missing.iter().for_each(|missing| sum.update(&[u8::from(*missing)]));
+    }
     format!("{:08x}", sum.finalize())
 }
 

@@ -49,6 +49,9 @@ pub fn run(args: args::Generate) -> anyhow::Result<()> {
         ip_scale: args.image_prompt.ip_scale,
         bbox,
         epsg: args.epsg,
+        samples: args.numbers.samples,
+        scale: args.numbers.scale,
+        preview_bands: args.numbers.preview_bands,
         lora: args.lora.into_iter().map(Lora::from).collect(),
         embedding: Embedding::all(&args.embedding)?,
         ..Recipe::new(model.name.clone(), Settings { prompt, ..args.settings }, seed)

@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use nadir::io::claim::Claim;
+use nadir::io::geotiff::{Georeference, picture};
+use nadir::io::picture::{Picture, ShownBands};
 use nadir::io::{atomic, png};
 use nadir::pipeline::manifest::{self, Row};
 use nadir::pipeline::{Event, LoadOptions, Request, Run, SlotId, TextToImage};
@@ -92,6 +94,7 @@ pub fn run(args: args::Generate, manifest: &Path) -> anyhow::Result<()> {
         let expected = "a folder, for the pictures of a manifest";
         return Err(Error::argument("output", folder.display(), expected).into());
     };
+    args.numbers.samples.unwrap_or_default().own_scale(args.numbers.scale)?;
     let seed = match args.seed {
         Some(Seed::Number(seed)) => seed,
         Some(Seed::Random) | None => 0,
@@ -128,12 +131,18 @@ pub fn run(args: args::Generate, manifest: &Path) -> anyhow::Result<()> {
         vae: args.vae,
         lora,
         embedding: Embedding::all(&args.embedding)?,
+        samples: args.numbers.samples,
+        scale: args.numbers.scale,
+        preview_bands: args.numbers.preview_bands,
         dtype,
         device: device.to_string(),
         ..Recipe::new(model.name.clone(), args.settings, 0)
     };
     let own = |number: &usize| number % shard.count == shard.index;
     let wanted = wanted(manifest, &pipeline, &base, &rows, own)?;
+    if wanted.iter().any(|wanted| !is_raster(&wanted.recipe)) {
+        ShownBands::of(base.preview_bands, pipeline.bands())?;
+    }
     // 3. the pictures
     let claims = folder.join(CLAIMS);
     fs::create_dir_all(&claims).map_err(|e| Error::io(&claims, e))?;
@@ -169,12 +178,17 @@ fn wanted(
     let mut wanted: Vec<Wanted> = Vec::new();
     let mut known = BTreeMap::new();
     for number in (0..rows.len()).filter(own) {
-        let Row { settings, seed, .. } = &rows[number];
+        let Row { settings, seed, bbox, epsg, .. } = &rows[number];
         let prepare = || {
             let settings = pipeline.resolve(settings)?;
             pipeline.sampler(&Request { settings: settings.clone(), ..Request::default() })?;
             let size = pipeline.size(&settings)?;
-            let recipe = Recipe { settings, seed: *seed, ..base.clone() };
+            let mut recipe =
+                Recipe { settings, seed: *seed, bbox: *bbox, epsg: *epsg, ..base.clone() };
+            place(&recipe, size)?;
+            if is_raster(&recipe) {
+                recipe.preview_bands = None;
+            }
             Ok((name(&recipe)?, recipe, size))
         };
         let (name, recipe, size) = prepare().map_err(|error: Error| {
@@ -199,6 +213,16 @@ fn wanted(
     Ok(wanted)
 }
 
+/// Whether a picture is a GeoTIFF: one that lies somewhere, or whose numbers were named.
+fn is_raster(recipe: &Recipe) -> bool {
+    recipe.bbox.is_some() || recipe.samples.is_some()
+}
+
+fn place(recipe: &Recipe, (width, height): (usize, usize)) -> Result<Option<Georeference>> {
+    let (Some(bbox), Some(epsg)) = (recipe.bbox, recipe.epsg) else { return Ok(None) };
+    Georeference::from_bbox(bbox, epsg, width, height).map(Some)
+}
+
 /// A picture's name: of all that it depends on, and of nothing else, as where the model lies.
 fn name(recipe: &Recipe) -> Result<String> {
     let lora = |lora: &Lora| Lora { path: PathBuf::new(), ..lora.clone() };
@@ -217,7 +241,7 @@ fn name(recipe: &Recipe) -> Result<String> {
     let json = serde_json::to_vec(&essence).map_err(|e| Error::io("recipe", e.into()))?;
     let digest = Sha256::digest(json);
     let hex: String = digest[..12].iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(format!("{hex}.png"))
+    Ok(format!("{hex}.{}", if is_raster(recipe) { "tif" } else { "png" }))
 }
 
 struct Work<'a> {
@@ -278,13 +302,28 @@ impl Work<'_> {
                 let sampler =
                     self.model.sampler_name(wanted.recipe.settings.scheduler.as_deref())?;
                 let texts = wanted.recipe.texts(&sampler)?;
-                let texts = texts.each_ref().map(|(keyword, text)| (*keyword, text.as_str()));
-                png::write(claim.path(), &result?, &texts)?;
+                write(claim.path(), &result?, wanted, &texts)?;
                 self.written += 1;
                 self.progress.print(claim.path().display());
             }
         }
     }
+}
+
+fn write(
+    path: &Path,
+    picture: &Picture,
+    wanted: &Wanted,
+    texts: &[(&'static str, String)],
+) -> Result<()> {
+    let recipe = &wanted.recipe;
+    if is_raster(recipe) {
+        let samples = recipe.samples.unwrap_or_default();
+        let (scale, place) = (samples.scale(recipe.scale)?, place(recipe, wanted.size)?);
+        return picture::write(path, picture, &picture::Form { samples, scale, place }, texts);
+    }
+    let texts: Vec<_> = texts.iter().map(|(keyword, text)| (*keyword, text.as_str())).collect();
+    png::write(path, &picture.shown(recipe.preview_bands)?, &texts)
 }
 
 fn by_size<'w>(wanted: &[&'w Wanted]) -> Vec<VecDeque<&'w Wanted>> {
@@ -303,6 +342,9 @@ fn write_index(folder: &Path, shard: Shard, rows: &[Row], wanted: &[Wanted]) -> 
                 "file_name": wanted.name, "text": row.settings.prompt, "seed": row.seed,
                 "row": number + 1,
             });
+            if let (Some(bbox), Some(epsg)) = (row.bbox, row.epsg) {
+                (line["bbox"], line["epsg"]) = (json!(bbox), json!(epsg));
+            }
             for (name, value) in &row.rest {
                 line[name] = value.clone();
             }

@@ -325,6 +325,7 @@ impl Looking<'_> {
         let options =
             LoadOptions { device, supplement: model.supplement.clone(), ..LoadOptions::default() };
         let pipeline = TextToImage::load(&model.folder, &options)?;
+        pipeline.require_rgb()?;
         let size = pipeline.default_size();
         let size = [size.0 as u32, size.1 as u32];
         let name = format!("{count} pictures drawn by {}", model.name);
@@ -359,7 +360,7 @@ impl Looking<'_> {
         };
         pipeline.generate(requests, self.batch.min(count), &mut |event| {
             if let Event::Finished { slot, result } = event {
-                waiting.push((slot.0, result?));
+                waiting.push((slot.0, result?.rgb()?));
                 progress.step();
                 if waiting.len() >= self.batch {
                     see(&mut waiting)?;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use nadir::io::checkpoint::Prediction;
 use nadir::io::geotiff::picture;
+use nadir::io::picture::{Samples, Scale, ShownBands};
 use nadir::io::png::{self, Parameters};
 use nadir::nn::lora::Adapter;
 use nadir::pipeline::{
@@ -84,6 +85,15 @@ pub struct Recipe {
     pub bbox: Option<[f64; 4]>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epsg: Option<u32>,
+    /// What the numbers of a GeoTIFF are.
+    #[serde(default, with = "nadir::io::as_text::option", skip_serializing_if = "Option::is_none")]
+    pub samples: Option<Samples>,
+    /// What the numbers of rasters that are read and written are to the model, but for those of 8 bits.
+    #[serde(default, with = "nadir::io::as_text::option", skip_serializing_if = "Option::is_none")]
+    pub scale: Option<Scale>,
+    /// Bands that a PNG shows.
+    #[serde(default, with = "nadir::io::as_text::option", skip_serializing_if = "Option::is_none")]
+    pub preview_bands: Option<ShownBands>,
     /// What this version does not know.
     #[serde(flatten, skip_serializing)]
     pub unknown: serde_json::Map<String, serde_json::Value>,
@@ -201,6 +211,9 @@ impl Recipe {
             ip_scale: None,
             bbox: None,
             epsg: None,
+            samples: None,
+            scale: None,
+            preview_bands: None,
             unknown: serde_json::Map::new(),
         }
     }
@@ -387,6 +400,9 @@ mod tests {
                 hash: "1234".into(),
             }],
             guess_mode: true,
+            samples: Some(Samples::U16),
+            scale: "0,10000.5".parse().ok(),
+            preview_bands: "3,2,1".parse().ok(),
             embedding: vec![Embedding {
                 path: "words/coast.safetensors".into(),
                 token: "<coast>".into(),

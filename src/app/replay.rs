@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use nadir::Error;
+use nadir::io::geotiff::picture;
 
 use super::args;
 use super::destination::Destination;
@@ -52,6 +53,16 @@ pub fn run(args: args::Replay) -> anyhow::Result<()> {
         return Ok(());
     }
     let destination = Destination::resolve(args.output.as_deref())?;
+    if destination.is_geotiff() && recipe.num_images == 1 {
+        recipe.preview_bands = None;
+    } else if args.preview_bands.is_some() {
+        // A look at what has other numbers, or more bands.
+        (recipe.preview_bands, recipe.samples) = (args.preview_bands, None);
+        let init = recipe.init_image.as_ref();
+        if init.map(|init| picture::raster(&init.path)).transpose()?.flatten().is_none() {
+            recipe.scale = None;
+        }
+    }
     let original =
         args::Original { tokenizer: recipe.tokenizer.clone(), prediction: recipe.prediction };
     let model = Model::find(Some(&recipe.model))?.with(&original);

@@ -202,6 +202,7 @@ pub fn run(args: Synthesize) -> anyhow::Result<()> {
     limits::check_memory(&model, &options, &recipe, settings.batch, false)?;
     progress.busy(&format!("loading {}", model.name));
     let pipeline = TextToImage::load(&model.folder, &options)?;
+    pipeline.require_rgb()?;
     pipeline.notes().iter().for_each(|note| progress.warn(note));
     settings.picture = pipeline.resolve(&settings.picture)?;
     recipe.model_hash = pipeline.fingerprint().to_owned();

@@ -7,9 +7,11 @@ use std::path::Path;
 use ::image::metadata::Orientation;
 use ::image::{ColorType, DynamicImage, ImageDecoder, ImageReader, Limits};
 
-use super::{caught, read_bounded};
+use super::picture::Picture;
+use super::raster::is_tiff;
+use super::{caught, geotiff, read_bounded};
 use crate::error::{Error, Result};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 
 pub use ::image::RgbImage;
 
@@ -24,14 +26,15 @@ const MAX_FILE: u64 = 1 << 29;
 
 /// Reads a PNG, JPEG, WebP, BMP or TIFF as RGB: transparency is dropped, the camera's orientation applied.
 ///
-/// Levels of 16 bits are scaled by 255 / 65535 and rounded, so that white stays white: a raster that uses a part of the
-/// range only (reflectances up to 10,000) comes out dark, and has to be stretched before. Floats count from 0 to 1.
+/// A TIFF is read where it is a picture as it is, of 8 bits: see [`geotiff::picture::check`]. Levels of 16 bits in a PNG are
+/// scaled by 255 / 65535 and rounded, so that white stays white.
 ///
 /// JPEG leaves the last bits to the decoder: against Pillow's, 93 % of levels are the same and the others within 4.
 /// Start from a PNG where a picture has to be diffusers' to the bit.
 ///
 /// # Errors
-/// The file is missing, of another kind, damaged, larger than 16,384 pixels a side, or would take more than 1 GiB.
+/// The file is missing, of another kind, damaged, larger than 16,384 pixels a side, or would take more than 1 GiB; a TIFF of
+/// other numbers or bands, or with pixels without data.
 pub fn open(path: impl AsRef<Path>) -> Result<RgbImage> {
     let path = path.as_ref();
     decode(&read_bounded(path, MAX_FILE)?, path)
@@ -42,6 +45,7 @@ pub fn open(path: impl AsRef<Path>) -> Result<RgbImage> {
 /// # Errors
 /// As for [`open`].
 pub fn decode(bytes: &[u8], origin: &Path) -> Result<RgbImage> {
+    geotiff::picture::check(bytes, origin)?;
     let run = || -> ::image::ImageResult<std::result::Result<RgbImage, String>> {
         let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
         let mut limits = Limits::default();
@@ -51,6 +55,10 @@ pub fn decode(bytes: &[u8], origin: &Path) -> Result<RgbImage> {
         let mut decoder = reader.into_decoder()?;
         let orientation = decoder.orientation()?;
         let (width, height) = decoder.dimensions();
+        let eight = [ColorType::L8, ColorType::La8, ColorType::Rgb8, ColorType::Rgba8];
+        if is_tiff(bytes) && !eight.contains(&decoder.color_type()) {
+            return Ok(Err(format!("a TIFF of {:?}, not of 8 bits", decoder.color_type())));
+        }
         let rgb = u64::from(width) * u64::from(height) * 3;
         // As it is stored, turned, and as RGB of 8 bits: one of the three where it is stored so and upright.
         let stored = decoder.total_bytes();
@@ -86,6 +94,21 @@ pub fn to_tensor(image: &RgbImage) -> Result<Tensor> {
     Tensor::from_vec(values, [1, h, w, 3])
 }
 
+/// As [`to_tensor`], of its luma (ITU-R BT.601): [1, H, W, 1], of a grey picture its levels.
+///
+/// # Errors
+/// The picture is empty.
+pub fn to_grey_tensor(image: &RgbImage) -> Result<Tensor> {
+    let (w, h) = (image.width() as usize, image.height() as usize);
+    let value = |p: &[u8; 3]| 2.0 * (luma(p) as f32 / 255.0) - 1.0;
+    Tensor::from_vec(image.as_raw().as_chunks().0.iter().map(value).collect(), [1, h, w, 1])
+}
+
+/// Pillow's "L": weights in 16-bit fixed point.
+fn luma(p: &[u8; 3]) -> u32 {
+    (u32::from(p[0]) * 19595 + u32::from(p[1]) * 38470 + u32::from(p[2]) * 7471 + 0x8000) >> 16
+}
+
 /// A mask for inpainting: [1, H, W, 1], f32, 1 where the picture is at least half white and will be
 /// repainted, 0 where it is kept. Colours count by their luma (ITU-R BT.601).
 ///
@@ -93,10 +116,7 @@ pub fn to_tensor(image: &RgbImage) -> Result<Tensor> {
 /// The picture is empty.
 pub fn to_mask(image: &RgbImage) -> Result<Tensor> {
     let (w, h) = (image.width() as usize, image.height() as usize);
-    // Pillow's "L": weights in 16-bit fixed point. 127.5, the half, lies between two levels.
-    let luma = |p: &[u8; 3]| {
-        (u32::from(p[0]) * 19595 + u32::from(p[1]) * 38470 + u32::from(p[2]) * 7471 + 0x8000) >> 16
-    };
+    // 127.5, the half, lies between two levels.
     let values = image
         .as_raw()
         .as_chunks()
@@ -107,41 +127,12 @@ pub fn to_mask(image: &RgbImage) -> Result<Tensor> {
     Tensor::from_vec(values, [1, h, w, 1])
 }
 
-/// Pictures from the autoencoder's output, [B, H, W, 3] in [-1, 1] (clipped to it), any float dtype.
+/// Pictures from the autoencoder's output, [B, H, W, 3] in [-1, 1] (clipped to it), any float dtype; one band is grey.
 ///
 /// # Errors
-/// Another shape, or a value that is not finite: in 16 bits an autoencoder can overflow.
+/// Those of [`Picture::of_tensor`]; another number of bands.
 pub fn from_tensor(tensor: &Tensor) -> Result<Vec<RgbImage>> {
-    let (_, h, w, c) = tensor.dims4()?;
-    if c != 3 || h == 0 || w == 0 {
-        return Err(Error::expected_shape(
-            "image::from_tensor",
-            "decoded",
-            "[B, H, W, 3]",
-            tensor.shape(),
-        ));
-    }
-    let values = tensor.to_dtype(DType::F32)?.to_vec::<f32>()?;
-    let level = |&v: &f32| ((v * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
-    values
-        .chunks_exact(h * w * 3)
-        .enumerate()
-        .map(|(i, pixels)| {
-            if let Some(v) = pixels.iter().find(|v| !v.is_finite()) {
-                let advice = "The model overflowed its dtype: try --dtype bf16 or f32.";
-                return Err(Error::NotFinite(format!("picture {i} holds {v}. {advice}")));
-            }
-            let pixels = pixels.iter().map(level).collect();
-            RgbImage::from_raw(w as u32, h as u32, pixels).ok_or_else(|| {
-                Error::expected_shape(
-                    "image::from_tensor",
-                    "decoded",
-                    "fewer pixels",
-                    tensor.shape(),
-                )
-            })
-        })
-        .collect()
+    Picture::of_tensor(tensor)?.iter().map(Picture::rgb).collect()
 }
 
 /// Width and height of the [`grid`] of `n` pictures of `w` x `h` pixels.
@@ -301,6 +292,16 @@ impl Tap {
 }
 
 fn taps(from: usize, to: usize, filter: Filter) -> Vec<Tap> {
+    let fixed = |w: &f64| (w * f64::from(1u32 << PRECISION)).round() as i32;
+    let tap = |(first, weights): (usize, Vec<f64>)| Tap {
+        first,
+        weights: weights.iter().map(fixed).collect(),
+    };
+    weights(from, to, filter).into_iter().map(tap).collect()
+}
+
+/// The pixels of a row of `from` that each of a row of `to` is made of: the first, and what each counts, 1 in all.
+pub(super) fn weights(from: usize, to: usize, filter: Filter) -> Vec<(usize, Vec<f64>)> {
     let scale = from as f64 / to as f64;
     let widening = scale.max(1.0);
     let support = filter.support() * widening;
@@ -313,8 +314,7 @@ fn taps(from: usize, to: usize, filter: Filter) -> Vec<Tap> {
                 .map(|x| filter.at((x as f64 - center + 0.5) * (1.0 / widening)))
                 .collect();
             let total: f64 = weights.iter().sum();
-            let fixed = |w: &f64| (w / total * f64::from(1u32 << PRECISION)).round() as i32;
-            Tap { first, weights: weights.iter().map(fixed).collect() }
+            (first, weights.iter().map(|w| w / total).collect())
         })
         .collect()
 }
@@ -330,6 +330,7 @@ fn lanczos(x: f64) -> f64 {
 mod tests {
     use super::*;
     use crate::io::TensorSource;
+    use crate::io::geotiff::{Cog, CogWriter, SampleKind};
     use crate::io::safetensors::SafeTensors;
 
     fn golden() -> SafeTensors {
@@ -369,16 +370,51 @@ mod tests {
     #[test]
     fn sixteen_bits_are_scaled_to_eight() {
         let levels = [0u16, 128, 129, 385, 386, 10_000, 32_767, 32_768, 65_406, 65_407, 65_535];
-        let raster =
+        let picture =
             ::image::ImageBuffer::from_fn(11, 1, |x, _| ::image::Luma([levels[x as usize]]));
         let mut file = Vec::new();
-        let format = ::image::ImageFormat::Tiff;
-        DynamicImage::ImageLuma16(raster).write_to(&mut Cursor::new(&mut file), format).unwrap();
-        let found = decode(&file, Path::new("raster.tif")).unwrap();
+        let format = ::image::ImageFormat::Png;
+        DynamicImage::ImageLuma16(picture).write_to(&mut Cursor::new(&mut file), format).unwrap();
+        let found = decode(&file, Path::new("picture.png")).unwrap();
         for (x, level) in levels.into_iter().enumerate() {
             let expected = (f64::from(level) * 255.0 / 65_535.0).round() as u8;
             assert_eq!(found.get_pixel(x as u32, 0).0, [expected; 3], "{level}");
         }
+    }
+
+    /// A TIFF says what its numbers are: reflectances are no picture, however their file is called.
+    #[test]
+    fn rasters_that_are_no_pictures_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.bin");
+        let found = |bands: usize, samples: SampleKind, nodata, alpha| {
+            let cog = Cog { tile: 16, nodata, alpha, ..Cog::new(3, 2, bands, samples) };
+            let mut writer = CogWriter::create(&path, cog, true).unwrap();
+            writer.write_rows(&vec![7; 6 * bands * samples.size()]).unwrap();
+            writer.finish().unwrap();
+            open(&path).map_err(|error| error.to_string())
+        };
+        for (bands, alpha) in [(1, false), (3, false), (4, true)] {
+            let picture = found(bands, SampleKind::U8, None, alpha).unwrap();
+            assert!(picture.pixels().all(|pixel| pixel.0 == [7; 3]), "{bands}");
+        }
+        for (bands, samples, nodata, words) in [
+            (1, SampleKind::U16, None, "1 bands of UInt16"),
+            (3, SampleKind::U16, None, "3 bands of UInt16"),
+            (3, SampleKind::F32, None, "3 bands of Float32"),
+            (4, SampleKind::U8, None, "4 bands of Byte"),
+            (3, SampleKind::U8, Some(0.0), "where 0 is no data"),
+        ] {
+            let told = found(bands, samples, nodata, false).unwrap_err();
+            assert!(told.contains(words) && told.contains("a.bin"), "{told}");
+        }
+        // What the reader of rasters does not know is refused as well.
+        let mut file = Cursor::new(Vec::new());
+        let reflectances = ::image::ImageBuffer::from_pixel(2, 2, ::image::Luma([900u16]));
+        let format = ::image::ImageFormat::Tiff;
+        DynamicImage::ImageLuma16(reflectances).write_to(&mut file, format).unwrap();
+        let told = decode(&file.into_inner(), Path::new("x.tif")).unwrap_err().to_string();
+        assert!(told.contains("UInt16") && told.contains("gdal_translate"), "{told}");
     }
 
     #[test]
@@ -430,7 +466,7 @@ mod tests {
         let t = Tensor::from_vec(vec![0.0, f32::NAN, 1.0], [1, 1, 1, 3]).unwrap();
         assert!(matches!(from_tensor(&t), Err(Error::NotFinite(_))));
         let t = Tensor::from_vec(vec![0.0f32; 4], [1, 1, 1, 4]).unwrap();
-        assert!(from_tensor(&t).unwrap_err().to_string().contains("[B, H, W, 3]"));
+        assert!(from_tensor(&t).unwrap_err().to_string().contains("4 bands"));
     }
 
     #[test]

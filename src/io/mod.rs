@@ -14,6 +14,7 @@ pub mod html;
 pub mod hub;
 pub mod image;
 pub mod parquet;
+pub mod picture;
 pub mod png;
 pub mod projection;
 pub mod raster;

@@ -168,7 +168,7 @@ pub fn encode_mask(mask: &Mask) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn is_tiff(bytes: &[u8]) -> bool {
+pub(super) fn is_tiff(bytes: &[u8]) -> bool {
     [&b"II*\0"[..], b"MM\0*", b"II+\0", b"MM\0+"].iter().any(|magic| bytes.starts_with(magic))
 }
 

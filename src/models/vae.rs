@@ -166,7 +166,7 @@ impl Vae {
         &self.config
     }
 
-    /// `images` [B, H, W, 3] in -1..1 -> latents [B, h, w, latent_channels], not yet times `scaling_factor`.
+    /// `images` [B, H, W, in_channels] in -1..1 -> latents [B, h, w, latent_channels], not yet times `scaling_factor`.
     ///
     /// # Errors
     /// Another number of channels.
@@ -183,7 +183,7 @@ impl Vae {
         })
     }
 
-    /// `latents` [B, h, w, latent_channels], divided by `scaling_factor` -> images [B, H, W, 3], about -1..1.
+    /// `latents` [B, h, w, latent_channels], divided by `scaling_factor` -> images [B, H, W, out_channels], about -1..1.
     ///
     /// # Errors
     /// Another number of channels.
@@ -362,7 +362,7 @@ impl Encoder {
         })
     }
 
-    /// `x` [B, H, W, 3] -> [B, h, w, 2 * latent]
+    /// `x` [B, H, W, in_channels] -> [B, h, w, 2 * latent]
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut x = self.conv_in.forward(x)?; // [B, H, W, width]
         for DownLevel { resnets, halving } in &self.down {
@@ -430,7 +430,7 @@ impl Decoder {
         })
     }
 
-    /// `x` [B, h, w, latent] -> [B, H, W, 3]
+    /// `x` [B, h, w, latent] -> [B, H, W, out_channels]
     fn forward(&self, x: &Tensor, proceed: &mut dyn FnMut() -> Result<()>) -> Result<Tensor> {
         proceed()?;
         let mut x = self.mid.forward(&self.conv_in.forward(x)?)?; // [B, h, w, width]

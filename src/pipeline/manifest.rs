@@ -25,6 +25,12 @@ pub struct Row {
     pub settings: Settings,
     /// Where its noise begins.
     pub seed: u64,
+    /// Where it lies: west, south, east and north in units of `epsg`.
+    #[serde(default)]
+    pub bbox: Option<[f64; 4]>,
+    /// EPSG code of that reference system.
+    #[serde(default)]
+    pub epsg: Option<u32>,
     /// What is no setting.
     #[serde(flatten)]
     pub rest: Map<String, Value>,
@@ -65,6 +71,10 @@ pub fn read(path: &Path, settings: &Settings, seed: u64) -> Result<Vec<Row>> {
                 "text" => "prompt".to_owned(),
                 _ => name,
             };
+            let value = match value {
+                Value::String(text) if name == "bbox" => numbers(&text),
+                value => value,
+            };
             // What a table leaves empty is not said.
             if !value.is_null() {
                 whole[name] = value;
@@ -73,6 +83,9 @@ pub fn read(path: &Path, settings: &Settings, seed: u64) -> Result<Vec<Row>> {
         let row: Row = serde_json::from_value(whole).map_err(|e| wrong(e.to_string()))?;
         if let Some(name) = row.rest.keys().find(|name| !LABELS.contains(&name.as_str())) {
             return Err(wrong(format!("the unknown field {name:?}")));
+        }
+        if row.bbox.is_some() != row.epsg.is_some() {
+            return Err(wrong("one of bbox and epsg without the other".to_owned()));
         }
         if row.settings.strength.is_some() {
             return Err(wrong("a strength, without a picture to start from".to_owned()));
@@ -84,6 +97,13 @@ pub fn read(path: &Path, settings: &Settings, seed: u64) -> Result<Vec<Row>> {
 }
 
 type Object = Map<String, Value>;
+
+/// Numbers with commas between, as tables have them; what are none stays a text.
+fn numbers(text: &str) -> Value {
+    let numbers: Option<Vec<Value>> =
+        text.split(',').map(|number| serde_json::from_str(number.trim()).ok()).collect();
+    numbers.map_or_else(|| text.into(), Value::from)
+}
 
 fn lines(path: &Path) -> Result<Vec<Object>> {
     let text = read_text(path)?;
@@ -197,6 +217,13 @@ mod tests {
         let table = "prompt,steps,seed,class\n\"a river, wide\",3,,River\nb,,7,\n";
         let same = written("a.csv", table).unwrap();
         assert_eq!((&same[0], &same[1].settings), (&rows[0], &rows[1].settings));
+        // A place is a list, or what a table can hold.
+        let lines = r#"{"bbox": [1, 2.5, 3, 4], "epsg": 32632}"#;
+        let table = "prompt,bbox,epsg\n,\"1, 2.5,3,4\",32632\n";
+        for (name, text) in [("a.jsonl", lines), ("a.csv", table)] {
+            let row = &written(name, text).unwrap()[0];
+            assert_eq!((row.bbox, row.epsg), (Some([1.0, 2.5, 3.0, 4.0]), Some(32632)), "{name}");
+        }
         // Numbers that are prompts stay what they are.
         assert_eq!(written("a.csv", "prompt\n007\n").unwrap()[0].settings.prompt, "007");
     }
@@ -209,6 +236,8 @@ mod tests {
             ("a.jsonl", "{\"width\": 63}", "row 1"),
             ("a.jsonl", "{\"seed\": -1}", "row 1"),
             ("a.jsonl", "{\"strength\": 0.5}", "strength"),
+            ("a.jsonl", "{\"epsg\": 32632}", "bbox"),
+            ("a.csv", "prompt,bbox,epsg\na,\"1,2,3\",4326\n", "row 1"),
             ("a.jsonl", "", "at least one"),
             ("a.csv", "prompt,steps\na,x\n", "row 1"),
             ("a.csv", "prompt\na,b\n", "CSV"),

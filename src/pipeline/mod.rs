@@ -41,7 +41,7 @@ pub use inversion::Inversion;
 pub use load::{LoadOptions, Suggestions, check_classes};
 pub use memory::MemoryEstimate;
 pub use prompt::Warning;
-pub use request::{Cancel, InitImage, Request};
+pub use request::{Cancel, InitImage, InitPixels, Request};
 pub use run::{Event, Run, SlotId};
 pub use settings::{SIZE_STEP, Settings};
 pub use sizes::Pixels;

@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use image::RgbImage;
-
 use crate::error::{Error, Result};
+use crate::io::picture::Picture;
 use crate::pipeline::pace::{Estimate, Pace, Size, nearest};
 use crate::pipeline::request::Request;
 use crate::pipeline::run::{Event, Run};
@@ -68,7 +67,7 @@ pub fn calibrate(
     model: &TextToImage,
     request: &Request,
     batch: usize,
-    keep: &mut dyn FnMut(&RgbImage) -> Result<()>,
+    keep: &mut dyn FnMut(&Picture) -> Result<()>,
 ) -> Result<Pace> {
     let size = model.size(&request.settings)?;
     let mut request = request.clone();

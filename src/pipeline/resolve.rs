@@ -125,6 +125,10 @@ impl TextToImage {
     pub fn sampler(&self, request: &Request) -> Result<Box<dyn Sampler>> {
         request.check()?;
         let mask = request.init.as_ref().is_some_and(|init| init.mask.is_some());
+        if let Some(init) = &request.init {
+            let vae = self.vae.config();
+            init.image.check([vae.in_channels(), vae.out_channels()])?;
+        }
         if self.is_inpainting() && !mask {
             let expected = "this model paints into a picture: it needs one, and a mask";
             return Err(Error::argument("mask_image", "none", expected));

@@ -3,9 +3,8 @@
 
 use std::cmp::Reverse;
 
-use image::RgbImage;
-
 use crate::error::{Error, Result};
+use crate::io::picture::Picture;
 use crate::pipeline::control::Gear;
 use crate::pipeline::evaluation::Evaluation;
 use crate::pipeline::prompt::Warning;
@@ -28,7 +27,7 @@ use crate::tensor::Tensor;
 /// while !run.is_empty() {
 ///     for event in run.step()? {
 ///         if let Event::Finished { slot, result } = event {
-///             println!("{slot:?}: {:?}", result.map(|picture| picture.dimensions()));
+///             println!("{slot:?}: {:?}", result.map(|picture| picture.bands()));
 ///         }
 ///     }
 ///     // Others may join here.
@@ -77,7 +76,7 @@ pub enum Event {
         /// Whose.
         slot: SlotId,
         /// The picture.
-        result: Result<RgbImage>,
+        result: Result<Picture>,
     },
 }
 
@@ -102,8 +101,8 @@ impl TextToImage {
     ///
     /// # Errors
     /// Those of [`Self::generate`].
-    pub fn draw(&self, request: Request) -> Result<RgbImage> {
-        let mut image = Ok(RgbImage::default());
+    pub fn draw(&self, request: Request) -> Result<Picture> {
+        let mut image = Err(Error::Interrupted);
         self.generate([request], 1, &mut |event| {
             if let Event::Finished { result, .. } = event {
                 image = result;
@@ -296,11 +295,11 @@ impl<'m> Run<'m> {
         let tiled = request.settings.vae_tiling;
         let latents = denoising.as_ref().map(|denoising| &denoising.latents);
         let latents = latents.ok_or(Error::Interrupted);
-        let result = latents.and_then(|latents| self.model.finish(latents, tiled, &request.cancel));
+        let result = latents.and_then(|latents| self.model.finish(latents, tiled, request));
         self.leave(i, result)
     }
 
-    fn leave(&mut self, i: usize, result: Result<RgbImage>) -> Event {
+    fn leave(&mut self, i: usize, result: Result<Picture>) -> Event {
         self.companies.clear();
         Event::Finished { slot: self.slots.remove(i).id, result }
     }

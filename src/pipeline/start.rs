@@ -1,7 +1,7 @@
 //! What a denoising run starts from: noise, an image and noise, or an image to be painted into.
 
 use crate::error::Result;
-use crate::io::image::{resize, to_mask, to_tensor};
+use crate::io::image::{resize, to_mask};
 use crate::models::vae::{Autoencoder, Encoded, Posterior};
 use crate::noise::{NoiseStream, PlacedNoise};
 use crate::ops::elementwise::{add, mul, scale};
@@ -100,12 +100,11 @@ impl EncodedImage {
         inpainting: bool,
         vae: &Autoencoder,
     ) -> Result<Self> {
-        let resized = |image| resize(image, width as u32, height as u32);
-        let image = to_tensor(&resized(&init.image)?)?; // [1, H, W, 3]
+        let image = init.image.to_tensor((width, height), vae.config().in_channels())?; // [1, H, W, C]
         let Some(mask) = &init.mask else {
             return Ok(Self { image: Some(vae.encode(&image)?), mask: None });
         };
-        let mask = to_mask(&resized(mask)?)?; // [1, H, W, 1]
+        let mask = to_mask(&resize(mask, width as u32, height as u32)?)?; // [1, H, W, 1]
         let unused = inpainting && strength >= 1.0;
         let encoded = if unused { None } else { Some(vae.encode(&image)?) };
         let masked = match inpainting {
@@ -233,7 +232,7 @@ fn sample(encoded: &Encoded, scaling_factor: f32, noise: &mut Noise) -> Result<T
 /// The image with zeros (grey) where the mask is 1.
 fn keep_unmasked(image: &Tensor, mask: &Tensor) -> Result<Tensor> {
     let mut values = image.to_vec::<f32>()?;
-    for (pixel, &mask) in values.chunks_exact_mut(3).zip(mask.as_slice::<f32>()?) {
+    for (pixel, &mask) in values.chunks_exact_mut(image.dim(3)).zip(mask.as_slice::<f32>()?) {
         if mask >= 0.5 {
             pixel.fill(0.0);
         }

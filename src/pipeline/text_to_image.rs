@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use image::RgbImage;
 
-use crate::error::Result;
-use crate::io::image::from_tensor;
+use crate::error::{Error, Result};
+use crate::io::picture::Picture;
 use crate::models::clip::ClipText;
 use crate::models::unet::{ControlNet, Unet, Vector};
 use crate::models::vae::Autoencoder;
@@ -196,18 +196,41 @@ impl TextToImage {
         slots.iter_mut().map(advance).collect()
     }
 
-    /// VAE decoder -> image.
+    /// VAE decoder -> image, and what of the image that it starts from is to stay.
     pub(super) fn finish(
         &self,
         latents: &Tensor,
         tiled: bool,
-        cancel: &Cancel,
-    ) -> Result<RgbImage> {
-        let pixels = self.decode(latents, tiled, cancel)?; // [1, H, W, 3]
-        Ok(from_tensor(&pixels)?.remove(0))
+        request: &Request,
+    ) -> Result<Picture> {
+        let pixels = self.decode(latents, tiled, &request.cancel)?; // [1, H, W, C]
+        let mut picture = Picture::of_tensor(&pixels)?.remove(0);
+        if let Some(init) = &request.init {
+            init.restore(&mut picture)?;
+        }
+        Ok(picture)
     }
 
-    /// Images [B, H, W, 3], about -1 to 1, of `latents` [B, h, w, 4] at any step.
+    /// Bands of its pictures.
+    pub fn bands(&self) -> usize {
+        self.vae.config().out_channels()
+    }
+
+    /// Refuses a model whose pictures are neither grey nor RGB, where only those can be used.
+    ///
+    /// # Errors
+    /// `Argument`: its bands are others.
+    pub fn require_rgb(&self) -> Result<()> {
+        match self.bands() {
+            1 | 3 => Ok(()),
+            bands => {
+                let expected = "one of grey or RGB pictures, here";
+                Err(Error::argument("model", format!("one of {bands} bands"), expected))
+            }
+        }
+    }
+
+    /// Images [B, H, W, C], about -1 to 1, of `latents` [B, h, w, 4] at any step.
     ///
     /// # Errors
     /// Latents of another number of channels; `Interrupted`, between blocks of the decoder.
@@ -218,10 +241,10 @@ impl TextToImage {
     /// What `latents` [1, h, w, 4] look like at any step, by the autoencoder that is kept for this, if there is one.
     ///
     /// # Errors
-    /// As [`Self::decode`].
+    /// As [`Self::decode`]; `Argument` where it is neither grey nor RGB.
     pub fn preview(&self, latents: &Tensor, cancel: &Cancel) -> Result<RgbImage> {
         let vae = self.preview.as_ref().unwrap_or(&self.vae);
-        Ok(from_tensor(&decode(vae, latents, false, cancel)?)?.remove(0))
+        Picture::of_tensor(&decode(vae, latents, false, cancel)?)?.remove(0).rgb()
     }
 }
 

@@ -131,3 +131,54 @@ fn what_a_manifest_cannot_be_is_told() {
         assert!(pictures(desk.folder.path()).is_empty());
     }
 }
+
+/// What a row says of its place, and the command line of numbers.
+#[test]
+fn rows_that_lie_somewhere_are_rasters() {
+    use nadir::io::geotiff::{GeoTiff, SampleKind};
+    let desk = Desk::new();
+    let rows = [
+        r#"{"prompt": "a river", "seed": 1, "bbox": [485900, 5205627, 486540, 5206267], "epsg": 26914}"#,
+        r#"{"prompt": "a river", "seed": 1, "bbox": [0, 0, 1, 1], "epsg": 4326}"#,
+        r#"{"prompt": "a river", "seed": 1}"#,
+    ];
+    fs::write(desk.path("rows.jsonl"), rows.join("\n")).unwrap();
+    let args = ["generate", "--manifest=rows.jsonl", STEPS, "-o"];
+    let files = desk.files(&[&args[..], &["out"]].concat());
+    let ends = |ending: &str| files.iter().filter(|f| f.extension().unwrap() == ending).count();
+    assert_eq!((files.len(), ends("tif"), ends("png")), (3, 2, 1));
+    let lines = fs::read_to_string(desk.path("out/metadata.jsonl")).unwrap();
+    let lines: Vec<serde_json::Value> =
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let named =
+        |line: &serde_json::Value| desk.path("out").join(line["file_name"].as_str().unwrap());
+    let places = lines[..2].iter().map(|line| {
+        let place = GeoTiff::open(named(line)).unwrap().about().georeference.clone().unwrap();
+        (place.epsg(), place.transform.unwrap()[1])
+    });
+    assert_eq!(places.collect::<Vec<_>>(), [(Some(26914), 10.0), (Some(4326), 1.0 / 64.0)]);
+    assert_eq!((&lines[0]["epsg"], lines[2].get("epsg")), (&26914.into(), None));
+    assert!(read(&named(&lines[0])) == read(&named(&lines[2])));
+    // One is drawn again as it was.
+    let again = desk.run(&["replay", named(&lines[0]).to_str().unwrap(), "-o", "again.tif"]);
+    assert!(again.status.success(), "{}", text(&again.stderr));
+    assert!(fs::read(desk.path("again.tif")).unwrap() == fs::read(named(&lines[0])).unwrap());
+    // Numbers are said for all.
+    let deep = ["deep", "--samples=u16", "--scale=0,10000"];
+    for file in desk.files(&[&args[..], &deep].concat()) {
+        let about = GeoTiff::open(file).unwrap().about().clone();
+        assert_eq!((about.bands, about.samples), (3, SampleKind::U16));
+    }
+    for (extra, row, words) in [
+        (vec!["--samples=u16"], rows[2], "--scale"),
+        (vec!["--scale=0,1"], rows[2], "--samples"),
+        (vec!["--bbox=0,0,1,1", "--epsg=4326"], rows[2], "--bbox"),
+        (vec![], r#"{"prompt": "a", "bbox": [0, 95, 1, 96], "epsg": 4326}"#, "row 1"),
+        (vec![], r#"{"prompt": "a", "bbox": [0, 1, 1, 2]}"#, "epsg"),
+    ] {
+        fs::write(desk.path("rows.jsonl"), row).unwrap();
+        let output = desk.run(&[&args[..], &["wrong"], &extra[..]].concat());
+        let told = text(&output.stderr);
+        assert!(!output.status.success() && told.contains(words), "{extra:?} {row}: {told}");
+    }
+}

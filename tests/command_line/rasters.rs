@@ -97,20 +97,41 @@ fn a_place_that_cannot_be_is_told() {
         ("bands.tif", "4 bands"),
         ("holes.tif", "where 0 is no data"),
     ] {
-        for flag in ["--init-image", "--mask-image", "--ip-image"] {
+        for flag in ["--mask-image", "--ip-image"] {
             let (given, grey) = (format!("{flag}={name}"), "--init-image=grey.tif");
             let args = ["generate", "a", "--steps=2", "-o", "x.png", &given];
             let more = match flag {
                 "--mask-image" => vec![grey],
-                "--ip-image" => vec!["--ip-adapter=none.safetensors"],
-                _ => vec![],
+                _ => vec!["--ip-adapter=none.safetensors"],
             };
             let output = desk.run(&[&args[..], &more].concat());
             let told = text(&output.stderr);
             assert!(!output.status.success() && told.contains(words), "{given}: {told}");
             assert!(told.contains("gdal_translate") && !desk.path("x.png").exists(), "{told}");
         }
+        // Whatever looks at pictures refuses it.
+        let output = desk.run(&["classify", name]);
+        let told = text(&output.stderr);
+        assert!(!output.status.success() && told.contains(words), "{name}: {told}");
     }
+    // Drawn from it is by a scale that is said, and by a model of as many bands; what has no data then has none.
+    for (name, words) in [("reflectance.tif", "--scale LOW,HIGH"), ("bands.tif", "3 bands, which")]
+    {
+        let from = format!("--init-image={name}");
+        let output = desk.run(&["generate", "a", "--steps=2", "-o", "x.png", &from]);
+        let told = text(&output.stderr);
+        assert!(!output.status.success() && told.contains(words), "{name}: {told}");
+        assert!(told.contains(name) || told.contains("--init-image"), "{told}");
+        assert!(!desk.path("x.png").exists());
+    }
+    let from = ["--init-image=reflectance.tif", "--scale=0,3000", "--strength=0.5"];
+    desk.files(&[&["generate", "a", "--steps=2", "-o", "deep.tif"], &from[..]].concat());
+    let about = GeoTiff::open(desk.path("deep.tif")).unwrap().about().clone();
+    assert_eq!((about.samples, about.bands, about.width), (SampleKind::U16, 3, 8));
+    let from = ["--init-image=holes.tif", "--strength=0.5"];
+    desk.files(&[&["generate", "a", "--steps=2", "-o", "holes-again.tif"], &from[..]].concat());
+    let about = GeoTiff::open(desk.path("holes-again.tif")).unwrap().about().clone();
+    assert_eq!((about.samples, about.nodata), (SampleKind::U8, Some(0.0)));
     std::fs::write(desk.path("x.tif"), b"II*\0").unwrap();
     let output = desk.run(&["replay", "x.tif", "-o", "y.tif"]);
     assert!(!output.status.success() && text(&output.stderr).contains("x.tif"));

@@ -134,7 +134,7 @@ impl Case {
             let grey = GrayImage::from_raw(width, height, mask.to_vec().unwrap()).unwrap();
             DynamicImage::from(grey).to_rgb8()
         });
-        Some(InitImage { image, mask })
+        Some(InitImage { image: image.into(), mask })
     }
 }
 
@@ -158,7 +158,7 @@ pub fn generate(model: &TextToImage, requests: Vec<Request>, limit: usize) -> Re
         match event {
             Event::Began { slot, warnings, .. } => drawn[slot.0].warnings = warnings,
             Event::Stepped { slot, latents, .. } => drawn[slot.0].latents.push(latents),
-            Event::Finished { slot, result } => drawn[slot.0].picture = result?,
+            Event::Finished { slot, result } => drawn[slot.0].picture = result?.rgb()?,
             _ => {}
         }
         Ok(())

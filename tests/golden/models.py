@@ -72,10 +72,11 @@ def unet(name, seed, sizes, **config):
 def vae(name, seed, images, latents, **config):
     """`images`, `latents`: [(height, width)], what is encoded and what is decoded."""
     model = save_component(AutoencoderKL(norm_num_groups=8, latent_channels=4, **config), name)
+    bands = model.config.in_channels
     generator = torch.Generator().manual_seed(seed + 1)
     tensors = {}
     for index, (height, width) in enumerate(images):
-        image = torch.rand(2 - index, 3, height, width, generator=generator) * 2 - 1
+        image = torch.rand(2 - index, bands, height, width, generator=generator) * 2 - 1
         posterior = model.encode(image).latent_dist
         tensors |= {
             f"encode.{index}.image": nhwc(image),
@@ -138,6 +139,12 @@ def main():
         "vae_plain", 70, [(21, 30)], [(7, 5)], layers_per_block=1, block_out_channels=(8, 16, 24),
         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
         mid_block_add_attention=False,
+    )
+    # Four bands, as a Sentinel-2 scene of 10 m.
+    vae(
+        "vae_bands", 80, [(14, 19), (8, 12)], [(5, 3), (4, 6)], layers_per_block=1, block_out_channels=(8, 16, 24),
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        in_channels=4, out_channels=4,
     )
 
 

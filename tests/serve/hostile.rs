@@ -220,7 +220,12 @@ fn requests_that_nobody_should_send_get_the_right_answer() {
     bomb[16..24].copy_from_slice(&[0, 0, 0x70, 0, 0, 0, 0x70, 0]);
     let checksum = crc32fast::hash(&bomb[12..29]).to_be_bytes();
     bomb[29..33].copy_from_slice(&checksum);
-    for picture in [bomb, cut, b"GIF89a".to_vec(), Vec::new()] {
+    // Reflectances, which a picture would show all dark.
+    let mut raster = std::io::Cursor::new(Vec::new());
+    let reflectances = image::ImageBuffer::from_pixel(8, 8, image::Rgb([1200_u16; 3]));
+    let reflectances = image::DynamicImage::ImageRgb16(reflectances);
+    reflectances.write_to(&mut raster, image::ImageFormat::Tiff).unwrap();
+    for picture in [bomb, cut, b"GIF89a".to_vec(), Vec::new(), raster.into_inner()] {
         let reply = server.send("/api/classify", "image/png", &picture);
         assert_eq!((reply.status, reply.field()), (400, "picture".to_owned()), "{}", reply.text());
         assert_eq!(server.send("/api/recipe", "image/png", &picture).status, 422);

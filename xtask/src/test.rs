@@ -82,10 +82,12 @@ const SETTINGS: [Setting; 3] = [
         chosen: [("NADIR_POOL", "on"), ("NADIR_GRAPH", "on"), ("NADIR_SENTINELS", "on")],
     },
     Setting {
-        what: "steps of training, language models, segmentation, CLIP, models that are told or shown more than a prompt, what \
-               metrics see through, a scene's mask",
+        what: "steps of training, language models, segmentation, CLIP, models that are told or shown more than a prompt, of \
+               other bands, what metrics see through, a scene's mask",
         // Of their tests those whose names say so.
         targets: &[
+            "--test",
+            "bands",
             "--test",
             "classifier",
             "--test",

@@ -449,6 +449,7 @@ struct Folders {
 fn load(about: &About, options: &LoadOptions, folders: &Folders) -> Result<Models> {
     let device = options.device;
     let image = TextToImage::load(&about.model.folder, options)?;
+    image.require_rgb()?;
     let language = LanguageOptions { device, ..LanguageOptions::default() };
     let text = folders.language.as_ref().map(|folder| LanguageModel::open(folder, &language));
     let classifier = folders.classifier.as_ref().map(|folder| Classifier::open(folder, device));

@@ -145,7 +145,7 @@ impl App {
                 };
                 recipe.init_image = Some(source(&image));
                 recipe.mask_image = mask.as_ref().map(source);
-                Some(Arc::new(InitImage { image, mask }))
+                Some(Arc::new(InitImage { image: image.into(), mask }))
             }
         };
         let mut followed = Vec::new();

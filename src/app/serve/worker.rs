@@ -351,7 +351,8 @@ fn tell(
                 engine.lock().profile = Some(member.profile);
             }
             let failure = easel.failures.remove(&slot);
-            let what = match (result, failure) {
+            // What a PNG cannot show was refused when the model was loaded.
+            let what = match (result.and_then(|picture| picture.rgb()), failure) {
                 (Ok(picture), None) => {
                     metrics.pictures.inc();
                     if member.unit.deadline.is_some_and(|deadline| Instant::now() > deadline) {

@@ -46,6 +46,22 @@ impl AutoencoderConfig {
         }
     }
 
+    /// Channels of an image.
+    pub fn in_channels(&self) -> usize {
+        match self {
+            Self::Kl(config) => config.in_channels,
+            Self::Tiny(config) => config.in_channels,
+        }
+    }
+
+    /// Channels of a decoded image.
+    pub fn out_channels(&self) -> usize {
+        match self {
+            Self::Kl(config) => config.out_channels,
+            Self::Tiny(config) => config.out_channels,
+        }
+    }
+
     /// The diffusion model sees latents times this.
     pub fn scaling_factor(&self) -> f32 {
         match self {
@@ -132,7 +148,7 @@ impl Autoencoder {
         }
     }
 
-    /// `images` [B, H, W, 3] in -1..1 -> latents not yet times `scaling_factor`.
+    /// `images` [B, H, W, in_channels] in -1..1 -> latents not yet times `scaling_factor`.
     ///
     /// # Errors
     /// Another number of channels.
@@ -143,7 +159,7 @@ impl Autoencoder {
         }
     }
 
-    /// `latents` [B, h, w, latent_channels], divided by `scaling_factor` -> images [B, H, W, 3], about -1..1; where
+    /// `latents` [B, h, w, latent_channels], divided by `scaling_factor` -> images [B, H, W, out_channels], about -1..1; where
     /// it is `tiled`, in tiles that are blended into each other. `proceed` is asked before each block.
     ///
     /// # Errors

@@ -166,7 +166,7 @@ impl TinyVae {
         &self.config
     }
 
-    /// `images` [B, H, W, 3] in -1..1 -> latents [B, h, w, latent_channels], not yet times `scaling_factor`.
+    /// `images` [B, H, W, in_channels] in -1..1 -> latents [B, h, w, latent_channels], not yet times `scaling_factor`.
     ///
     /// # Errors
     /// Another number of channels.
@@ -177,7 +177,7 @@ impl TinyVae {
         self.encoder.forward(x, self.config.act, &mut || Ok(()))
     }
 
-    /// `latents` [B, h, w, latent_channels], divided by `scaling_factor` -> images [B, H, W, 3], about -1..1.
+    /// `latents` [B, h, w, latent_channels], divided by `scaling_factor` -> images [B, H, W, out_channels], about -1..1.
     ///
     /// # Errors
     /// Another number of channels.
@@ -196,7 +196,7 @@ impl TinyVae {
     ) -> Result<Tensor> {
         let x = latents.to_dtype(self.dtype)?.to_device(self.device)?;
         let bounded = scale(&tanh(&scale(&x, 1.0 / 3.0)?)?, 3.0)?;
-        let x = self.decoder.forward(bounded, self.config.act, proceed)?; // [B, H, W, 3]
+        let x = self.decoder.forward(bounded, self.config.act, proceed)?; // [B, H, W, out_channels]
         // 0..1 to -1..1
         self.shifted(&scale(&x, 2.0)?, -1.0)
     }

@@ -2,10 +2,7 @@
 
 use super::grid::{Beside, Id};
 use super::{Plan, State};
-use crate::error::{Error, Result};
-
-/// Levels of a pixel.
-const BANDS: usize = 3;
+use crate::error::Result;
 
 impl Plan {
     /// Tiles of the picture that are not there yet.
@@ -16,8 +13,8 @@ impl Plan {
     }
 }
 
-/// Gives `write` the rows of the picture, [rows, width, 3], as soon as no further tile reaches them. A pixel is the mean of the
-/// tiles over it, weighted as the windows are.
+/// Gives `write` the rows of the picture, [rows, width, 3] of 8 bits, as soon as no further tile reaches them. A pixel is the
+/// mean of the tiles over it, weighted as the windows are.
 ///
 /// # Errors
 /// A tile is missing or damaged; what `write` answers.
@@ -26,11 +23,26 @@ pub fn assemble(
     state: &State,
     write: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
+    assemble_numbers(plan, state, &mut |means| {
+        let levels = means.iter().map(|mean| (mean + 0.5) as u8);
+        write(&levels.collect::<Vec<u8>>())
+    })
+}
+
+/// As [`assemble`], the means as they are: of levels, or of the model's numbers, [rows, width, bands].
+///
+/// # Errors
+/// As there.
+pub fn assemble_numbers(
+    plan: &Plan,
+    state: &State,
+    write: &mut dyn FnMut(&[f32]) -> Result<()>,
+) -> Result<()> {
     let ([down, across], part) = ([0, 1].map(|axis| plan.over(axis)), plan.part());
     let (_, height) = plan.window();
-    let row = part.width * BANDS;
+    let row = part.width * state.tiles.bands();
     let end = part.y + part.height;
-    // Of the rows from `top` on, as many as a tile has: [rows, width, 3]
+    // Of the rows from `top` on, as many as a tile has: [rows, width, bands]
     let mut sums = vec![0.0_f32; height * row];
     let mut top = part.y;
     for (i, y) in down.iter().enumerate() {
@@ -41,9 +53,8 @@ pub fn assemble(
         let next = down.get(i + 1).map(|next| next.offset * plan.factor as isize);
         let next = next.unwrap_or(first + height as isize).clamp(top as isize, end as isize);
         let done = (next as usize - top) * row;
-        let levels = sums[..done].iter().map(|sum| (sum + 0.5) as u8);
         if done > 0 {
-            write(&levels.collect::<Vec<u8>>())?;
+            write(&sums[..done])?;
         }
         sums.copy_within(done.., 0);
         let rest = sums.len() - done;
@@ -61,15 +72,10 @@ fn add(
     top: usize,
     sums: &mut [f32],
 ) -> Result<()> {
-    let (part, row, id): (_, _, Id) = (plan.part(), plan.part().width * BANDS, [y.index, x.index]);
-    let tile = state.tile(id)?;
+    let (part, bands, id): (_, _, Id) = (plan.part(), state.tiles.bands(), [y.index, x.index]);
+    let row = part.width * bands;
     let [down, across] = plan.grid.weights(id, plan.factor);
-    if tile.dimensions() != (across.len() as u32, down.len() as u32) {
-        let found = format!("{}x{}", tile.width(), tile.height());
-        let expected = format!("{}x{} pixels", across.len(), down.len());
-        let advice = "The file was changed: remove it.";
-        return Err(Error::file(state.tile_path(id), "size", expected, found, advice));
-    }
+    let tile = state.tiles.read(&state.tile_path(id), [down.len(), across.len()])?;
     let [y0, x0] = [y, x].map(|beside| beside.offset * plan.factor as isize);
     // What of the tile's columns is on the part.
     let from = (part.x as isize - x0).max(0) as usize;
@@ -81,12 +87,12 @@ fn add(
             continue;
         }
         let own = &mut sums[(at as usize - top) * row..][..row];
-        let levels = &tile.as_raw()[i * across.len() * BANDS..][..across.len() * BANDS];
+        let levels = &tile[i * across.len() * bands..][..across.len() * bands];
         for j in from..to {
             let weight = vertical * across[j];
-            let column = ((x0 + j as isize) as usize - part.x) * BANDS;
-            for c in 0..BANDS {
-                own[column + c] += weight * f32::from(levels[j * BANDS + c]);
+            let column = ((x0 + j as isize) as usize - part.x) * bands;
+            for c in 0..bands {
+                own[column + c] += weight * levels[j * bands + c];
             }
         }
     }

@@ -15,11 +15,13 @@ mod assembly;
 mod grid;
 mod regions;
 mod state;
+mod tiles;
 mod windows;
 
-pub use assembly::assemble;
+pub use assembly::{assemble, assemble_numbers};
 pub use regions::Regions;
 pub use state::State;
+pub use tiles::Tiles;
 pub use windows::{Job, News, draw};
 
 pub use crate::io::geotiff::Window;
@@ -60,6 +62,9 @@ pub struct Plan {
     channels: usize,
 }
 
+/// Numbers of a pixel whose sums are held, of a model of no more bands.
+const BANDS: usize = 3;
+
 impl Plan {
     /// How `part` of `canvas` is drawn, or all of it.
     ///
@@ -69,12 +74,13 @@ impl Plan {
     pub fn new(model: &TextToImage, canvas: Canvas, part: Option<Window>) -> Result<Self> {
         let vae = model.vae.config();
         let (factor, channels) = (vae.factor(), vae.latent_channels());
-        Self::with(model.default_size(), (factor, channels), canvas, part)
+        let numbers = vae.out_channels().max(BANDS);
+        Self::with(model.default_size(), (factor, channels, numbers), canvas, part)
     }
 
     fn with(
         (width, height): (usize, usize),
-        (factor, channels): (usize, usize),
+        (factor, channels, numbers): (usize, usize, usize),
         canvas: Canvas,
         part: Option<Window>,
     ) -> Result<Self> {
@@ -108,7 +114,7 @@ impl Plan {
             let lengths = [window / factor, overlap / factor];
             Axis::new(side.div_ceil(factor), lengths, wraps, (name, factor))
         };
-        if part.width.saturating_mul(height).saturating_mul(12) > MAX_MEMORY {
+        if part.width.saturating_mul(height).saturating_mul(4 * numbers) > MAX_MEMORY {
             let expected =
                 "a narrower part of the canvas: --window x,y,w,h draws one of the same scene";
             return Err(Error::argument("width", part.width, expected));
@@ -202,7 +208,7 @@ mod tests {
         let [width, height] = canvas;
         let canvas = Canvas { width, height, wrap, overlap: Some(16) };
         let part = part.map(|[x, y, width, height]| Window { x, y, width, height });
-        Plan::with((64, 64), (4, 4), canvas, part).unwrap()
+        Plan::with((64, 64), (4, 4, 3), canvas, part).unwrap()
     }
 
     /// What is counted is what is drawn: the windows that tiles show, those that they see, and so on.

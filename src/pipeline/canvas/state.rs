@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::grid::Id;
+use super::tiles::Tiles;
 use crate::error::{Error, Result};
 use crate::io::claim::Claim;
 use crate::io::{atomic, config, read_bounded};
@@ -31,14 +32,16 @@ pub struct State {
     folder: PathBuf,
     /// Shared with the others.
     lock: File,
+    pub(super) tiles: Tiles,
 }
 
 impl State {
-    /// Begins the picture `output`, or goes on with it, or joins those who are about it; drawn by what `record` says.
+    /// Begins the picture `output`, or goes on with it, or joins those who are about it; drawn by what `record` says, in tiles
+    /// that are kept as `tiles` says.
     ///
     /// # Errors
     /// The picture is there; it was begun by something else; the folder cannot be written.
-    pub fn open(output: &Path, record: &Value) -> Result<Self> {
+    pub fn open(output: &Path, record: &Value, tiles: Tiles) -> Result<Self> {
         let mut name = OsString::from(output.file_name().unwrap_or_default());
         name.push(".parts");
         let folder = output.with_file_name(name);
@@ -64,7 +67,7 @@ impl State {
             if !is_same(&lock, &path) {
                 continue;
             }
-            let state = Self { folder: folder.clone(), lock };
+            let state = Self { folder: folder.clone(), lock, tiles };
             if state.is_done() {
                 if output.exists() && state.check(record).is_ok() {
                     return Ok(state);
@@ -150,7 +153,7 @@ impl State {
     }
 
     pub(super) fn tile_path(&self, [y, x]: Id) -> PathBuf {
-        self.folder.join(TILES).join(format!("{y}-{x}.png"))
+        self.folder.join(TILES).join(format!("{y}-{x}{}", self.tiles.ending()))
     }
 
     /// Whether a window is drawn.
@@ -202,14 +205,6 @@ impl State {
             let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
             out.write_all(&bytes)
         })
-    }
-
-    /// A decoded window.
-    ///
-    /// # Errors
-    /// The file is gone or damaged.
-    pub(super) fn tile(&self, id: Id) -> Result<image::RgbImage> {
-        crate::io::image::open(self.tile_path(id))
     }
 
     /// Lets go of the latents of a window that nobody needs any more.

@@ -8,8 +8,7 @@ use super::grid::{Id, rank};
 use super::{Plan, State, Window};
 use crate::error::{Error, Result};
 use crate::io::claim::Claim;
-use crate::io::image::from_tensor;
-use crate::io::png;
+use crate::io::picture::Picture;
 use crate::noise::PlacedNoise;
 use crate::ops::layout::concat;
 use crate::pipeline::evaluation::Evaluation;
@@ -308,9 +307,9 @@ impl Work<'_> {
         }
         let latents = claims.iter().map(|(id, _)| self.mean(*id)).collect::<Result<Vec<_>>>()?;
         let latents = concat(&latents.iter().collect::<Vec<_>>(), 0)?; // [B, h, w, C]
-        let pictures = from_tensor(&model.decode(&latents, false, cancel)?)?;
+        let pictures = Picture::of_tensor(&model.decode(&latents, false, cancel)?)?;
         for ((_, claim), picture) in claims.iter().zip(pictures) {
-            png::write(claim.path(), &picture, &[])?;
+            self.state.tiles.write(claim.path(), &picture)?;
         }
         Ok(())
     }

@@ -16,6 +16,7 @@ use image::RgbImage;
 
 use crate::error::{Error, Result};
 use crate::io::geotiff::{self, Georeference};
+use crate::io::picture::Picture;
 use crate::io::{atomic, image as pictures, png, raster};
 use crate::pipeline::clip_score::ClipScore;
 use crate::pipeline::language::classes::PromptClass;
@@ -190,7 +191,13 @@ pub fn synthesize(
                         let place = plan.chip.and_then(|chip| chip.place.as_ref());
                         if let Some(place) = place.or(studio.place) {
                             let path = records.scene_place(&class.name, one.draw)?;
-                            geotiff::picture::write(&path, &picture, Some(place), &[])?;
+                            let form = geotiff::picture::Form::plain(Some(place.clone()));
+                            geotiff::picture::write(
+                                &path,
+                                &Picture::of_rgb(&picture)?,
+                                &form,
+                                &[],
+                            )?;
                         }
                         let texts = (studio.describe)(&one.prompt, one.seed, plan.chip)?;
                         let texts: Vec<_> =
@@ -234,7 +241,7 @@ fn draw(
     });
     studio.model.generate(requests, settings.batch, &mut |event| match event {
         Event::Finished { slot, result: Ok(picture) } => {
-            found[slot.0] = Some(picture);
+            found[slot.0] = Some(picture.rgb()?);
             Ok(())
         }
         Event::Finished { result: Err(Error::NotFinite(_)), .. } => Ok(()),

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::io::geotiff::{GeoTiff, Georeference, picture};
 use crate::io::image::resize;
 use crate::io::raster::{Levels, Mask};
-use crate::pipeline::InitImage;
+use crate::pipeline::{InitImage, InitPixels};
 
 /// What of a real picture is drawn anew.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -65,7 +65,12 @@ impl Sources {
         let mut chips = Vec::with_capacity(all.len());
         for one in all {
             let chip = chip(one, settings.ignore_index, redraw, size)?;
-            hash.update(chip.init.image.as_raw());
+            match &chip.init.image {
+                InitPixels::Rgb(image) => hash.update(image.as_raw()),
+                InitPixels::Bands(picture) => {
+                    hash.update(bytemuck::cast_slice::<f32, u8>(picture.values()));
+                }
+            }
             chip.mask.classes.iter().for_each(|class| hash.update(class.to_le_bytes()));
             chips.push(chip);
         }
@@ -153,7 +158,7 @@ fn chip(one: Labelled, ignored: u16, redraw: Redraw, [width, height]: [usize; 2]
             Some(RgbImage::from_fn(side(width), side(height), level))
         }
     };
-    let init = Arc::new(InitImage { image, mask: paint });
+    let init = Arc::new(InitImage { image: image.into(), mask: paint });
     let place = place(&name)?.map(|place| place.part(0.0, 0.0, w as f64 / width as f64));
     Ok(Chip { name: name.display().to_string(), mask, init, place, dominant })
 }
