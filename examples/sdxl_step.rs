@@ -97,11 +97,15 @@ fn main() -> anyhow::Result<()> {
         pooled: input("pooled", &[1, 1280])?.to_vec()?,
         ..Vector::default()
     };
-    let (mut step, mut noise) = (Vec::new(), None);
+    let (mut context, mut step, mut noise) = (Vec::new(), Vec::new(), None);
     for _ in 0..repeat {
+        // Keys and values of the text: once a picture, whatever its steps.
+        let start = Instant::now();
+        let keys = unet.context(&text)?;
+        context.push(start.elapsed().as_secs_f64());
         let start = Instant::now();
         let times = unet.embed(&[501.0], &vector)?;
-        noise = Some(unet.forward(&sample, &times, &unet.context(&text)?)?); // [1, h, w, 4]
+        noise = Some(unet.forward(&sample, &times, &keys)?); // [1, h, w, 4]
         step.push(start.elapsed().as_secs_f64());
     }
     if let (Some(path), Some(noise)) = (&output, &noise) {
@@ -111,6 +115,7 @@ fn main() -> anyhow::Result<()> {
     let line = serde_json::json!({
         "engine": format!("nadir {}", env!("CARGO_PKG_VERSION")),
         "load_s": loading,
+        "context_s": context,
         "step_s": step,
         "loaded_rss_bytes": held,
         "loading_peak_rss_bytes": loading_peak,
