@@ -184,9 +184,12 @@ fn folders_that_hold_pickles_or_nothing() {
     let error = Weights::open(&unet, None).err().unwrap().to_string();
     assert!(error.contains("non_ema") && error.contains("--variant"), "{error}");
 
+    let empty = bench.0.path().join("empty");
+    fs::create_dir(&empty).unwrap();
     for (path, words) in [
         (bench.0.path().join("nothing"), "no such folder"),
-        (unet, "none in this folder"),
+        (unet, "non_ema.safetensors and no model_index.json"),
+        (empty, "none in this folder"),
         (bench.write("one.safetensors", "any"), "safetensors header"),
         (bench.write("one.ckpt", "any"), "nadir convert --script"),
     ] {

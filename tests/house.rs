@@ -1,4 +1,4 @@
-//! The direction of the arrows between nadir's modules, as ARCHITECTURE.md shows them.
+//! The direction of the arrows between nadir's modules, as ARCHITECTURE.md shows them; and that no test is left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -98,6 +98,26 @@ fn paths_are_read_in_every_form() {
     collect(text.parse().unwrap(), 2, &mut arrows);
     let names: Vec<_> = arrows.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["tensor", "cpu", "error", "nn", "io", "text", "noise", "models"]);
+}
+
+/// Their names say so, `a_gpu_`; the runner has to know where they are.
+#[test]
+fn what_needs_a_device_is_run_on_the_virtual_one() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let runner = std::fs::read_to_string(root.join("xtask/src/test.rs")).unwrap();
+    let tests = root.join("tests");
+    let named = concat!("fn a_", "gpu_");
+    let mut targets = BTreeSet::new();
+    for file in rust_files(&tests) {
+        if std::fs::read_to_string(&file).unwrap().contains(named) {
+            let first = file.strip_prefix(&tests).unwrap().iter().next().unwrap();
+            targets.insert(first.to_str().unwrap().trim_end_matches(".rs").to_owned());
+        }
+    }
+    assert!(targets.len() > 10, "{targets:?}");
+    let left_out: Vec<_> =
+        targets.iter().filter(|target| !runner.contains(&format!("\"{target}\","))).collect();
+    assert!(left_out.is_empty(), "xtask/src/test.rs runs them nowhere: {left_out:?}");
 }
 
 fn rust_files(folder: &Path) -> Vec<PathBuf> {

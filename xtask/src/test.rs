@@ -83,7 +83,7 @@ const SETTINGS: [Setting; 3] = [
     },
     Setting {
         what: "steps of training, language models, segmentation, CLIP, models that are told or shown more than a prompt, of \
-               other bands, what metrics see through, a scene's mask",
+               other bands, what metrics see through, a scene's mask and its smaller pixels",
         // Of their tests those whose names say so.
         targets: &[
             "--test",
@@ -110,6 +110,8 @@ const SETTINGS: [Setting; 3] = [
             "metrics",
             "--test",
             "segmentation",
+            "--test",
+            "super_resolution",
             "--test",
             "tiny",
             "--test",
