@@ -212,8 +212,9 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::io::checkpoint::Padding;
     use crate::io::folder::PipelineFolder;
-    use crate::models::clip::ClipTextConfig;
+    use crate::models::clip::{ClipTextConfig, ClipTextProjectedConfig};
     use crate::nn::Params;
     use crate::tensor::Device;
     use crate::text::weighting::LongPrompt;
@@ -269,5 +270,61 @@ mod tests {
         assert!(prompt == &[first.clone(), second.clone()].concat());
         let [(77, empty)] = &text("", false)[..] else { panic!("one row of one chunk") };
         assert!(negative == &[empty.clone(), empty.clone()].concat());
+    }
+
+    #[test]
+    fn two_encoders_see_tokens_and_weights_of_their_own() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/eurosat-64");
+        let folder = PipelineFolder::open(root, None).unwrap();
+        let tokenizer = |padding| {
+            ClipTokenizer::open_padding(folder.folder("tokenizer").unwrap(), Some(padding)).unwrap()
+        };
+        let initial = |name: &str, shape: &[usize]| {
+            let count = shape.iter().product::<usize>();
+            let value = |i: usize| ((i * 7919 + name.len() * 31) % 2003) as f32 / 4000.0 - 0.25;
+            Tensor::from_vec((0..count).map(value).collect(), shape)
+        };
+        let text = ClipTextConfig::read(&folder.network("text_encoder").unwrap().0).unwrap();
+        let text = ClipTextConfig { num_hidden_layers: 2, ..text };
+        let config =
+            ClipTextProjectedConfig { text: text.clone(), projection_dim: 8, eos_token_id: 2 };
+        let first = Params::initial(initial, DType::F32, Device::Cpu);
+        let first = ClipText::load(text, &first).unwrap();
+        let text_encoder = Params::initial(initial, DType::F32, Device::Cpu);
+        let text_encoder = ClipTextProjected::load(config, &text_encoder).unwrap();
+        let (dtype, device) = (DType::F32, Device::Cpu);
+        let own = tokenizer(Padding::Zero);
+        let second = SecondEncoder { tokenizer: own, text_encoder, zeros: false, dtype, device };
+        let tokenizer = tokenizer(Padding::End);
+        let rows = |prompt: &str, guided| {
+            let (prompt, long_prompts) = (prompt.to_owned(), LongPrompt::Chunk);
+            let settings = Settings { prompt, long_prompts, ..Settings::default() };
+            tokenize(&tokenizer, Some(&second), &settings, guided).unwrap().0
+        };
+        let encode = |row: &PromptTokens| {
+            let Encoded { states, pooled } =
+                row.encode(&first, Some(&second), &Cancel::default()).unwrap();
+            (states.to_vec::<f32>().unwrap(), pooled)
+        };
+
+        // Chunks that fill a row up are each encoder's own; the prompt as a whole is its first chunk.
+        let (rivers, farms) = (["river"; 75].join(" "), ["farm"; 20].join(" "));
+        let both = rows(&format!("{rivers} {farms}"), true);
+        let (empty, _) = encode(&rows("", false)[0]);
+        assert!(encode(&both[0]).0 == [empty.clone(), empty].concat());
+        let (prompt, whole) = encode(&both[1]);
+        let (one, whole_of_one) = encode(&rows(&rivers, false)[0]);
+        assert!(prompt[..one.len()] == one && whole == whole_of_one);
+        assert!(whole != encode(&rows(&farms, false)[0]).1);
+
+        // Weights count for both.
+        let row = &rows("a (river:1.5) and (farms:0.5)", false)[0];
+        assert!(row.weighted && row.chunks[0].ids != row.second[0].ids);
+        let states = first.hidden(&ids(&row.chunks[0]).unwrap(), 1).unwrap();
+        let (others, _) = second.text_encoder.forward(&ids(&row.second[0]).unwrap(), 1).unwrap();
+        let weighed =
+            [weight(&states, &row.chunks[0]).unwrap(), weight(&others, &row.second[0]).unwrap()];
+        let expected = concat(&[&weighed[0], &weighed[1]], 2).unwrap();
+        assert!(encode(row).0 == expected.to_vec::<f32>().unwrap());
     }
 }

@@ -266,6 +266,18 @@ mod tests {
     }
 
     #[test]
+    fn numbers_are_read_by_the_scale_that_they_are_written_by() {
+        let sampling = Sampling { steps: 1, eta: 0.0, temperature: 1.0, match_histograms: true };
+        let how = Enlargement { scale: [1000.0, 11_000.0], seed: 0, sampling };
+        assert_eq!([1000, 6000, 11_000, 0].map(|number| how.level(number)), [0.0, 0.5, 1.0, -0.1]);
+        let mut out = Vec::new();
+        let written =
+            Written { samples: SampleKind::U16, scale: how.scale, nodata: None, bands: 2 };
+        written.push(Some(&[how.level(1234), how.level(9999)]), &mut out);
+        assert_eq!(SampleKind::U16.numbers(&out), [1234.0, 9999.0]);
+    }
+
+    #[test]
     fn what_has_data_is_never_written_as_none() {
         let of = |nodata, levels: Option<&[f32]>| written(SampleKind::U16, Some(nodata), levels);
         assert_eq!(of(0, None), [0.0, 0.0]);
