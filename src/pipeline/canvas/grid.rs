@@ -262,6 +262,30 @@ mod tests {
     }
 
     #[test]
+    fn what_two_windows_share_is_one_place() {
+        let grid = Grid([axis(96, 16, 4, true), axis(72, 12, 5, false)]);
+        let [down, across] = [0, 1].map(|axis| grid.0[axis].clone());
+        for id in [[0, 1], [1, 2], [3, 3], [7, 0]] {
+            let places = |id: Id| [down.places(id[0]), across.places(id[1])];
+            let (own, mut shared) = (places(id), 0);
+            for neighbour in grid.around(id) {
+                let theirs = places(neighbour.id);
+                let weights = grid.weights(neighbour.id, 1);
+                grid.shared(&neighbour, |here, there, weight| {
+                    let at = |i: usize| [i / 12, i % 12];
+                    let (here, there) = (at(here), at(there));
+                    for axis in 0..2 {
+                        assert_eq!(own[axis][here[axis]], theirs[axis][there[axis]]);
+                    }
+                    assert_eq!(weight, weights[0][there[0]] * weights[1][there[1]]);
+                    shared += 1;
+                });
+            }
+            assert!(shared > 16 * 12, "{id:?}");
+        }
+    }
+
+    #[test]
     fn a_ring_of_another_length_is_refused_with_those_that_are_possible() {
         let refused = |len| Axis::new(len, [16, 4], true, ("width", 4)).unwrap_err().to_string();
         assert!(refused(100).contains("384 or 480"), "{}", refused(100));
