@@ -385,3 +385,78 @@ fn unless_gone(done: Result<()>) -> Result<()> {
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::super::{Canvas, Tiles};
+    use super::*;
+    use crate::pipeline::load::LoadOptions;
+
+    /// What others have is told by constants, so that a mean of it and of a window's own is known.
+    #[test]
+    fn a_window_goes_on_from_the_mean_of_its_own_and_of_those_before_it() {
+        let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/eurosat-64");
+        let model = TextToImage::load(weights, &LoadOptions::default()).unwrap();
+        let canvas = Canvas { width: 96, height: 96, wrap: [false; 2], overlap: None };
+        let plan = Plan::new(&model, canvas, None).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let state =
+            State::open(&folder.path().join("a.png"), &json!({}), Tiles::Shown(None)).unwrap();
+        let settings = |_| Settings { steps: Some(3), ..Settings::default() };
+        let job = Job {
+            model: &model,
+            plan: &plan,
+            settings: &settings,
+            seed: 7,
+            batch: 1,
+            shard: (0, 1),
+            backwards: false,
+            cancel: Cancel::default(),
+        };
+        let evaluations = job.evaluations().unwrap();
+        let mut work = Work {
+            job: &job,
+            state: &state,
+            tiles: plan.tiles(),
+            evaluations,
+            recent: Recent::default(),
+            warned: Vec::new(),
+            watch: &mut |_| {},
+        };
+        let value = |i: usize| 2.0 - i as f32;
+        let numbers = plan.numbers();
+        let told: Vec<f32> = (0..evaluations * numbers).map(|i| value(i / numbers)).collect();
+        for id in [[0, 0], [0, 1], [1, 0]] {
+            State::keep_latents(state.claim_latents(id).unwrap().unwrap(), &told).unwrap();
+        }
+        // 1. weights are 1 together
+        for id in [[0, 1], [1, 1]] {
+            let Seen { own, others } = work.look(id).unwrap().unwrap();
+            assert!(
+                own.iter().all(|own| (0.0..=1.0).contains(own)) && own.iter().any(|x| *x < 0.1)
+            );
+            for (at, found) in others.iter().enumerate() {
+                let expected = (1.0 - own[at % numbers / plan.channels]) * value(at / numbers);
+                assert!((found - expected).abs() < 1e-5, "{id:?} {at}: {found} {expected}");
+            }
+        }
+        // 2. a window that counts nothing has what others have, after each evaluation
+        let claim = state.claim_latents([1, 1]).unwrap().unwrap();
+        let mut slot = work.begin([1, 1], claim).unwrap();
+        let own = vec![0.0; numbers / plan.channels];
+        slot.seen = Some(Seen { own, others: told });
+        let mut evaluation =
+            Evaluation::new(&[&*slot.denoising.text], slot.denoising.gear()).unwrap();
+        for i in 0..evaluations {
+            let done = model.denoise(&mut [&mut slot.denoising], &mut evaluation).unwrap();
+            done.into_iter().for_each(|done| done.unwrap());
+            slot.look_around().unwrap();
+            let found = slot.denoising.latents.to_vec::<f32>().unwrap();
+            assert!(found == slot.kept && found.iter().all(|x| *x == value(i)), "{i}");
+        }
+    }
+}
