@@ -40,7 +40,8 @@ mod tests {
     fn every_coordinate_counts() {
         let first = at(7, 0, 3, 5);
         assert_eq!(first, at(7, 0, 3, 5));
-        for other in [at(8, 0, 3, 5), at(7 << 32, 0, 3, 5), at(7, 1, 3, 5), at(7, 0, 5, 3)] {
+        let upper = at(7 | (1 << 32), 0, 3, 5);
+        for other in [at(8, 0, 3, 5), upper, at(7 << 32, 0, 3, 5), at(7, 1, 3, 5), at(7, 0, 5, 3)] {
             assert!(first.iter().zip(other).all(|(a, b)| *a != b));
         }
         // Fewer channels are the first of more.

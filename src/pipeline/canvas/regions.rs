@@ -94,10 +94,23 @@ impl Regions {
     /// The areas of a GeoJSON file, over a canvas that lies at `place`. Of areas that overlap the last holds.
     ///
     /// # Errors
-    /// A file that is no GeoJSON of areas, or says nothing of one; a canvas in a reference system that cannot be computed in.
+    /// A file that is no GeoJSON of areas, or says nothing of one; a canvas in a reference system that cannot be computed in, or
+    /// off the globe.
     pub fn open_areas(path: &Path, canvas: &Canvas, place: &Georeference) -> Result<Self> {
         let text = read_file(path, MAX_FILE)?;
-        let projection = Box::new(Projection::from_epsg(place.epsg().unwrap_or_default().into())?);
+        let epsg = place.epsg().unwrap_or_default();
+        let projection = Box::new(Projection::from_epsg(epsg.into())?);
+        // Corners may be off the globe where the middle is not, or the other way round.
+        let sides = [canvas.width as f64, canvas.height as f64];
+        let some = [[0.5, 0.5], [0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]];
+        let is_there = |part: &[f64; 2]| {
+            degrees(place, &projection, [part[0] * sides[0], part[1] * sides[1]]).is_some()
+        };
+        if !some.iter().any(is_there) {
+            let found = format!("{:?}", place.transform.unwrap_or_default());
+            let expected = format!("a place on the globe, in the coordinates of EPSG:{epsg}");
+            return Err(Error::argument("bbox", found, expected));
+        }
         let (words, areas) = parse(&text).map_err(|(what, expected, found)| {
             let advice = "RFC 7946 says what such a file holds; QGIS and ogr2ogr write it.";
             Error::file(path, what, expected, found, advice)
@@ -209,13 +222,17 @@ impl Regions {
                 words.get(&mask.classes[y * mask.width + x]).copied()
             }
             Shape::Areas { areas, place, projection } => {
-                let [x, a, b, y, d, e] = place.transform?;
-                let point = [x + a * at[0] + b * at[1], y + d * at[0] + e * at[1]];
-                let degrees = projection.degrees(point);
+                let degrees = degrees(place, projection, at);
                 degrees.and_then(|degrees| areas.iter().rposition(|area| area.holds(degrees)))
             }
         })
     }
+}
+
+/// Longitude and latitude of a place in pixels; none of one off the globe.
+fn degrees(place: &Georeference, projection: &Projection, at: [f64; 2]) -> Option<[f64; 2]> {
+    let [x, a, b, y, d, e] = place.transform?;
+    projection.degrees([x + a * at[0] + b * at[1], y + d * at[0] + e * at[1]])
 }
 
 fn fingerprint(texts: &[&str]) -> String {
@@ -373,12 +390,15 @@ mod tests {
     }
 
     fn opened(features: Value, epsg: u32, bbox: [f64; 4]) -> Result<Regions> {
+        let place = Georeference::from_bbox(bbox, epsg, 200, 100).unwrap();
+        opened_at(features, &place)
+    }
+
+    fn opened_at(features: Value, place: &Georeference) -> Result<Regions> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("areas.geojson");
         std::fs::write(&path, features.to_string()).unwrap();
-        let canvas = canvas([false, false]);
-        let place = Georeference::from_bbox(bbox, epsg, canvas.width, canvas.height).unwrap();
-        Regions::open_areas(&path, &canvas, &place)
+        Regions::open_areas(&path, &canvas([false, false]), place)
     }
 
     #[test]
@@ -410,6 +430,94 @@ mod tests {
         assert_eq!(at(&regions, [10, 20]), "upper left 16");
         assert_eq!(at(&regions, [10, 80]), "base 12");
         assert_eq!(at(&regions, [110, 84]), "ring 12");
+    }
+
+    /// A canvas that is turned, and one whose rows are shifted.
+    #[test]
+    fn areas_are_found_on_a_canvas_that_is_turned() {
+        let mut place = Georeference::from_bbox([10.0, 50.0, 12.0, 51.0], 4326, 200, 100).unwrap();
+        // Columns lead north, rows east: the canvas is a degree wide and two high on the globe.
+        place.transform = Some([10.0, 0.0, 0.01, 50.0, 0.01, 0.0]);
+        let feature = square(10.0, 51.0, 0.5, json!({ "prompt": "north west" }));
+        let regions = opened_at(feature.clone(), &place).unwrap();
+        let found = [[120, 10], [184, 10], [10, 10], [120, 70]].map(|place| at(&regions, place));
+        assert_eq!(found, ["north west 12", "base 12", "base 12", "base 12"]);
+        // A row is a hundredth of a degree south, and twice that east.
+        place.transform = Some([9.0, 0.01, 0.02, 52.0, 0.0, -0.01]);
+        let regions = opened_at(feature, &place).unwrap();
+        // Row 60 to 76 is 51.4 to 51.24, and begins at 10.2 to 10.52 degrees.
+        let found = [[0, 60], [30, 60], [0, 10], [110, 10]].map(|place| at(&regions, place));
+        assert_eq!(found, ["north west 12", "base 12", "base 12", "base 12"]);
+    }
+
+    #[test]
+    fn what_lies_beyond_the_canvas_counts_nothing() {
+        // 1. levels: of a window at the right edge 7 columns are a, 5 b, and 4 beyond
+        let folder = tempfile::tempdir().unwrap();
+        let (raster, words) = (folder.path().join("a.png"), folder.path().join("a.toml"));
+        let level = |x: u32, y: u32| image::Luma([u8::from(x == 39) + 2 * u8::from(y == 19)]);
+        image::GrayImage::from_fn(40, 20, level).save(&raster).unwrap();
+        let text = "0 = \"a\"\n1 = \"right\"\n2 = \"lower\"\n3 = \"corner\"\n";
+        std::fs::write(&words, text).unwrap();
+        let regions = Regions::open_levels(&raster, &words, &canvas([false; 2]), false).unwrap();
+        assert_eq!(at(&regions, [188, 40]), "a 12");
+        assert_eq!(at(&regions, [40, 88]), "a 12");
+        assert_eq!(at(&regions, [196, 40]), "right 12");
+        // 2. areas, which go on there
+        let bbox = [10.0, 50.0, 12.0, 51.0];
+        let regions = opened(square(11.95, 50.0, 1.0, json!({ "prompt": "right" })), 4326, bbox);
+        let regions = regions.unwrap();
+        assert_eq!(at(&regions, [188, 40]), "base 12");
+        assert_eq!(at(&regions, [192, 40]), "right 12");
+        // 3. a window that is beyond as a whole is the scene's
+        assert_eq!(at(&regions, [208, 40]), "base 12");
+    }
+
+    /// Of the record that a scene is gone on with by.
+    #[test]
+    fn whatever_is_said_shows_in_the_fingerprint() {
+        let folder = tempfile::tempdir().unwrap();
+        let (raster, words) = (folder.path().join("a.png"), folder.path().join("a.toml"));
+        let levels = |size: [u32; 2], levels: [u8; 4], text: &str| {
+            let picture = image::GrayImage::from_raw(size[0], size[1], levels.to_vec()).unwrap();
+            picture.save(&raster).unwrap();
+            std::fs::write(&words, text).unwrap();
+            let regions = Regions::open_levels(&raster, &words, &canvas([false; 2]), true);
+            regions.unwrap().fingerprint().to_owned()
+        };
+        let first = levels([2, 2], [0, 3, 3, 7], "[3]\nlevel = 16\n");
+        assert_eq!(first, levels([2, 2], [0, 3, 3, 7], "[3]\nlevel = 16\n"));
+        let areas = |properties: Value| {
+            let bbox = [10.0, 50.0, 12.0, 51.0];
+            let regions = opened(square(10.0, 50.0, 0.5, properties), 4326, bbox).unwrap();
+            regions.fingerprint().to_owned()
+        };
+        let prints = [
+            first,
+            levels([2, 2], [0, 3, 3, 7], "[3]\nlevel = 17\n"),
+            levels([2, 2], [0, 3, 7, 3], "[3]\nlevel = 16\n"),
+            levels([4, 1], [0, 3, 3, 7], "[3]\nlevel = 16\n"),
+            areas(json!({ "level": 16 })),
+            areas(json!({ "level": 17 })),
+            areas(json!({ "gsd": 1.5 })),
+        ];
+        for (i, print) in prints.iter().enumerate() {
+            assert!(!prints[..i].contains(print), "{i}: {prints:?}");
+        }
+    }
+
+    #[test]
+    fn a_canvas_off_the_globe_is_refused() {
+        let good = || square(10.0, 50.0, 1.0, json!({ "prompt": "a" }));
+        for far in [1e300, 1e12] {
+            let refused = opened(good(), 32614, [far, far, 2.0 * far, 2.0 * far]);
+            let error = refused.err().unwrap().to_string();
+            assert!(error.contains("bbox") && error.contains("EPSG:32614"), "{error}");
+        }
+        let mut place = Georeference::from_bbox([10.0, 50.0, 12.0, 51.0], 4326, 200, 100).unwrap();
+        assert!(opened_at(good(), &place).is_ok());
+        place.transform = None;
+        assert!(opened_at(good(), &place).is_err());
     }
 
     #[test]

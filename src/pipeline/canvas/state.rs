@@ -238,3 +238,48 @@ fn is_same(file: &File, path: &Path) -> bool {
         path.exists()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn open(output: &Path, record: &Value) -> Result<State> {
+        State::open(output, record, Tiles::Shown(None))
+    }
+
+    #[test]
+    fn a_file_of_another_size_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = open(&folder.path().join("a.png"), &json!({})).unwrap();
+        State::keep_latents(state.claim_latents([3, 5]).unwrap().unwrap(), &[1.0, -2.5]).unwrap();
+        assert_eq!(state.latents([3, 5], 2).unwrap(), [1.0, -2.5]);
+        for numbers in [0, 1, 3] {
+            let error = state.latents([3, 5], numbers).unwrap_err().to_string();
+            let expected = format!("{} bytes", 4 * numbers);
+            assert!(error.contains(&expected) && error.contains("3-5"), "{error}");
+        }
+        // Cut within a number.
+        fs::write(state.latents_path([3, 5]), [0; 7]).unwrap();
+        assert!(state.latents([3, 5], 1).is_err() && state.latents([3, 5], 2).is_err());
+    }
+
+    #[test]
+    fn a_picture_that_is_there_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("a.png");
+        fs::write(&output, "mine").unwrap();
+        let error = open(&output, &json!({})).err().unwrap().to_string();
+        assert!(error.contains("a name that nothing has"), "{error}");
+        let entries = || fs::read_dir(folder.path()).unwrap().count();
+        assert!(fs::read(&output).unwrap() == b"mine" && entries() == 1);
+        // One that was being written when it was killed is written again.
+        fs::remove_file(&output).unwrap();
+        drop(open(&output, &json!({ "seed": 1 })).unwrap());
+        fs::write(&output, "half").unwrap();
+        assert!(open(&output, &json!({ "seed": 1 })).is_ok());
+        let error = open(&output, &json!({ "seed": 2 })).err().unwrap().to_string();
+        assert!(error.contains("seed"), "{error}");
+    }
+}

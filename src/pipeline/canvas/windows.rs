@@ -388,35 +388,80 @@ fn unless_gone(done: Result<()>) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::cell::Cell;
+    use std::collections::BTreeMap;
+    use std::fs;
+    use std::path::{Path, PathBuf};
 
     use serde_json::json;
+    use tempfile::TempDir;
 
     use super::super::{Canvas, Tiles};
     use super::*;
     use crate::pipeline::load::LoadOptions;
 
+    fn model() -> TextToImage {
+        let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/eurosat-64");
+        TextToImage::load(weights, &LoadOptions::default()).unwrap()
+    }
+
+    /// Windows of 64 pixels below each other that share 16, and what is made of them.
+    struct Column {
+        folder: TempDir,
+        plan: Plan,
+        state: State,
+    }
+
+    impl Column {
+        fn new(model: &TextToImage, windows: usize, part: Option<Window>) -> Self {
+            let (width, height) = (64, 16 + 48 * windows);
+            let canvas = Canvas { width, height, wrap: [false; 2], overlap: Some(16) };
+            let plan = Plan::new(model, canvas, part).unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            let output = folder.path().join("a.png");
+            let state = State::open(&output, &json!({}), Tiles::Shown(None)).unwrap();
+            Self { folder, plan, state }
+        }
+
+        /// The files of a kind.
+        fn files(&self, kind: &str) -> BTreeMap<PathBuf, Vec<u8>> {
+            let folder = self.folder.path().join("a.png.parts").join(kind);
+            let paths = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+            let file = |path: PathBuf| (path.file_name().unwrap().into(), fs::read(path).unwrap());
+            paths.map(file).collect()
+        }
+    }
+
+    fn job<'a>(
+        model: &'a TextToImage,
+        plan: &'a Plan,
+        settings: &'a dyn Fn(Window) -> Settings,
+    ) -> Job<'a> {
+        let (seed, batch, shard, backwards) = (7, 1, (0, 1), false);
+        Job { model, plan, settings, seed, batch, shard, backwards, cancel: Cancel::default() }
+    }
+
+    fn of_steps(steps: usize) -> Settings {
+        Settings { steps: Some(steps), ..Settings::default() }
+    }
+
     /// What others have is told by constants, so that a mean of it and of a window's own is known.
     #[test]
     fn a_window_goes_on_from_the_mean_of_its_own_and_of_those_before_it() {
-        let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/eurosat-64");
-        let model = TextToImage::load(weights, &LoadOptions::default()).unwrap();
+        let model = model();
+        for steps in [1, 3, 4] {
+            check_mean(&model, steps);
+        }
+    }
+
+    fn check_mean(model: &TextToImage, steps: usize) {
         let canvas = Canvas { width: 96, height: 96, wrap: [false; 2], overlap: None };
-        let plan = Plan::new(&model, canvas, None).unwrap();
+        let plan = Plan::new(model, canvas, None).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let state =
             State::open(&folder.path().join("a.png"), &json!({}), Tiles::Shown(None)).unwrap();
-        let settings = |_| Settings { steps: Some(3), ..Settings::default() };
-        let job = Job {
-            model: &model,
-            plan: &plan,
-            settings: &settings,
-            seed: 7,
-            batch: 1,
-            shard: (0, 1),
-            backwards: false,
-            cancel: Cancel::default(),
-        };
+        let settings = |_| of_steps(steps);
+        let job = job(model, &plan, &settings);
         let evaluations = job.evaluations().unwrap();
         let mut work = Work {
             job: &job,
@@ -458,5 +503,109 @@ mod tests {
             let found = slot.denoising.latents.to_vec::<f32>().unwrap();
             assert!(found == slot.kept && found.iter().all(|x| *x == value(i)), "{i}");
         }
+    }
+
+    /// What is let go of too early is drawn again; what too late, stays.
+    #[test]
+    fn latents_are_kept_for_as_long_as_a_tile_needs_them() {
+        let model = model();
+        let part = Window { x: 0, y: 150, width: 64, height: 100 };
+        for (part, windows, tiles) in [(None, 8, 8), (Some(part), 7, 4)] {
+            let column = Column::new(&model, 8, part);
+            let settings = |_| of_steps(1);
+            let (mut begun, mut steps, mut held) = (0, 0, 0);
+            let job = job(&model, &column.plan, &settings);
+            draw(&job, &column.state, &mut |news| {
+                match news {
+                    News::Begun(all) => begun = all,
+                    News::Step => steps += 1,
+                    News::Warning(warning) => panic!("{warning}"),
+                }
+                held = held.max(column.files("latents").len());
+            })
+            .unwrap();
+            assert_eq!((begun, steps), (windows + tiles, windows + tiles));
+            assert_eq!(column.files("tiles").len(), tiles);
+            // A tile needs the windows beside it, and those what they see: two on each side.
+            assert_eq!(held, 5);
+            assert_eq!(column.files("latents").len(), 0);
+        }
+    }
+
+    #[test]
+    fn windows_of_other_steps_are_refused() {
+        let model = model();
+        let column = Column::new(&model, 2, None);
+        let settings = |window: Window| of_steps(if window.y == 0 { 3 } else { 2 });
+        let error = draw(&job(&model, &column.plan, &settings), &column.state, &mut |_| {});
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("steps: 2") && error.contains("3 evaluations"), "{error}");
+        assert!(column.files("latents").len() == 1 && column.files("tiles").is_empty());
+    }
+
+    #[test]
+    fn a_warning_is_given_once() {
+        let model = model();
+        let column = Column::new(&model, 4, None);
+        let words = ["forest ".repeat(100), "river ".repeat(100)];
+        let settings = |window: Window| {
+            let prompt = words[usize::from(window.y > 100)].clone();
+            Settings { prompt, ..of_steps(1) }
+        };
+        let mut warnings = Vec::new();
+        draw(&job(&model, &column.plan, &settings), &column.state, &mut |news| {
+            if let News::Warning(warning) = news {
+                warnings.push(warning.to_string());
+            }
+        })
+        .unwrap();
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
+        assert!(warnings[0].contains("forest") && warnings[1].contains("river"), "{warnings:?}");
+    }
+
+    #[test]
+    fn what_is_interrupted_within_a_window_goes_on_with_those_that_are_done() {
+        let model = model();
+        let settings = |_| of_steps(2);
+        let [whole, cut] = [0, 1].map(|_| Column::new(&model, 4, None));
+        draw(&job(&model, &whole.plan, &settings), &whole.state, &mut |_| {}).unwrap();
+
+        // 1. when the third window has begun: once more it is asked how the first is drawn
+        let (asked, cancel) = (Cell::new(0), Cancel::default());
+        let interrupts = |_| {
+            asked.set(asked.get() + 1);
+            if asked.get() == 4 {
+                cancel.cancel();
+            }
+            of_steps(2)
+        };
+        let until = Job { cancel: cancel.clone(), ..job(&model, &cut.plan, &interrupts) };
+        let error = draw(&until, &cut.state, &mut |_| {}).unwrap_err();
+        assert!(matches!(error, Error::Interrupted), "{error}");
+        let kept = cut.files("latents");
+        assert!(kept.len() == 2 && cut.files("tiles").is_empty(), "{:?}", kept.keys());
+        // 2. while others are about all that could be done
+        let others: Vec<Claim> = (0..4)
+            .filter_map(|y| {
+                Claim::take(
+                    &cut.folder.path().join("a.png.parts/claims"),
+                    &cut.state.tile_path([y, 0]),
+                )
+                .unwrap()
+            })
+            .chain((0..4).filter_map(|y| cut.state.claim_latents([y, 0]).unwrap()))
+            .collect();
+        assert_eq!(others.len(), 4 + 2);
+        let error = draw(&until, &cut.state, &mut |_| {}).unwrap_err();
+        assert!(matches!(error, Error::Interrupted), "{error}");
+        drop(others);
+        // 3. the same command again
+        let mut steps = 0;
+        draw(&job(&model, &cut.plan, &settings), &cut.state, &mut |news| {
+            steps += usize::from(matches!(news, News::Step));
+        })
+        .unwrap();
+        assert_eq!(steps, 2 + 4, "what was done is not done again");
+        assert!(cut.files("tiles").len() == 4 && cut.files("tiles") == whole.files("tiles"));
     }
 }
