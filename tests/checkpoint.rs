@@ -19,7 +19,7 @@ use nadir::io::checkpoint::{Prediction, Supplement, open_controlnet};
 use nadir::io::folder::{PipelineFolder, Weights};
 use nadir::io::raster::{Levels, Raster};
 use nadir::io::safetensors::{SafeTensors, save};
-use nadir::pipeline::convert::{controlnet_to_folder, to_file, to_folder};
+use nadir::pipeline::convert::{controlnet_to_file, controlnet_to_folder, to_file, to_folder};
 use nadir::pipeline::{Control, LoadOptions, Request, Settings, TextToImage};
 use nadir::tensor::{DType, Device, Tensor};
 use original::Original;
@@ -133,9 +133,10 @@ fn stable_diffusion_xl_is_diffusers() -> Result<()> {
     check("sdxl")
 }
 
-#[test]
-fn a_controlnet_is_diffusers() -> Result<()> {
-    let original = Original::open("sd1");
+/// The ControlNet `name` under both kinds of original names, and from there to a folder and back; its model tells so many
+/// sinusoids of each size.
+fn check_controlnet(name: &str, sinusoids: Option<usize>) -> Result<()> {
+    let original = Original::open(name);
     let scratch = tempfile::tempdir().unwrap();
     let expected = original.component("controlnet");
     let bare = |key: String| key.strip_prefix("control_model.").unwrap().to_owned();
@@ -146,17 +147,81 @@ fn a_controlnet_is_diffusers() -> Result<()> {
         }
         let (file, folder) = (scratch.path().join(name), scratch.path().join(format!("{name}.d")));
         save(&file, &tensors, &BTreeMap::new())?;
-        let (config, weights) = open_controlnet(&file)?;
+        let (config, weights) = open_controlnet(&file, sinusoids)?;
         assert_tensors(name, &weights, &expected);
-        controlnet_to_folder(&file, &folder)?;
-        assert_tensors(name, &Weights::open(&folder, None)?, &expected);
         let theirs = fs::read(original.golden.join("controlnet/config.json")).unwrap();
         let theirs: serde_json::Value = serde_json::from_slice(&theirs).unwrap();
-        let depths = config.value("transformer_layers_per_block").unwrap();
-        assert_eq!(depths, &serde_json::json!([1, 1, 1]));
-        for field in config.names().filter(|name| *name != "transformer_layers_per_block") {
-            assert_eq!(config.value(field).unwrap(), &theirs[field], "{field}");
+        for field in config.names() {
+            match &theirs[field] {
+                // One for all levels.
+                serde_json::Value::Number(one) if field == "transformer_layers_per_block" => {
+                    assert_eq!(config.value(field).unwrap(), &serde_json::json!([one, one, one]));
+                }
+                theirs => assert_eq!(config.value(field).unwrap(), theirs, "{field}"),
+            }
         }
+        // Diffusers' folder, and from there the file.
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("config.json"), theirs.to_string()).unwrap();
+        save(&folder.join("diffusion_pytorch_model.safetensors"), &expected, &BTreeMap::new())?;
+        let back = scratch.path().join(format!("{name}.safetensors"));
+        controlnet_to_file(&folder, None, &back)?;
+        let stored = SafeTensors::open(&back)?;
+        let original = original.tensors(true);
+        assert_eq!(stored.names().len(), original.len());
+        for (key, tensor) in &original {
+            golden::assert_same(key, &stored.read(key)?, tensor);
+        }
+        // A file has no place for it.
+        let changed =
+            theirs.to_string().replace("\"norm_num_groups\":32", "\"norm_num_groups\":16");
+        assert_ne!(changed, theirs.to_string());
+        fs::write(folder.join("config.json"), changed).unwrap();
+        let error = controlnet_to_file(&folder, None, &back).unwrap_err().to_string();
+        assert!(error.contains("norm_num_groups") && error.contains("config.json"), "{error}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_controlnet_is_diffusers() -> Result<()> {
+    check_controlnet("sd1", None)
+}
+
+#[test]
+fn a_controlnet_of_xl_is_diffusers() -> Result<()> {
+    check_controlnet("sdxl", Some(8))
+}
+
+/// Its file alone is made a folder as XL's are told sizes, by 256 sinusoids each.
+#[test]
+fn the_file_of_a_controlnet_is_made_a_folder() -> Result<()> {
+    for name in ["sd1", "sdxl"] {
+        let (original, scratch) = (Original::open(name), tempfile::tempdir().unwrap());
+        let [file, folder] = ["net.safetensors", "net"].map(|name| scratch.path().join(name));
+        let mut tensors = original.tensors(true);
+        let mut expected = original.component("controlnet");
+        save(&file, &tensors, &BTreeMap::new())?;
+        if name == "sdxl" {
+            let error = controlnet_to_folder(&file, &folder).unwrap_err().to_string();
+            assert!(error.contains("label_emb.0.0") && error.contains("1536"), "{error}");
+            assert!(!folder.exists());
+            let wide = Tensor::from_vec((0..256 * 1600).map(|i| i as f32).collect(), [256, 1600])?;
+            for (key, tensor) in tensors.iter_mut().chain(&mut expected) {
+                if key.ends_with("label_emb.0.0.weight") || key == "add_embedding.linear_1.weight" {
+                    *tensor = wide.clone();
+                }
+            }
+            save(&file, &tensors, &BTreeMap::new())?;
+        }
+        controlnet_to_folder(&file, &folder)?;
+        assert_tensors(name, &Weights::open(&folder, None)?, &expected);
+        let config: serde_json::Value =
+            serde_json::from_slice(&fs::read(folder.join("config.json")).unwrap()).unwrap();
+        let told = |field: &str| config[field].as_u64();
+        let expected = (name == "sdxl").then_some((256, 1600));
+        let inputs = told("projection_class_embeddings_input_dim");
+        assert_eq!(told("addition_time_embed_dim").zip(inputs), expected, "{name}");
     }
     Ok(())
 }
@@ -178,11 +243,11 @@ fn fitting(original: &Original) -> Result<Vec<(String, Tensor)>> {
 
 /// As the original code of ControlNet writes them, and GeoSynth is published: all of the model in one file, followed without
 /// another word, and made a folder with its ControlNet.
-#[test]
-fn a_controlnet_in_the_file_of_its_model_is_followed() -> Result<()> {
-    let bench = Bench::new("sd1");
-    let [net, whole, folder] =
-        ["net.safetensors", "whole.safetensors", "whole"].map(|n| bench.path(n));
+fn check_in_its_model(name: &str) -> Result<()> {
+    let bench = Bench::new(name);
+    let [net, whole, folder, again] =
+        ["net.safetensors", "whole.safetensors", "whole", "again.safetensors"]
+            .map(|n| bench.path(n));
     let control = fitting(&bench.original)?;
     save(&net, &control, &BTreeMap::new())?;
     let tensors = [bench.original.tensors(false), control].concat();
@@ -206,20 +271,40 @@ fn a_controlnet_in_the_file_of_its_model_is_followed() -> Result<()> {
     let beside = followed(&bench.path("file.safetensors"), vec![net.clone()], 1)?;
     assert!(followed(&whole, Vec::new(), 1)? == beside);
     assert!(followed(&folder, Vec::new(), 1)? == beside);
+    to_file(&folder, None, &again)?;
+    assert!(followed(&again, Vec::new(), 1)? == beside);
     // Not to follow anything would be another model's picture.
     let error = followed(&whole, Vec::new(), 0).unwrap_err().to_string();
     assert!(error.contains("control_image"), "{error}");
     Ok(())
 }
 
-/// An original file is followed as the folder is that is made of it.
 #[test]
-fn the_file_of_a_controlnet_is_followed() -> Result<()> {
-    let bench = Bench::new("sd1");
+fn a_controlnet_in_the_file_of_its_model_is_followed() -> Result<()> {
+    check_in_its_model("sd1")
+}
+
+#[test]
+fn a_controlnet_in_the_file_of_its_xl_is_followed() -> Result<()> {
+    check_in_its_model("sdxl")
+}
+
+/// An original file is followed as diffusers' folder with the same tensors is.
+fn check_followed(name: &str) -> Result<()> {
+    let bench = Bench::new(name);
     let mut tensors = fitting(&bench.original)?;
     let (file, folder) = (bench.path("control"), bench.path("control.d"));
     save(&file, &tensors, &BTreeMap::new())?;
-    controlnet_to_folder(&file, &folder)?;
+    let sinusoids = (name == "sdxl").then_some(8);
+    let (_, weights) = open_controlnet(&file, sinusoids)?;
+    let config = fs::read(bench.original.golden.join("controlnet/config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    config["conditioning_embedding_out_channels"] = serde_json::json!([16, 32, 96]);
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    let read = |name: String| Ok((name.clone(), weights.read(&name)?));
+    let current = weights.names().into_iter().map(read).collect::<Result<Vec<_>>>()?;
+    save(&folder.join("diffusion_pytorch_model.safetensors"), &current, &BTreeMap::new())?;
     let followed = |net: &Path, level: u8| {
         let options = LoadOptions { controlnets: vec![net.to_owned()], ..LoadOptions::default() };
         let model = TextToImage::load(bench.path("folder"), &options)?;
@@ -238,6 +323,51 @@ fn the_file_of_a_controlnet_is_followed() -> Result<()> {
     save(&file, &tensors, &BTreeMap::new())?;
     let error = followed(&file, 9).unwrap_err().to_string();
     assert!(error.contains("control") && error.contains("more"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn the_file_of_a_controlnet_is_followed() -> Result<()> {
+    check_followed("sd1")
+}
+
+#[test]
+fn the_file_of_a_controlnet_of_xl_is_followed() -> Result<()> {
+    check_followed("sdxl")
+}
+
+/// Of another model, of another width, or no ControlNet in original names.
+#[test]
+fn a_file_that_does_not_fit_is_refused() -> Result<()> {
+    let (small, xl) = (Bench::new("sd1"), Bench::new("sdxl"));
+    let net = xl.path("net.safetensors");
+    let refused = |bench: &Bench, tensors: &[(String, Tensor)], words: &[&str]| {
+        save(&net, tensors, &BTreeMap::new()).unwrap();
+        let options = LoadOptions { controlnets: vec![net.clone()], ..LoadOptions::default() };
+        let error = TextToImage::load(bench.path("folder"), &options).err().expect("it was taken");
+        let error = error.to_string();
+        for word in words.iter().chain(&["net.safetensors"]) {
+            assert!(error.contains(word), "no {word:?} in: {error}");
+        }
+    };
+    // Alone, of sinusoids as SDXL has them.
+    let mut wide = fitting(&xl.original)?;
+    for (_, tensor) in wide.iter_mut().filter(|(key, _)| key.ends_with("label_emb.0.0.weight")) {
+        *tensor = Tensor::full([256, 1600], 1.0, DType::F32, Device::Cpu)?;
+    }
+    refused(&small, &wide, &["block_out_channels", "SDXL's do not fit"]);
+    refused(&xl, &fitting(&small.original)?, &["block_out_channels", "SDXL's do not fit"]);
+    let tensors = fitting(&xl.original)?;
+    let without = |part: &str| -> Vec<_> {
+        tensors.iter().filter(|(key, _)| !key.contains(part)).cloned().collect()
+    };
+    refused(&xl, &without("label_emb"), &["addition_embed_type", "null", "text_time of 112"]);
+    let mut more = tensors.clone();
+    let one = Tensor::full([1], 1.0, DType::F32, Device::Cpu)?;
+    more.push(("lora_controlnet".to_owned(), one.clone()));
+    refused(&xl, &more, &["Control-LoRA"]);
+    let name = "controlnet_cond_embedding.conv_in.weight".to_owned();
+    refused(&xl, &[(name, one)], &["names of diffusers", "folder"]);
     Ok(())
 }
 

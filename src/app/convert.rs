@@ -6,6 +6,7 @@ use clap::Args;
 
 use nadir::Error;
 use nadir::io::checkpoint;
+use nadir::io::config::Config;
 use nadir::pipeline::convert;
 
 use super::args::Original;
@@ -26,6 +27,7 @@ Examples:
   nadir convert sd_xl_base_1.0.safetensors --out models/sdxl
   nadir convert models/my-sd --out my-sd.safetensors
   nadir convert control_canny.safetensors --out models/canny
+  nadir convert models/canny --out control_canny.safetensors
   nadir convert --script > pickle_to_safetensors.py
   python pickle_to_safetensors.py model.ckpt model.safetensors
 
@@ -71,10 +73,24 @@ pub fn run(args: &Convert) -> anyhow::Result<()> {
             let expected = "a name that ends in .safetensors, since the model is a folder";
             return Err(Error::argument("out", out.display(), expected).into());
         }
-        convert::to_file(&model.folder, args.variant.as_deref(), out)?;
+        let variant = args.variant.as_deref();
+        match model.folder.join("model_index.json").is_file() || !names_controlnet(&model.folder) {
+            true => convert::to_file(&model.folder, variant, out)?,
+            false => convert::controlnet_to_file(&model.folder, variant, out)?,
+        }
     }
     terminal::say(&format!("wrote {}", out.display()));
     Ok(())
+}
+
+/// Whether a folder is a ControlNet's alone.
+fn names_controlnet(folder: &Path) -> bool {
+    Config::open(folder.join("config.json")).is_ok_and(|config| {
+        config
+            .value("_class_name")
+            .and_then(|class| class.as_str())
+            .is_some_and(|class| class.starts_with("ControlNet"))
+    })
 }
 
 fn check_names_folder(out: &Path) -> nadir::Result<()> {

@@ -132,6 +132,9 @@ const AVERAGES: usize = 100;
 /// Sizes that XL's UNet is told, each by sinusoids: height and width, of the original and of the target, and where it was cropped.
 const SIZES: usize = 6;
 
+/// Sinusoids of each where the file has no text encoder to tell them by: those of XL.
+const SINUSOIDS: usize = 256;
+
 const EXPECTED: &str = "an original checkpoint of Stable Diffusion 1.x, 2.x or XL";
 
 /// An original checkpoint.
@@ -303,20 +306,49 @@ pub fn is_controlnet(path: impl AsRef<Path>) -> Result<bool> {
     Ok(any("input_hint_block.") && !any(UNET))
 }
 
-/// A ControlNet in original names, alone in its file (`control_model.*`, or without that in front).
+/// A ControlNet in original names, in a file of its own or its model's (`control_model.*`, or without that in front).
+///
+/// Its shapes do not tell how many `sinusoids` an XL's are of each size (`addition_time_embed_dim`): its model does. Where that
+/// is not known they are 256.
 ///
 /// # Errors
 /// The file cannot be read, or holds none.
-pub fn open_controlnet(path: impl AsRef<Path>) -> Result<(Config, Weights)> {
+pub fn open_controlnet(
+    path: impl AsRef<Path>,
+    sinusoids: Option<usize>,
+) -> Result<(Config, Weights)> {
     let path = path.as_ref();
     let source = SafeTensors::open(path)?;
-    let keys = Keys::of(&source, path);
+    let Network { names, config } = controlnet(&source, path, sinusoids)?;
+    let config = Config::from_value(format!("{}: a ControlNet", path.display()), config)?;
+    let weights = Weights::original(Arc::new(source), names, None)?;
+    Ok((config.bounded_by(&weights), weights))
+}
+
+/// The ControlNet among the tensors in `source`, which errors say are in `path`.
+pub(crate) fn controlnet(
+    source: &dyn TensorSource,
+    path: &Path,
+    sinusoids: Option<usize>,
+) -> Result<Network> {
+    let keys = Keys::of(source, path);
+    let refuse = |expected: &str, found: String, advice: &str| {
+        Err(Error::file(path, "ControlNet", expected, found, advice))
+    };
+    if keys.has("controlnet_cond_embedding.conv_in.weight") {
+        let found = "the names of diffusers".to_owned();
+        return refuse("control_model.*", found, "Name its folder, with config.json.");
+    }
+    if keys.has("lora_controlnet") {
+        let found =
+            "a Control-LoRA, which is a part of its model (by its tensor \"lora_controlnet\")";
+        return refuse("a whole ControlNet", found.to_owned(), "Name a ControlNet.");
+    }
     let root = if keys.any(CONTROLNET) { CONTROLNET } else { "" };
     if !keys.has(&format!("{root}input_hint_block.0.weight")) {
         let found = format!("no {root}input_hint_block.0.weight");
-        let advice =
-            "Name a ControlNet of Stable Diffusion 1.x or 2.x, a file or a folder of diffusers.";
-        return Err(Error::file(path, "ControlNet", "control_model.*", found, advice));
+        let advice = "Name a ControlNet of Stable Diffusion 1.x, 2.x or XL, a file or a folder of diffusers.";
+        return refuse("control_model.*", found, advice);
     }
     let (mut config, blocks) = keys.unet_way_down(root)?;
     let hints = keys.numbers(&format!("{root}input_hint_block.")).into_iter().max().unwrap_or(0);
@@ -329,11 +361,25 @@ pub fn open_controlnet(path: impl AsRef<Path>) -> Result<(Config, Weights)> {
     config["conditioning_channels"] =
         keys.side(&format!("{root}input_hint_block.0.weight"), 1)?.into();
     config["conditioning_embedding_out_channels"] = channels.into();
-    let names = Arc::new(Names::controlnet(root, &blocks, hints));
-    let source = Arc::new(source);
-    let config = Config::from_value(format!("{}: {root}*", path.display()), config)?;
-    let weights = Weights::original(source, names, None)?;
-    Ok((config.bounded_by(&weights), weights))
+    if keys.any(&format!("{root}label_emb.")) {
+        let inputs = keys.side(&format!("{root}label_emb.0.0.weight"), 1)?;
+        let each = sinusoids.unwrap_or(SINUSOIDS);
+        let of_sizes = SIZES.saturating_mul(each);
+        if inputs <= of_sizes {
+            let expected = format!("more than {of_sizes} inputs of {root}label_emb.0.0");
+            let advice = "It is no ControlNet of Stable Diffusion XL, or of a model that tells sizes otherwise.";
+            return refuse(&expected, inputs.to_string(), advice);
+        }
+        config["addition_embed_type"] = "text_time".into();
+        config["addition_time_embed_dim"] = each.into();
+        config["projection_class_embeddings_input_dim"] = inputs.into();
+    }
+    Ok(Network { names: Arc::new(Names::controlnet(root, &blocks, hints)), config })
+}
+
+/// Names of a ControlNet as an original file has them, in a file of its own or its model's.
+pub(crate) fn names_of_controlnet(blocks: &Blocks, hints: usize) -> Names {
+    Names::controlnet(CONTROLNET, blocks, hints)
 }
 
 /// A network of a checkpoint.

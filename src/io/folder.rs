@@ -107,6 +107,11 @@ impl PipelineFolder {
         &self.index
     }
 
+    /// The weight files to prefer.
+    pub(crate) fn variant(&self) -> Option<&str> {
+        self.variant.as_deref()
+    }
+
     /// The folder, or the file.
     pub fn root(&self) -> &Path {
         &self.root

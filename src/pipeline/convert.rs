@@ -12,11 +12,12 @@ use crate::io::config::{Config, parse};
 use crate::io::folder::{PipelineFolder, Weights};
 use crate::io::{TensorInfo, TensorSource, atomic, safetensors};
 use crate::models::clip::{ClipTextConfig, ClipTextProjectedConfig};
-use crate::models::unet::UnetConfig;
+use crate::models::unet::{ControlNetConfig, UnetConfig};
 use crate::models::vae::VaeConfig;
 use crate::ops::layout::concat;
 use crate::ops::matmul::Activation;
 use crate::pipeline::family::Family;
+use crate::pipeline::load::{open_controlnet_folder, sinusoids};
 use crate::tensor::Tensor;
 use crate::text::tokenizer::ClipTokenizer;
 
@@ -63,7 +64,7 @@ pub fn to_folder(from: &Path, supplement: &Supplement, to: &Path) -> Result<()> 
         if from.component("controlnet")?.is_some() {
             let folder = scratch.join("controlnet");
             make(&folder)?;
-            write_controlnet(from.root(), &folder)?;
+            write_controlnet(from.root(), sinusoids(&from)?, &folder)?;
         }
         Ok(())
     })
@@ -74,12 +75,12 @@ pub fn to_folder(from: &Path, supplement: &Supplement, to: &Path) -> Result<()> 
 /// # Errors
 /// As [`to_folder`].
 pub fn controlnet_to_folder(from: &Path, to: &Path) -> Result<()> {
-    atomic::create_folder(to, |scratch| write_controlnet(from, scratch))
+    atomic::create_folder(to, |scratch| write_controlnet(from, None, scratch))
 }
 
 /// Writes the ControlNet in an original file into a folder that is there.
-fn write_controlnet(from: &Path, folder: &Path) -> Result<()> {
-    let (config, weights) = checkpoint::open_controlnet(from)?;
+fn write_controlnet(from: &Path, sinusoids: Option<usize>, folder: &Path) -> Result<()> {
+    let (config, weights) = checkpoint::open_controlnet(from, sinusoids)?;
     write_json(&folder.join("config.json"), &config.to_value())?;
     write_weights(&folder.join("diffusion_pytorch_model.safetensors"), &weights, "")
 }
@@ -171,9 +172,17 @@ pub fn to_file(from: &Path, variant: Option<&str>, to: &Path) -> Result<()> {
     let mut metadata = format_of_torch();
     metadata.insert("modelspec.architecture".to_owned(), architecture.to_owned());
     metadata.insert(PREDICTION.to_owned(), prediction.to_string());
-    let info = |name: String| original.info(&name).map(|info| (name, info));
-    let tensors = original.names().into_iter().filter_map(info).collect();
-    safetensors::write(to, tensors, &metadata, |name| original.read(name))
+    original.write(to, &metadata)
+}
+
+/// Writes the ControlNet in the diffusers folder `from` as the original file `to`, as [`to_file`] does.
+///
+/// # Errors
+/// As [`to_file`].
+pub fn controlnet_to_file(from: &Path, variant: Option<&str>, to: &Path) -> Result<()> {
+    let mut original = Original::default();
+    original.add_controlnet(from, variant, to)?;
+    original.write(to, &format_of_torch())
 }
 
 /// Refuses a folder whose schedule of noise is another than a file is read with; what its UNet predicts.
@@ -229,6 +238,7 @@ fn fields(structure: &impl std::fmt::Debug) -> Vec<(String, String)> {
 }
 
 /// The tensors of a folder as an original checkpoint has them.
+#[derive(Default)]
 struct Original {
     weights: BTreeMap<&'static str, Weights>,
     tensors: BTreeMap<String, Part>,
@@ -271,11 +281,53 @@ impl Original {
             _ => (Kind::V2, text.num_hidden_layers),
         };
         let vae = (vae.block_out_channels.len(), vae.layers_per_block);
-        let mut original = Self { weights: BTreeMap::new(), tensors: BTreeMap::new() };
+        let mut original = Self::default();
         for (network, names) in checkpoint::names_of(kind, &blocks, vae, layers) {
             original.add(network, folder.weights(network)?, &names)?;
         }
+        match folder.component("controlnet")?.as_deref() {
+            None => {}
+            Some("ControlNetModel") => {
+                let (from, to) = (folder.folder("controlnet")?, folder.root());
+                original.add_controlnet(&from, folder.variant(), to)?;
+            }
+            Some(class) => {
+                let advice = "Such a file has a place for one: keep the folder.";
+                let root = folder.root();
+                return Err(Error::file(root, "controlnet", "one ControlNet", class, advice));
+            }
+        }
         Ok(original)
+    }
+
+    /// The ControlNet in the folder `from`, which a reader of `to` would see as it is.
+    fn add_controlnet(&mut self, from: &Path, variant: Option<&str>, to: &Path) -> Result<()> {
+        let (config, weights) = open_controlnet_folder(from, variant)?;
+        let shape = ControlNetConfig::read(&config)?;
+        let layers = shape.unet.layers_per_block.first().copied().unwrap_or_default();
+        if shape.unet.layers_per_block.iter().any(|&other| other != layers) {
+            return Err(config.wrong("layers_per_block", "the same for all levels"));
+        }
+        let levels = shape.unet.block_out_channels.len();
+        let blocks = Blocks { levels, layers, up_attention: Vec::new() };
+        // Two convolutions between one width and the next.
+        let hints = 2 * shape.conditioning_widths.len().saturating_sub(1);
+        self.add("controlnet", weights, &checkpoint::names_of_controlnet(&blocks, hints))?;
+        let sinusoids = shape.unet.vector.text_time.map(|told| told.sinusoids);
+        let read = checkpoint::controlnet(self, to, sinusoids)?.config;
+        let read = Config::from_value(format!("{}: a ControlNet", to.display()), read)?;
+        let read = ControlNetConfig::read(&read)?;
+        let unet =
+            |shape: &ControlNetConfig| UnetConfig { sample_size: None, ..shape.unet.clone() };
+        compare((from, ""), &unet(&shape), &unet(&read))?;
+        compare((from, ""), &shape, &ControlNetConfig { unet: shape.unet.clone(), ..read })
+    }
+
+    /// Writes them all.
+    fn write(&self, to: &Path, metadata: &BTreeMap<String, String>) -> Result<()> {
+        let info = |name: String| self.info(&name).map(|info| (name, info));
+        let tensors = self.names().into_iter().filter_map(info).collect();
+        safetensors::write(to, tensors, metadata, |name| self.read(name))
     }
 
     fn add(&mut self, network: &'static str, weights: Weights, names: &Names) -> Result<()> {

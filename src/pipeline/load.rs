@@ -499,18 +499,37 @@ pub(super) fn open_controlnets(
         }
     }
     folders.extend(options.controlnets.iter().cloned());
+    if folders.is_empty() {
+        return Ok(Vec::new());
+    }
+    let sinusoids = sinusoids(folder)?;
     let open = |path: PathBuf| {
         let (config, weights) = if path.is_file() {
-            checkpoint::open_controlnet(&path)?
+            checkpoint::open_controlnet(&path, sinusoids)?
         } else {
-            let config = Config::open(path.join("config.json"))?;
-            refuse_3d(&config)?;
-            let weights = Weights::open(&path, options.variant.as_deref())?;
-            (config.bounded_by(&weights), weights)
+            open_controlnet_folder(&path, options.variant.as_deref())?
         };
         Ok((path, config, weights))
     };
     folders.into_iter().map(open).collect()
+}
+
+/// The ControlNet in a folder of its own.
+pub(super) fn open_controlnet_folder(
+    folder: &Path,
+    variant: Option<&str>,
+) -> Result<(Config, Weights)> {
+    let config = Config::open(folder.join("config.json"))?;
+    refuse_3d(&config)?;
+    let weights = Weights::open(folder, variant)?;
+    Ok((config.bounded_by(&weights), weights))
+}
+
+/// How many sinusoids the UNet is told of each size, if it is told any.
+pub(super) fn sinusoids(folder: &PipelineFolder) -> Result<Option<usize>> {
+    let config = folder.config("unet")?;
+    let each = config.value("addition_time_embed_dim").and_then(serde_json::Value::as_u64);
+    Ok(each.and_then(|each| usize::try_from(each).ok()))
 }
 
 /// What is not followed, and what is.

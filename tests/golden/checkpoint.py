@@ -173,7 +173,12 @@ def check(kind, tensors, states, unet, vae, text_encoders):
             found = theirs.convert_ldm_clip_checkpoint(tensors)
         same({name.removeprefix("text_model."): value for name, value in found.items()}, states[component])
     if "controlnet" in states:
-        same(theirs.convert_controlnet_checkpoint(tensors, unet.config), states["controlnet"])
+        found = theirs.convert_controlnet_checkpoint(tensors, unet.config)
+        if kind == "sdxl":
+            # diffusers has names for what XL is told, and its converter passes them over.
+            told = theirs.DIFFUSERS_TO_LDM_MAPPING["controlnet"]["addition_embed_type"]
+            found |= {name: tensors["control_model." + key] for name, key in told.items()}
+        same(found, states["controlnet"])
 
 
 def text_encoder(kind, config):
@@ -191,7 +196,7 @@ def write(kind, tokenizers, scheduler, unet, vae, texts, prediction):
     unet, vae = UNet2DConditionModel(**unet), AutoencoderKL(**vae)
     text_encoders = {component: text_encoder(kind, text) for component, text in zip(TEXT[kind], texts)}
     models = {"unet": unet, "vae": vae} | text_encoders
-    if kind == "sd1":
+    if kind != "sd2":
         models["controlnet"] = ControlNetModel.from_unet(unet)
     states = {component: fill(component, model) for component, model in models.items()}
     tensors, names = checkpoint(kind, states, unet, vae)

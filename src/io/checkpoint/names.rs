@@ -108,8 +108,7 @@ impl Names {
         for (original, current) in [("out.0", "conv_norm_out"), ("out.2", "conv_out")] {
             names.add(original, current);
         }
-        names.add("label_emb.0.0", format!("{embedding}.linear_1"));
-        names.add("label_emb.0.2", format!("{embedding}.linear_2"));
+        names.label(embedding);
         let each = blocks.layers + 1;
         for (block, &attends) in blocks.up_attention.iter().enumerate() {
             let up = format!("up_blocks.{block}");
@@ -128,7 +127,7 @@ impl Names {
         names
     }
 
-    /// A ControlNet, whose way to the condition has `hints` convolutions between its first and its last.
+    /// A ControlNet, whose way to the condition has `hints` convolutions between its first and its last. Only XL's is told labels.
     pub fn controlnet(root: &'static str, blocks: &Blocks, hints: usize) -> Self {
         let mut names = Self::way_down(root, blocks);
         for i in 0..blocks.levels * (blocks.layers + 1) {
@@ -141,6 +140,7 @@ impl Names {
             names.add(hint(i + 1), format!("controlnet_cond_embedding.blocks.{i}"));
         }
         names.add(hint(hints + 1), "controlnet_cond_embedding.conv_out");
+        names.label("add_embedding");
         names
     }
 
@@ -239,6 +239,12 @@ impl Names {
         let (original, current) = ("text_projection", "text_projection.weight");
         names.add_cut(original.to_owned(), current.to_owned(), Cut::Turned);
         names
+    }
+
+    /// What is told beside the time.
+    fn label(&mut self, embedding: &str) {
+        self.add("label_emb.0.0", format!("{embedding}.linear_1"));
+        self.add("label_emb.0.2", format!("{embedding}.linear_2"));
     }
 
     fn unet_resnet(&mut self, original: &str, current: &str) {
