@@ -332,6 +332,124 @@ fn the_command_line_gives_pictures_to_follow() -> Result<()> {
     Ok(())
 }
 
+/// Rows that follow pictures, in company, are the pictures of the command line, one by one.
+#[test]
+fn a_manifest_gives_pictures_to_follow() -> Result<()> {
+    let [chip, mask] = pictures();
+    let desk = Desk::open("one")?;
+    let at = desk.beside.path();
+    let model = desk.case.folder().to_str().unwrap();
+    let common = ["-m", model, "--steps=3", "-n", "low quality", "--control-scale=0.7"];
+    let beside = ["--controlnet=bgr"];
+    write("bgr", &at.join("bgr"));
+    fs::create_dir(at.join("in")).unwrap();
+    for folder in ["", "in"] {
+        chip.save(at.join(folder).join("chip.png")).unwrap();
+        mask.save(at.join(folder).join("mask.png")).unwrap();
+    }
+    // Both ControlNets follow pictures of their own; some count for a part of the steps or not at all.
+    let said = [
+        (r#""control_image": ["chip.png", "mask.png"]"#, &["chip.png", "mask.png"][..], &[][..]),
+        (r#""control_image": ["mask.png", "chip.png"]"#, &["mask.png", "chip.png"], &[]),
+        (
+            r#""control_image": ["chip.png", "mask.png"], "control_scale": [0.5, 1.5]"#,
+            &["chip.png", "mask.png"],
+            &["--control-scale=0.5", "--control-scale=1.5"],
+        ),
+        (
+            r#""control_image": ["chip.png", "chip.png"], "control_end": [0.5, 1], "control_start": 0.1"#,
+            &["chip.png", "chip.png"],
+            &["--control-scale=0.7", "--control-end=0.5", "--control-end=1", "--control-start=0.1"],
+        ),
+        (
+            r#""control_image": ["chip.png", "mask.png"], "control_scale": 0, "guidance_scale": 1"#,
+            &["chip.png", "mask.png"],
+            &["--control-scale=0", "--cfg-scale=1"],
+        ),
+        (r#""control_image": ["mask.png", "mask.png"]"#, &["mask.png", "mask.png"], &[]),
+        (
+            r#""control_image": ["mask.png", "chip.png"], "control_scale": [1.5, 0.5]"#,
+            &["mask.png", "chip.png"],
+            &["--control-scale=1.5", "--control-scale=0.5"],
+        ),
+    ];
+    let rows =
+        said.iter().map(|(row, ..)| format!("{{\"prompt\": \"a river\", \"seed\": 5, {row}}}"));
+    let rows: Vec<String> = rows.collect();
+    fs::write(at.join("in/rows.jsonl"), rows.join("\n")).unwrap();
+    let draw = |manifest: &str, out: &str| {
+        let args = ["generate", "--manifest", manifest, "-o", out, "--batch=3"];
+        nadir(at, &[&args[..], &common, &beside].concat())
+    };
+    let files = |output: &Output| {
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).lines().count()
+    };
+    assert_eq!(files(&draw("in/rows.jsonl", "out")), 7);
+    let read = |path: &Path| image::open(path).unwrap().into_rgb8();
+    let lines = fs::read_to_string(at.join("out/metadata.jsonl")).unwrap();
+    let names: Vec<String> = lines
+        .lines()
+        .map(|line| {
+            serde_json::from_str::<Value>(line).unwrap()["file_name"].as_str().unwrap().into()
+        })
+        .collect();
+    let row = |i: usize| read(&at.join("out").join(&names[i]));
+    for (i, (_, images, more)) in said.iter().enumerate() {
+        let images: Vec<String> = images.iter().map(|n| format!("--control-image={n}")).collect();
+        let images: Vec<&str> = images.iter().map(String::as_str).collect();
+        let scale = if more.is_empty() { &common[..] } else { &common[..5] };
+        let args = ["generate", "a river", "-s5", "-o", "alone.png"];
+        files(&nadir(at, &[&args[..], scale, &beside, &images, more].concat()));
+        assert!(read(&at.join("alone.png")) == row(i), "row {}", i + 1);
+        assert!((0..i).all(|other| row(other) != row(i)), "row {}", i + 1);
+    }
+    // What is there is done, wherever the pictures lie that were followed; others are others.
+    fs::rename(at.join("in"), at.join("moved")).unwrap();
+    assert_eq!(files(&draw("moved/rows.jsonl", "out")), 0);
+    let picture = at.join("out").join(&names[2]);
+    let replay = |to: &str| nadir(at, &["replay", picture.to_str().unwrap(), "-o", to]);
+    assert!(!replay("again.png").status.success());
+    fs::rename(at.join("moved"), at.join("in")).unwrap();
+    files(&replay("again.png"));
+    assert!(read(&at.join("again.png")) == row(2));
+    chip.save(at.join("in/mask.png")).unwrap();
+    assert_eq!(files(&draw("in/rows.jsonl", "out")), 4);
+
+    // Nothing is drawn of a manifest that cannot be.
+    fs::write(at.join("in/text.png"), "no picture").unwrap();
+    for (last, words) in [
+        (r#""control_image": ["chip.png", "none.png"]"#, &["row 8", "none.png"][..]),
+        (r#""control_image": ["chip.png", "text.png"]"#, &["row 8", "text.png"]),
+        (r#""control_image": "chip.png""#, &["row 8", "2 in all"]),
+        (
+            r#""control_image": ["chip.png", "chip.png"], "control_scale": -1"#,
+            &["row 8", "control_scale"],
+        ),
+        (
+            r#""control_image": ["chip.png", "chip.png"], "control_scale": [1, 1, 1]"#,
+            &["row 8", "control_scale", "3 of them"],
+        ),
+        (r#""control_scale": 1"#, &["row 8", "control_scale"]),
+        (
+            r#""control_image": ["chip.png", "chip.png"], "ip_image": "chip.png""#,
+            &["row 8", "no IP-Adapter"],
+        ),
+    ] {
+        fs::write(at.join("in/odd.jsonl"), format!("{}\n{{{last}}}\n", rows.join("\n"))).unwrap();
+        let output = draw("in/odd.jsonl", "nothing");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            matches!(output.status.code(), Some(1 | 2)) && !told.contains("panicked"),
+            "{told}"
+        );
+        assert!(words.iter().all(|word| told.contains(word)), "{last}: {told}");
+        let drawn = fs::read_dir(at.join("nothing")).map_or(0, |entries| entries.count());
+        assert_eq!(drawn, 0, "{last}");
+    }
+    Ok(())
+}
+
 /// A server, which ends with this.
 struct Server {
     process: Child,

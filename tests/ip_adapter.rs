@@ -224,6 +224,64 @@ fn the_command_line_shows_pictures() -> Result<()> {
     Ok(())
 }
 
+/// Rows that see pictures, in company, are the pictures of the command line, one by one.
+#[test]
+fn a_manifest_shows_pictures() -> Result<()> {
+    let desk = Desk::open("base")?;
+    let at = desk.beside.path();
+    let flipped =
+        image::imageops::flip_vertical(&image::open(at.join("picture.png")).unwrap().into_rgb8());
+    flipped.save(at.join("flipped.png")).unwrap();
+    let common = [
+        "-m",
+        desk.case.folder().to_str().unwrap(),
+        "--steps=2",
+        "-W48",
+        "-H64",
+        "--cfg-scale=7.5",
+        "--ip-adapter=adapter.safetensors",
+        "--image-encoder=encoder",
+    ];
+    let said: [(&str, &[&str]); 4] = [
+        ("picture.png,", &["--ip-image=picture.png"]),
+        ("flipped.png,0.5", &["--ip-image=flipped.png", "--ip-scale=0.5"]),
+        ("picture.png,0.5", &["--ip-image=picture.png", "--ip-scale=0.5"]),
+        (",", &["--ip-image=flipped.png"]),
+    ];
+    let rows = said.iter().map(|(row, _)| format!("a river,3,{row}\n"));
+    let table = format!("prompt,seed,ip_image,ip_scale\n{}", rows.collect::<String>());
+    std::fs::write(at.join("rows.csv"), &table).unwrap();
+    let done = |output: Output| {
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    let draw = |manifest: &str, out: &str| {
+        let args = ["generate", "--manifest", manifest, "-o", out, "--batch=3"];
+        nadir(at, &[&args[..], &common, &["--ip-image=flipped.png"]].concat())
+    };
+    done(draw("rows.csv", "out"));
+    let lines = std::fs::read_to_string(at.join("out/metadata.jsonl")).unwrap();
+    let read = |path: &Path| image::open(path).unwrap().into_rgb8().into_raw();
+    let mut rows = Vec::new();
+    for (line, (_, args)) in lines.lines().zip(said) {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        let row = at.join("out").join(line["file_name"].as_str().unwrap());
+        let alone = ["generate", "a river", "-s3", "-o", "alone.png"];
+        done(nadir(at, &[&alone[..], &common, args].concat()));
+        assert!(read(&row) == read(&at.join("alone.png")), "{args:?}");
+        done(nadir(at, &["replay", row.to_str().unwrap(), "-o", "again.png"]));
+        assert!(read(&row) == read(&at.join("again.png")), "{args:?}");
+        assert!(!rows.contains(&read(&row)), "{args:?}");
+        rows.push(read(&row));
+    }
+    assert_eq!(rows.len(), 4);
+    std::fs::write(at.join("odd.csv"), table + "a river,3,none.png,\n").unwrap();
+    let output = draw("odd.csv", "nothing");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("row 5") && told.contains("none.png"), "{told}");
+    assert_eq!(std::fs::read_dir(at.join("nothing")).map_or(0, |entries| entries.count()), 0);
+    Ok(())
+}
+
 #[test]
 fn an_adapter_counts_for_nothing_without_weight() -> Result<()> {
     let (desk, unet) = (Desk::open("plus")?, unet()?);

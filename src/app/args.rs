@@ -230,11 +230,11 @@ pub struct Numbers {
 }
 
 /// A picture as a prompt.
-#[derive(Debug, Default, Args)]
+#[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "IP-Adapter")]
 pub struct ImagePromptArgs {
     /// Draw by a picture too: an IP-Adapter or an IP-Adapter Plus, safetensors
-    #[arg(long, value_name = "FILE", requires = "ip_image", value_parser = beside)]
+    #[arg(long, value_name = "FILE", value_parser = beside)]
     pub ip_adapter: Option<PathBuf>,
 
     /// The picture that is its prompt, of any size; it sees the middle
@@ -262,7 +262,7 @@ pub fn bbox(numbers: &[f64]) -> nadir::Result<[f64; 4]> {
 }
 
 /// Pictures that are followed. What is given once holds for all ControlNets, else it is given for each.
-#[derive(Debug, Default, Args)]
+#[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "ControlNet")]
 pub struct ControlArgs {
     /// Follow a picture by this ControlNet, a diffusers folder, `org/name` in the local hub cache or an original file (.safetensors);
@@ -346,7 +346,7 @@ pub struct Prompt {
     #[arg(id = "prompt", short = 'p', long = "prompt", value_name = "TEXT")]
     pub named: Option<String>,
 
-    /// A picture for each row of this file: .jsonl, .csv or .parquet, with columns prompt, seed, steps, width, ...
+    /// A picture for each row of this file: .jsonl, .csv or .parquet, with columns prompt, seed, steps, control_image, ...
     ///
     /// Names follow from the whole request, and one that is there is done: several processes may share a folder, and one
     /// that was stopped goes on. What a row does not say the command line does; its seed is --seed and the row's number.

@@ -424,7 +424,10 @@ pub(super) fn choose_device(request: &str, say: impl FnOnce(&str)) -> Result<Dev
 }
 
 /// Reads the picture that is a prompt.
-fn read_image_prompt(recipe: &mut Recipe, progress: &Progress) -> Result<Option<ImagePrompt>> {
+pub(super) fn read_image_prompt(
+    recipe: &mut Recipe,
+    progress: &Progress,
+) -> Result<Option<ImagePrompt>> {
     let Some(source) = &mut recipe.ip_image else { return Ok(None) };
     let picture = io::image::open(&source.path)?;
     replace_checksum(&mut source.hash, checksum(&picture), source.path.display(), progress);
@@ -504,7 +507,7 @@ fn settle_numbers(
 }
 
 /// Reads what ControlNets follow, and fills in the size: as in diffusers that of the first.
-fn read_controls(recipe: &mut Recipe, progress: &Progress) -> Result<Vec<Control>> {
+pub(super) fn read_controls(recipe: &mut Recipe, progress: &Progress) -> Result<Vec<Control>> {
     let mut controls = Vec::new();
     for source in &mut recipe.control {
         let picture = source.preprocessor.open(&source.path)?;

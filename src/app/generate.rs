@@ -29,6 +29,11 @@ pub fn run(args: args::Generate) -> anyhow::Result<()> {
         Some(Seed::Random) | None => random_seed(),
     };
     let control = args.control.sources()?;
+    let prompt_of = &args.image_prompt;
+    if prompt_of.ip_adapter.is_some() && prompt_of.ip_image.is_none() {
+        let expected = "a picture for the IP-Adapter to see";
+        return Err(Error::argument("ip_image", "none", expected).into());
+    }
     let bbox = args.bbox.as_deref().map(args::bbox).transpose()?;
     let source = |path: PathBuf| Source { path, hash: String::new() };
     let recipe = Recipe {

@@ -16,16 +16,19 @@ use nadir::io::claim::Claim;
 use nadir::io::geotiff::{Georeference, picture};
 use nadir::io::picture::{Picture, ShownBands};
 use nadir::io::{atomic, png};
+use nadir::nn::lora;
 use nadir::pipeline::manifest::{self, Row};
-use nadir::pipeline::{Event, LoadOptions, Request, Run, SlotId, TextToImage};
+use nadir::pipeline::{
+    Control, Event, ImagePrompt, LoadOptions, Preprocessor, Request, Run, SlotId, TextToImage,
+};
 use nadir::tensor::DType;
 use nadir::{Error, Result};
 
-use super::args::{self, Seed};
+use super::args::{self, ControlArgs, ImagePromptArgs, Seed};
 use super::destination::Destination;
 use super::model::Model;
 use super::progress::Progress;
-use super::recipe::{Embedding, Lora, Recipe};
+use super::recipe::{ControlSource, Embedding, Lora, Recipe, Source};
 use super::{draw, interrupt, limits};
 
 /// Where claims are, within the folder of the pictures.
@@ -73,10 +76,7 @@ pub fn run(args: args::Generate, manifest: &Path) -> anyhow::Result<()> {
         ("num_images", args.num_images != 1),
         ("init_image", args.init_image.is_some()),
         ("grid", args.grid),
-        ("ip_adapter", args.image_prompt.ip_adapter.is_some()),
         ("bbox", args.bbox.is_some()),
-        ("controlnet", !args.control.controlnet.is_empty()),
-        ("control_image", !args.control.control_image.is_empty()),
         ("deadline_ms", args.time.deadline_ms.is_some()),
         ("images_per_second", args.time.images_per_second.is_some()),
     ];
@@ -115,13 +115,20 @@ pub fn run(args: args::Generate, manifest: &Path) -> anyhow::Result<()> {
         supplement: model.supplement.clone(),
         adapters: args.lora.clone(),
         embeddings: args.embedding.clone(),
+        controlnets: args.control.controlnet.clone(),
         vae: args.vae.clone(),
+        ip_adapter: args.image_prompt.ip_adapter.clone(),
+        image_encoder: args.image_prompt.image_encoder.clone(),
         ..LoadOptions::default()
     };
     let mut lora: Vec<Lora> = args.lora.iter().cloned().map(Lora::from).collect();
     for (lora, adapter) in lora.iter_mut().zip(&args.lora) {
         lora.hash = adapter.checksum()?;
     }
+    let ip_adapter = args.image_prompt.ip_adapter.clone().map(|path| {
+        let hash = lora::checksum(&path)?;
+        Ok::<_, Error>(Source { path, hash })
+    });
     let pipeline = TextToImage::load(&model.folder, &options)?;
     let base = Recipe {
         model_hash: pipeline.fingerprint().to_owned(),
@@ -131,6 +138,10 @@ pub fn run(args: args::Generate, manifest: &Path) -> anyhow::Result<()> {
         vae: args.vae,
         lora,
         embedding: Embedding::all(&args.embedding)?,
+        controlnet: args.control.controlnet.clone(),
+        guess_mode: args.control.guess_mode,
+        ip_adapter: ip_adapter.transpose()?,
+        image_encoder: args.image_prompt.image_encoder.clone(),
         samples: args.numbers.samples,
         scale: args.numbers.scale,
         preview_bands: args.numbers.preview_bands,
@@ -139,7 +150,9 @@ pub fn run(args: args::Generate, manifest: &Path) -> anyhow::Result<()> {
         ..Recipe::new(model.name.clone(), args.settings, 0)
     };
     let own = |number: &usize| number % shard.count == shard.index;
-    let wanted = wanted(manifest, &pipeline, &base, &rows, own)?;
+    let shown = Shown { control: args.control, prompt: args.image_prompt };
+    let prepare = |row: &Row| prepare(&pipeline, &base, &shown, row, &progress);
+    let wanted = wanted(manifest, prepare, &rows, own)?;
     if wanted.iter().any(|wanted| !is_raster(&wanted.recipe)) {
         ShownBands::of(base.preview_bands, pipeline.bands())?;
     }
@@ -167,31 +180,78 @@ pub fn run(args: args::Generate, manifest: &Path) -> anyhow::Result<()> {
     }
 }
 
+/// What the command line says of pictures that are followed and seen, for rows that do not.
+struct Shown {
+    control: ControlArgs,
+    prompt: ImagePromptArgs,
+}
+
+impl Shown {
+    /// What a row follows and sees.
+    fn tell(&self, row: &Row, recipe: &mut Recipe) -> Result<()> {
+        fn replace<T: Clone>(own: &mut Vec<T>, said: &[T]) {
+            if !said.is_empty() {
+                *own = said.to_vec();
+            }
+        }
+        let mut control = self.control.clone();
+        replace(&mut control.control_image, &row.control_image);
+        replace(&mut control.control_scale, &row.control_scale);
+        replace(&mut control.control_start, &row.control_start);
+        replace(&mut control.control_end, &row.control_end);
+        recipe.control = control.sources()?;
+        let seen = row.ip_image.clone().or_else(|| self.prompt.ip_image.clone());
+        recipe.ip_image = seen.map(|path| Source { path, hash: String::new() });
+        recipe.ip_scale = row.ip_scale.or(self.prompt.ip_scale);
+        if recipe.ip_scale.is_some() && recipe.ip_image.is_none() {
+            return Err(Error::argument("ip_image", "none", "a picture, with a scale"));
+        }
+        Ok(())
+    }
+}
+
+/// What a row asks for, once it is sure that it can be drawn: recipe, name and size.
+fn prepare(
+    pipeline: &TextToImage,
+    base: &Recipe,
+    shown: &Shown,
+    row: &Row,
+    progress: &Progress,
+) -> Result<(Recipe, String, (usize, usize))> {
+    let Row { settings, seed, bbox, epsg, .. } = row.clone();
+    let mut recipe = Recipe { settings, seed, bbox, epsg, ..base.clone() };
+    shown.tell(row, &mut recipe)?;
+    recipe.check()?;
+    let controls = draw::read_controls(&mut recipe, progress)?;
+    let image_prompt = draw::read_image_prompt(&mut recipe, progress)?;
+    recipe.settings = pipeline.resolve(&recipe.settings)?;
+    pipeline.sampler(&Request {
+        settings: recipe.settings.clone(),
+        controls,
+        guess_mode: recipe.guess_mode,
+        image_prompt,
+        ..Request::default()
+    })?;
+    let size = pipeline.size(&recipe.settings)?;
+    place(&recipe, size)?;
+    if is_raster(&recipe) {
+        recipe.preview_bands = None;
+    }
+    let name = name(&recipe)?;
+    Ok((recipe, name, size))
+}
+
 /// Each picture once, in the order of the rows.
 fn wanted(
     manifest: &Path,
-    pipeline: &TextToImage,
-    base: &Recipe,
+    prepare: impl Fn(&Row) -> Result<(Recipe, String, (usize, usize))>,
     rows: &[Row],
     own: impl Fn(&usize) -> bool,
 ) -> Result<Vec<Wanted>> {
     let mut wanted: Vec<Wanted> = Vec::new();
     let mut known = BTreeMap::new();
     for number in (0..rows.len()).filter(own) {
-        let Row { settings, seed, bbox, epsg, .. } = &rows[number];
-        let prepare = || {
-            let settings = pipeline.resolve(settings)?;
-            pipeline.sampler(&Request { settings: settings.clone(), ..Request::default() })?;
-            let size = pipeline.size(&settings)?;
-            let mut recipe =
-                Recipe { settings, seed: *seed, bbox: *bbox, epsg: *epsg, ..base.clone() };
-            place(&recipe, size)?;
-            if is_raster(&recipe) {
-                recipe.preview_bands = None;
-            }
-            Ok((name(&recipe)?, recipe, size))
-        };
-        let (name, recipe, size) = prepare().map_err(|error: Error| {
+        let (recipe, name, size) = prepare(&rows[number]).map_err(|error: Error| {
             let expected = "a picture that the model can draw";
             let advice = "Correct the row.";
             Error::file(
@@ -227,6 +287,13 @@ fn place(recipe: &Recipe, (width, height): (usize, usize)) -> Result<Option<Geor
 fn name(recipe: &Recipe) -> Result<String> {
     let lora = |lora: &Lora| Lora { path: PathBuf::new(), ..lora.clone() };
     let embedding = |embedding: &Embedding| Embedding { path: PathBuf::new(), ..embedding.clone() };
+    let source = |source: &Source| Source { path: PathBuf::new(), ..source.clone() };
+    // The hash is of what a preprocessor has made.
+    let control = |control: &ControlSource| ControlSource {
+        path: PathBuf::new(),
+        preprocessor: Preprocessor::default(),
+        ..control.clone()
+    };
     let essence = Recipe {
         nadir: String::new(),
         model: String::new(),
@@ -236,6 +303,11 @@ fn name(recipe: &Recipe) -> Result<String> {
         device: String::new(),
         lora: recipe.lora.iter().map(lora).collect(),
         embedding: recipe.embedding.iter().map(embedding).collect(),
+        controlnet: Vec::new(),
+        control: recipe.control.iter().map(control).collect(),
+        ip_adapter: recipe.ip_adapter.as_ref().map(source),
+        image_encoder: None,
+        ip_image: recipe.ip_image.as_ref().map(source),
         ..recipe.clone()
     };
     let json = serde_json::to_vec(&essence).map_err(|e| Error::io("recipe", e.into()))?;
@@ -274,6 +346,29 @@ impl Work<'_> {
         }
     }
 
+    /// What a picture follows and sees: of all rows at once it would be too much to keep.
+    fn pictures(&self, known: &Recipe) -> Result<(Vec<Control>, Option<ImagePrompt>)> {
+        let mut recipe = known.clone();
+        recipe.control.iter_mut().for_each(|source| source.hash.clear());
+        recipe.ip_image.iter_mut().for_each(|source| source.hash.clear());
+        let controls = draw::read_controls(&mut recipe, &self.progress)?;
+        let image_prompt = draw::read_image_prompt(&mut recipe, &self.progress)?;
+        let hashes = |recipe: &Recipe| {
+            let followed = recipe.control.iter().map(|source| (&source.path, &source.hash));
+            let seen = recipe.ip_image.iter().map(|source| (&source.path, &source.hash));
+            let all = followed.chain(seen).map(|(path, hash)| (path.clone(), hash.clone()));
+            all.collect::<Vec<_>>()
+        };
+        match hashes(&recipe).into_iter().zip(hashes(known)).find(|(now, before)| now != before) {
+            None => Ok((controls, image_prompt)),
+            Some(((path, _), _)) => {
+                let expected = "the one that was there when the manifest was checked";
+                let advice = "Begin again: what is drawn stays.";
+                Err(Error::file(path, "picture", expected, "another", advice))
+            }
+        }
+    }
+
     /// Draws those of one size that nobody else does.
     fn draw(&mut self, mut queue: VecDeque<&Wanted>) -> Result<()> {
         let Some(first) = queue.front() else { return Ok(()) };
@@ -285,9 +380,13 @@ impl Work<'_> {
             {
                 let path = self.folder.join(&wanted.name);
                 let Some(claim) = Claim::take(&self.folder.join(CLAIMS), &path)? else { continue };
+                let (controls, image_prompt) = self.pictures(&wanted.recipe)?;
                 let slot = run.join(Request {
                     settings: wanted.recipe.settings.clone(),
                     seed: wanted.recipe.seed,
+                    controls,
+                    guess_mode: wanted.recipe.guess_mode,
+                    image_prompt,
                     cancel: interrupt::switch(),
                     ..Request::default()
                 })?;

@@ -65,11 +65,27 @@ impl Control {
         i / n >= self.start && (i + 1.0) / n <= self.end && self.scale != 0.0
     }
 
+    /// Checks that it can be seen at a size.
+    ///
+    /// # Errors
+    /// Another size, of a picture that is not resized.
+    pub(super) fn check_size(&self, (width, height): (usize, usize)) -> Result<()> {
+        let Raster { bands, levels, .. } = &*self.picture;
+        let own = (self.picture.width, self.picture.height);
+        if own == (width, height) || matches!((levels, bands), (Levels::U8(_), 3)) {
+            return Ok(());
+        }
+        let found = format!("{}x{} of {bands} bands", own.0, own.1);
+        let expected = format!("{width}x{height}: only RGB of 8 bits is resized");
+        Err(Error::argument("control_image", found, expected))
+    }
+
     /// Levels [1, height, width, bands], 0 to 1; resized as diffusers does where it has three bands of 8 bits.
     ///
     /// # Errors
     /// Another size, of a picture that is not resized.
     pub(super) fn levels(&self, (width, height): (usize, usize)) -> Result<Tensor> {
+        self.check_size((width, height))?;
         let picture = &*self.picture;
         let bands = picture.bands;
         if (picture.width, picture.height) == (width, height) {
@@ -77,12 +93,8 @@ impl Control {
             let levels = (0..width * height * bands).map(level).collect();
             return Tensor::from_vec(levels, [1, height, width, bands]);
         }
-        let Raster { levels: Levels::U8(levels), bands: 3, .. } = picture else {
-            let found = format!("{}x{} of {bands} bands", picture.width, picture.height);
-            let expected = format!("{width}x{height}: only RGB of 8 bits is resized");
-            return Err(Error::argument("control_image", found, expected));
-        };
         let wrong = || Error::argument("control_image", "other levels", "levels of all pixels");
+        let Levels::U8(levels) = &picture.levels else { return Err(wrong()) };
         let image = RgbImage::from_raw(picture.width as u32, picture.height as u32, levels.clone());
         let image = resize(&image.ok_or_else(wrong)?, width as u32, height as u32)?;
         let levels = image.as_raw().iter().map(|&level| f32::from(level) / 255.0).collect();

@@ -1,10 +1,11 @@
 //! Pictures that are asked for by a file: a line of JSON, of CSV, or a row of parquet each, with settings under diffusers' names.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
-use serde::Deserialize;
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
@@ -16,6 +17,12 @@ const MAX_FILE: u64 = 1 << 30;
 
 /// What rows may say besides settings, for people and for what comes behind.
 const LABELS: [&str; 6] = ["class", "label", "id", "name", "kind", "source"];
+
+/// Names of pictures, which stay the texts that they are.
+const PICTURES: [&str; 2] = ["control_image", "ip_image"];
+
+/// Of numbers there may be several.
+const LISTS: [&str; 4] = ["bbox", "control_scale", "control_start", "control_end"];
 
 /// A picture that is asked for.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -31,6 +38,24 @@ pub struct Row {
     /// EPSG code of that reference system.
     #[serde(default)]
     pub epsg: Option<u32>,
+    /// What ControlNets follow, one for each; relative to the folder of the manifest.
+    #[serde(default, deserialize_with = "one_or_more")]
+    pub control_image: Vec<PathBuf>,
+    /// How much each counts, or all.
+    #[serde(default, deserialize_with = "one_or_more")]
+    pub control_scale: Vec<f32>,
+    /// Share of the steps at which each begins to count, or all.
+    #[serde(default, deserialize_with = "one_or_more")]
+    pub control_start: Vec<f64>,
+    /// Share of the steps at which each no longer counts, or all.
+    #[serde(default, deserialize_with = "one_or_more")]
+    pub control_end: Vec<f64>,
+    /// The picture that is a prompt, likewise relative.
+    #[serde(default)]
+    pub ip_image: Option<PathBuf>,
+    /// How much it counts.
+    #[serde(default)]
+    pub ip_scale: Option<f32>,
     /// What is no setting.
     #[serde(flatten)]
     pub rest: Map<String, Value>,
@@ -56,6 +81,7 @@ pub fn read(path: &Path, settings: &Settings, seed: u64) -> Result<Vec<Row>> {
         let advice = "Write a line for each picture.";
         return Err(Error::file(path, "rows", "at least one", "none", advice));
     }
+    let folder = path.parent().unwrap_or_else(|| Path::new(""));
     let mut base = serde_json::to_value(settings).map_err(|e| Error::io(path, e.into()))?;
     let rows = objects.into_iter().zip(1u64..).map(|(object, number)| {
         let wrong = |found: String| {
@@ -72,7 +98,7 @@ pub fn read(path: &Path, settings: &Settings, seed: u64) -> Result<Vec<Row>> {
                 _ => name,
             };
             let value = match value {
-                Value::String(text) if name == "bbox" => numbers(&text),
+                Value::String(text) if LISTS.contains(&name.as_str()) => numbers(&text),
                 value => value,
             };
             // What a table leaves empty is not said.
@@ -80,7 +106,7 @@ pub fn read(path: &Path, settings: &Settings, seed: u64) -> Result<Vec<Row>> {
                 whole[name] = value;
             }
         }
-        let row: Row = serde_json::from_value(whole).map_err(|e| wrong(e.to_string()))?;
+        let mut row: Row = serde_json::from_value(whole).map_err(|e| wrong(e.to_string()))?;
         if let Some(name) = row.rest.keys().find(|name| !LABELS.contains(&name.as_str())) {
             return Err(wrong(format!("the unknown field {name:?}")));
         }
@@ -91,12 +117,32 @@ pub fn read(path: &Path, settings: &Settings, seed: u64) -> Result<Vec<Row>> {
             return Err(wrong("a strength, without a picture to start from".to_owned()));
         }
         row.settings.check().map_err(|error| wrong(error.to_string()))?;
+        for picture in row.control_image.iter_mut().chain(&mut row.ip_image) {
+            *picture = folder.join(&*picture);
+            if !picture.is_file() {
+                let found = format!("no file {}", picture.display());
+                let advice =
+                    "Correct the row; pictures are looked for from the folder of the manifest on.";
+                let what = format!("row {number}");
+                return Err(Error::file(path, what, "pictures that are there", found, advice));
+            }
+        }
         Ok(row)
     });
     rows.collect()
 }
 
 type Object = Map<String, Value>;
+
+/// A value alone is a list of it.
+fn one_or_more<'de, D: Deserializer<'de>, T: DeserializeOwned>(d: D) -> Result<Vec<T>, D::Error> {
+    let values = match Value::deserialize(d)? {
+        Value::Array(values) => values,
+        one => vec![one],
+    };
+    let values = values.into_iter().map(serde_json::from_value);
+    values.collect::<Result<_, _>>().map_err(D::Error::custom)
+}
 
 /// Numbers with commas between, as tables have them; what are none stays a text.
 fn numbers(text: &str) -> Value {
@@ -142,6 +188,7 @@ fn typed(name: &str, text: &str) -> Value {
     }
     match text.trim() {
         "" => Value::Null,
+        path if PICTURES.contains(&name) && !path.starts_with('[') => path.into(),
         text => serde_json::from_str(text).unwrap_or_else(|_| text.into()),
     }
 }
@@ -200,6 +247,9 @@ mod tests {
     fn written(name: &str, text: &str) -> Result<Vec<Row>> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
+        for name in ["7", "b.png"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
         std::fs::write(&path, text).unwrap();
         let settings = Settings { steps: Some(9), eta: 0.5, ..Settings::default() };
         read(&path, &settings, 40)
@@ -224,6 +274,21 @@ mod tests {
             let row = &written(name, text).unwrap()[0];
             assert_eq!((row.bbox, row.epsg), (Some([1.0, 2.5, 3.0, 4.0]), Some(32632)), "{name}");
         }
+        // So are several pictures, and what is said of each.
+        let at = |row: &Row, i: usize| row.control_image[i].file_name().unwrap().to_owned();
+        let lines = r#"{"control_image": ["7", "b.png"], "control_scale": [0.5, 1], "control_end": 0.5, "ip_image": "b.png"}"#;
+        let table = "prompt,control_image,control_scale,control_end,ip_image\n,\"[\"\"7\"\",\"\"b.png\"\"]\",\"0.5,1\",0.5,b.png\n,7,,,\n";
+        for (name, text) in [("a.jsonl", lines), ("a.csv", table)] {
+            let rows = written(name, text).unwrap();
+            assert_eq!((at(&rows[0], 0), at(&rows[0], 1)), ("7".into(), "b.png".into()), "{name}");
+            assert_eq!(rows[0].control_scale, [0.5, 1.0], "{name}");
+            assert_eq!((&*rows[0].control_end, rows[0].ip_scale), (&[0.5][..], None), "{name}");
+            assert!(rows[0].ip_image.as_ref().unwrap().ends_with("b.png"), "{name}");
+            if let Some(row) = rows.get(1) {
+                assert_eq!((at(row, 0), row.control_image.len()), ("7".into(), 1));
+                assert_eq!((&row.ip_image, row.control_scale.len()), (&None, 0));
+            }
+        }
         // Numbers that are prompts stay what they are.
         assert_eq!(written("a.csv", "prompt\n007\n").unwrap()[0].settings.prompt, "007");
     }
@@ -238,6 +303,11 @@ mod tests {
             ("a.jsonl", "{\"strength\": 0.5}", "strength"),
             ("a.jsonl", "{\"epsg\": 32632}", "bbox"),
             ("a.csv", "prompt,bbox,epsg\na,\"1,2,3\",4326\n", "row 1"),
+            ("a.jsonl", "{}\n{\"control_image\": \"none.png\"}", "row 2"),
+            ("a.jsonl", "{\"control_image\": [\"b.png\", \"none.png\"]}", "none.png"),
+            ("a.jsonl", "{\"ip_image\": \"none.png\"}", "none.png"),
+            ("a.jsonl", "{\"control_scale\": \"much\"}", "row 1"),
+            ("a.csv", "prompt,control_image\na,7\nb,8\n", "row 2"),
             ("a.jsonl", "", "at least one"),
             ("a.csv", "prompt,steps\na,x\n", "row 1"),
             ("a.csv", "prompt\na,b\n", "CSV"),

@@ -156,6 +156,7 @@ impl TextToImage {
                 let expected = format!("{takes} bands, which the ControlNet takes");
                 return Err(Error::argument("control_image", format!("{bands} bands"), expected));
             }
+            control.check_size(self.size(&request.settings)?)?;
         }
         if request.guess_mode && nets == 0 {
             let expected = "it is a way of ControlNets: give --controlnet";
