@@ -249,7 +249,7 @@ fn numbers_survive_files() -> Result<()> {
     let scale: Scale = "0,10000".parse()?;
     let ground = ground(20);
     for samples in [Samples::U16, Samples::F32] {
-        let form = Form { samples, scale, place: None };
+        let form = Form { samples, scale, units: Vec::new(), place: None };
         picture::write(&desk.path("x.tif"), &ground, &form, &[])?;
         let found = desk.read("x.tif", "0,10000");
         assert_eq!(found.numbers(samples, scale), ground.numbers(samples, scale), "{samples}");
@@ -257,7 +257,7 @@ fn numbers_survive_files() -> Result<()> {
         let error = picture::read(&desk.path("x.tif"), None).unwrap_err().to_string();
         assert!(error.contains("--scale") && error.contains("x.tif"), "{error}");
     }
-    let form = Form { samples: Samples::U8, scale: Scale::BYTES, place: None };
+    let form = Form::plain(None);
     let error = picture::write(&desk.path("no.tif"), &ground, &form, &[]).unwrap_err().to_string();
     assert!(error.contains("65535") && !desk.path("no.tif").exists(), "{error}");
     Ok(())
@@ -277,7 +277,8 @@ fn sixteen_bits_of_four_bands_come_back_exactly() -> Result<()> {
     assert_eq!([scene.height(), scene.width(), scene.bands()], [24, 24, 4]);
     assert!(scene.values().iter().any(|value| *value > 1.0), "brighter than white");
     let place = picture::place(&desk.path("scene.tif"), 24, 24)?;
-    let mut form = Form { samples: Samples::U16, scale: "0,10000".parse()?, place };
+    let mut form =
+        Form { samples: Samples::U16, scale: "0,10000".parse()?, units: Vec::new(), place };
     picture::write(&desk.path("again.tif"), &scene, &form, &[])?;
     rasterio(&["same", "scene.tif", "again.tif"], at);
     // 2. by the command line, where nothing is to be painted
@@ -320,6 +321,103 @@ fn sixteen_bits_of_four_bands_come_back_exactly() -> Result<()> {
     assert_eq!(found["transform"], json!([10.0, 0.0, 399960.0, 0.0, -10.0, 5300320.0]));
     assert_eq!((&found["count"], &found["epsg"]), (&json!(4), &json!(32632)));
     assert_eq!((&found["nodata"], &found["missing"]), (&Value::Null, &json!(0)));
+    Ok(())
+}
+
+/// What numbers stand for is written as GDAL has it, read where nothing else is said, and kept.
+#[test]
+fn numbers_stand_for_what_they_are_said_to() -> Result<()> {
+    let desk = Desk::new()?;
+    let Some(rasterio) = rasterio("numbers_stand_for_what_they_are_said_to") else {
+        return Ok(());
+    };
+    let at = desk.0.path();
+    let about =
+        |name: &str| -> Value { serde_json::from_str(&rasterio(&["about", name], at)).unwrap() };
+    let check = |name: &str, scale: f64, offset: f64| {
+        let found = about(name);
+        for (name, expected) in [("scales", scale), ("offsets", offset)] {
+            let found: Vec<f64> = serde_json::from_value(found[name].clone()).unwrap();
+            let near = |found: &f64| (found - expected).abs() <= 1e-15;
+            assert!(found.len() == 4 && found.iter().all(near), "{name}: {found:?} {expected}");
+        }
+    };
+    // 1. of text, and of scenes: shares of 1, as reflectances are; of other numbers nothing is said
+    desk.draw(&["--samples=u16", "--scale=1000,11000", "-o", "text.tif"]);
+    check("text.tif", 1e-4, -0.1);
+    let text = desk.read("text.tif", "1000,11000");
+    assert_eq!(picture::read(&desk.path("text.tif"), None)?, text);
+    assert!(text.nodata().is_none() && text.values().iter().all(|value| value.abs() <= 1.0));
+    for samples in ["u8", "f32"] {
+        desk.draw(&["--samples", samples, "-o", "other.tif"]);
+        check("other.tif", 1.0, 0.0);
+    }
+    let scene = ["scene", "a", "-m", "model", "-W40", "-H32", "--steps=1", "-o", "scene.tif"];
+    let output = desk.run(&[&scene[..], &["--samples=u16", "--scale=0,10000"]].concat());
+    assert!(output.status.success(), "{}", told(&output));
+    check("scene.tif", 1e-4, 0.0);
+    // 2. of a raster: as it says, by which it is read
+    RgbImage::new(24, 24).save(desk.path("nothing.png")).unwrap();
+    rasterio(&["units", "units.tif"], at);
+    desk.draw(&["--init-image=units.tif", "--mask-image=nothing.png", "-o", "same.tif"]);
+    rasterio(&["same", "units.tif", "same.tif"], at);
+    let from = ["--init-image=units.tif", "--strength=0.5"];
+    desk.draw(&[&from[..], &["-o", "new.tif"]].concat());
+    check("new.tif", 1e-4, -0.1);
+    desk.draw(&[&from[..], &["--scale=1000,11000", "-o", "said.tif"]].concat());
+    assert!(desk.bytes("new.tif") == desk.bytes("said.tif"));
+    // 3. of bands that differ it has to be said, and is kept
+    rasterio(&["mixed", "mixed.tif"], at);
+    desk.refuse(&["--init-image=mixed.tif", "-o", "no.tif"], "scale and offset");
+    let from = ["--init-image=mixed.tif", "--mask-image=nothing.png", "--scale=0,10000"];
+    desk.draw(&[&from[..], &["-o", "mixed-same.tif"]].concat());
+    rasterio(&["same", "mixed.tif", "mixed-same.tif"], at);
+    Ok(())
+}
+
+/// Of a raster of other numbers what is not 0 is painted, and what is no data is not.
+#[test]
+fn masks_are_rasters_too() -> Result<()> {
+    let desk = Desk::new()?;
+    let form = |samples, scale: &str| -> Result<Form> {
+        let place =
+            nadir::io::geotiff::Georeference::from_bbox([0., 0., 320., 320.], 32632, 32, 32)?;
+        Ok(Form { samples, scale: scale.parse()?, units: Vec::new(), place: Some(place) })
+    };
+    let plain = Picture::new([32, 32, 4], vec![0.25; 32 * 32 * 4], None)?;
+    let ground = Form { place: None, ..form(Samples::U16, "0,10000")? };
+    picture::write(&desk.path("ground.tif"), &plain, &ground, &[])?;
+    // Numbers 0, 1, 300 and none, in four columns of eight pixels; the model's are twice that less 1.
+    let (numbers, nodata) = ([0.0, 1.0, 300.0, 7.0], [false, false, false, true]);
+    let mask = |bands: usize| {
+        let each = (0..32 * 32).flat_map(|i| vec![i % 32 / 8; bands]);
+        let values = each.clone().map(|i| 2.0 * numbers[i] as f32 - 1.0).collect();
+        let missing = each.map(|i| nodata[i]).collect();
+        Picture::new([32, 32, bands], values, Some(Nodata { value: 7.0, missing })).unwrap()
+    };
+    for samples in [Samples::U16, Samples::F32] {
+        picture::write(&desk.path("mask.tif"), &mask(1), &form(samples, "0,1")?, &[])?;
+        let found = picture::mask(&desk.path("mask.tif"))?;
+        for (x, _, pixel) in found.enumerate_pixels() {
+            assert_eq!(pixel.0, [if (8..24).contains(&x) { 255 } else { 0 }; 3], "{x}");
+        }
+        let from = ["--init-image=ground.tif", "--mask-image=mask.tif", "--scale=0,10000"];
+        desk.draw(&[&from[..], &["-o", "drawn.tif"]].concat());
+        let drawn = desk.read("drawn.tif", "0,10000");
+        let kept = desk.read("ground.tif", "0,10000").values()[0];
+        let painted = |x: usize| {
+            let pixels = (0..32).flat_map(|y| drawn.values()[4 * (32 * y + x)..][..4].to_vec());
+            pixels.filter(|value| *value != kept).count()
+        };
+        assert!((0..8).chain(24..32).all(|x| painted(x) == 0), "{samples}");
+        assert!((8..24).all(|x| painted(x) > 100), "{samples}");
+        // The picture has no place, and takes the mask's.
+        let place = picture::place(&desk.path("drawn.tif"), 32, 32)?.unwrap();
+        assert_eq!(place, form(samples, "0,1")?.place.unwrap());
+    }
+    picture::write(&desk.path("two.tif"), &mask(2), &form(Samples::U16, "0,1")?, &[])?;
+    let from = ["--init-image=ground.tif", "--mask-image=two.tif", "--scale=0,10000"];
+    desk.refuse(&[&from[..], &["-o", "no.tif"]].concat(), "one band");
     Ok(())
 }
 
@@ -443,6 +541,9 @@ fn what_cannot_be_written_or_read_is_told() -> Result<()> {
     desk.draw(&["-o", "plain.tif"]);
     RgbImage::new(32, 32).save(desk.path("rgb.png")).unwrap();
     let deep = "--init-image=deep.tif";
+    let bare =
+        Form { samples: Samples::U16, scale: "0,10000".parse()?, units: Vec::new(), place: None };
+    picture::write(&desk.path("bare.tif"), &desk.read("deep.tif", "0,10000"), &bare, &[])?;
     for (args, out, words) in [
         (&[][..], png, "--preview-bands"),
         (&["--preview-bands=3,2,5"], png, "1 to 4"),
@@ -454,7 +555,7 @@ fn what_cannot_be_written_or_read_is_told() -> Result<()> {
         (&["--samples=i8"], tif, "u8, u16 or f32"),
         (&["--scale=0,10000"], tif, "--samples"),
         (&["--scale=1,0", "--samples=f32"], tif, "LOW,HIGH"),
-        (&[deep], tif, "--scale LOW,HIGH"),
+        (&["--init-image=bare.tif"], tif, "--scale LOW,HIGH"),
         (&["--init-image=rgb.png"], tif, "3 bands"),
         (&["--init-image=plain.tif", "--mask-image=deep.tif"], tif, "deep.tif"),
         (&["--grid", "-b2"], tif, "--preview-bands"),
@@ -462,7 +563,8 @@ fn what_cannot_be_written_or_read_is_told() -> Result<()> {
         desk.refuse(&[args, &out].concat(), words);
     }
     // What stands for no data has to be a number of the file.
-    let form = Form { samples: Samples::F32, scale: "0,10000".parse()?, place: None };
+    let form =
+        Form { samples: Samples::F32, scale: "0,10000".parse()?, units: Vec::new(), place: None };
     let nodata = Nodata { value: -9999.0, missing: vec![true; 32 * 32 * 4] };
     let empty = Picture::new([32, 32, 4], vec![0.0; 32 * 32 * 4], Some(nodata))?;
     picture::write(&desk.path("empty.tif"), &empty, &form, &[])?;

@@ -164,7 +164,8 @@ pub struct Generate {
     #[arg(short, long, value_name = "FILE", help_heading = "Image to image", alias = "init-img")]
     pub init_image: Option<PathBuf>,
 
-    /// Draw only where this picture is white, and keep the init image where it is black
+    /// Draw only where this picture is white, and keep the init image where it is black; of one band of 16 bits or floats, where
+    /// numbers are not 0
     #[arg(long, value_name = "FILE", help_heading = "Image to image", alias = "mask")]
     #[arg(requires = "init_image")]
     pub mask_image: Option<PathBuf>,
@@ -220,7 +221,7 @@ pub struct Numbers {
     /// The darkest and the brightest number of rasters of 16 bits or floats, read and written: 0,10000 for reflectances
     ///
     /// Of 8 bits these are 0 and 255 always, of floats that are written 0 and 1 unless it is said. A raster of other numbers is
-    /// not drawn from without it.
+    /// not drawn from without it, unless the scale and offset of its bands say what stands for 0 and 1.
     #[arg(long, value_name = "LOW,HIGH", value_parser = typed::<Scale>, allow_hyphen_values = true)]
     pub scale: Option<Scale>,
 

@@ -435,6 +435,7 @@ fn write(
             };
             let cog = Cog {
                 georeference: place.map(|place| place.part(part.x as f64, part.y as f64, 1.0)),
+                units: picture::units(None, None, (samples, scale), bands)?,
                 metadata: vec![("NADIR_SCENE".to_owned(), text)],
                 resampling: Resampling::Average,
                 ..Cog::new(part.width, part.height, bands, samples.kind())

@@ -364,7 +364,9 @@ fn form(
     }
     let samples = recipe.samples.unwrap_or_default();
     let (scale, place) = (samples.scale(recipe.scale)?, place(recipe, progress)?);
-    Ok(Form::GeoTiff(picture::Form { samples, scale, place }))
+    let init = recipe.init_image.as_ref().map(|source| source.path.as_path());
+    let units = picture::units(init, recipe.scale, (samples, scale), bands)?;
+    Ok(Form::GeoTiff(picture::Form { samples, scale, units, place }))
 }
 
 /// Where the pictures of a recipe lie.
@@ -450,7 +452,7 @@ fn read_init(
     let mask = match &mut recipe.mask_image {
         None => None,
         Some(source) => {
-            let mask = io::image::open(&source.path)?;
+            let mask = picture::mask(&source.path)?;
             replace(source, checksum(&mask));
             Some(mask)
         }
@@ -459,6 +461,10 @@ fn read_init(
     let mut init = None;
     if let Some(source) = &mut recipe.init_image {
         raster = picture::raster(&source.path)?;
+        // What the raster itself says, where nobody says anything.
+        if raster.is_some_and(|kind| kind != SampleKind::U8) {
+            recipe.scale = picture::scale(&source.path, recipe.scale)?;
+        }
         let (image, [width, height]) = if raster.is_some() {
             let image = picture::read(&source.path, recipe.scale)?;
             replace(source, checksum_of_numbers(&image));

@@ -419,7 +419,9 @@ fn write(
     if is_raster(recipe) {
         let samples = recipe.samples.unwrap_or_default();
         let (scale, place) = (samples.scale(recipe.scale)?, place(recipe, wanted.size)?);
-        return picture::write(path, picture, &picture::Form { samples, scale, place }, texts);
+        let units = picture::units(None, None, (samples, scale), picture.bands())?;
+        let form = picture::Form { samples, scale, units, place };
+        return picture::write(path, picture, &form, texts);
     }
     let texts: Vec<_> = texts.iter().map(|(keyword, text)| (*keyword, text.as_str())).collect();
     png::write(path, &picture.shown(recipe.preview_bands)?, &texts)

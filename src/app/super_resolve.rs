@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use nadir::io::atomic;
-use nadir::io::geotiff::{Cog, CogWriter, Georeference, SampleKind};
+use nadir::io::geotiff::{Cog, CogWriter, Georeference, SampleKind, picture};
 use nadir::pipeline::Cancel;
 use nadir::pipeline::scene::{Enlargement, Onlooker, Source, Windows, enlarge, nodata};
 use nadir::pipeline::super_resolution::{SCALE, Sampling, SuperResolver};
@@ -53,7 +53,8 @@ pub struct SuperResolve {
     #[arg(long, value_name = "BANDS", value_delimiter = ',', help_heading = "Scene")]
     bands: Option<Vec<usize>>,
 
-    /// Numbers that stand for reflectances of 0 and of 1 [default: 0,10000 for a scene of 16 bits]
+    /// Numbers that stand for reflectances of 0 and of 1 [default: as the scale and offset of its bands say, else
+    /// 0,10000 for a scene of 16 bits]
     #[arg(long, value_name = "LOW,HIGH", value_delimiter = ',', num_args = 1)]
     #[arg(allow_hyphen_values = true, help_heading = "Scene")]
     scale: Option<Vec<f64>>,
@@ -153,6 +154,7 @@ pub fn run(args: &SuperResolve) -> anyhow::Result<()> {
     let cog = Cog {
         georeference: place.map(|place| place.part(0.0, 0.0, 1.0 / SCALE as f64)),
         nodata: nodata(about),
+        units: source.units(),
         ..Cog::new(width, height, model.bands(), about.samples)
     };
     let writer = CogWriter::create(&args.output, cog, true)?;
@@ -191,6 +193,9 @@ impl SuperResolve {
                 let found = scale.iter().map(f64::to_string).collect::<Vec<_>>().join(",");
                 Error::argument("scale", found, "two numbers: LOW,HIGH")
             }),
+            None if !source.units().is_empty() => {
+                Ok(picture::scale_of_units(&source.units(), source.path())?.bounds())
+            }
             None if source.about().samples == SampleKind::U16 => Ok(REFLECTANCE),
             None => {
                 let found = "none, for a scene of 8 bits,";

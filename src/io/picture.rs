@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use ::image::RgbImage;
 
-use super::geotiff::SampleKind;
+use super::geotiff::{SampleKind, Units};
 use super::image::{Filter, MAX_SIDE, weights};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
@@ -314,6 +314,46 @@ impl Scale {
         self.low + (f64::from(value) * 0.5 + 0.5) * (self.high - self.low)
     }
 
+    /// What its numbers are where `low` is 0 and `high` is 1: shares, as reflectances are.
+    pub fn units(self) -> Units {
+        let span = self.high - self.low;
+        // No negative zero.
+        Units { scale: 1.0 / span, offset: 0.0 - self.low / span }
+    }
+
+    /// The scale by which what is 0 in these units is darkest, and what is 1 brightest; None where they fall.
+    pub fn of_units(units: Units) -> Option<Self> {
+        let Units { scale, offset } = units;
+        // Numbers are whole more often than quotients of their neighbours.
+        let whole = |number: f64| {
+            let near = (number - number.round()).abs() <= 1e-9 * number.abs().max(1.0);
+            // No negative zero here either.
+            if near { number.round() + 0.0 } else { number }
+        };
+        Self::new(whole(-offset / scale), whole((1.0 - offset) / scale)).ok()
+    }
+
+    /// The same of several bands, where they agree.
+    pub fn of_bands(units: &[Units]) -> Option<Self> {
+        let first = units.first()?;
+        Self::of_units(*first).filter(|_| units.iter().all(|units| units == first))
+    }
+
+    /// The numbers for darkest and brightest.
+    pub fn bounds(self) -> [f64; 2] {
+        [self.low, self.high]
+    }
+
+    /// What numbers of this scale stand for, when those of the scale `from` stand for `units` and the model's are the same.
+    pub fn converted(self, units: Units, from: Self) -> Units {
+        if self == from {
+            return units;
+        }
+        let step = (from.high - from.low) / (self.high - self.low);
+        let scale = units.scale * step;
+        Units { scale, offset: units.offset + units.scale * from.low - scale * self.low }
+    }
+
     /// Whether its numbers have room among those of a kind.
     fn fits(self, samples: Samples) -> bool {
         let most = match samples {
@@ -510,6 +550,35 @@ mod tests {
             let found = numbers(&picture.numbers(Samples::U16, scale));
             assert!(found.iter().copied().eq(0..=u16::MAX), "{scale}");
         }
+    }
+
+    /// What a number stands for does not depend on what numbers it is written as.
+    #[test]
+    fn units_follow_from_the_scale() {
+        let stands_for = |units: Units, number: f64| units.scale * number + units.offset;
+        for text in ["0,10000", "1000,11000", "100,3000", "0,65535", "-1,1", "0,255"] {
+            let scale: Scale = text.parse().unwrap();
+            let units = scale.units();
+            assert!(stands_for(units, scale.low).abs() < 1e-12, "{text}: {units:?}");
+            assert!((stands_for(units, scale.high) - 1.0).abs() < 1e-12, "{text}: {units:?}");
+            assert_eq!(Scale::of_units(units).unwrap().to_string(), text);
+            assert_eq!(scale.converted(units, scale), units);
+            for other in ["0,10000", "100,3000", "-1,1"] {
+                let other: Scale = other.parse().unwrap();
+                let found = other.converted(Units { scale: 3.0, offset: 7.0 }, scale);
+                for value in [-1.0, 0.25, 1.0] {
+                    let expected = 3.0 * scale.number(value) + 7.0;
+                    let found = stands_for(found, other.number(value));
+                    assert!((found - expected).abs() < 1e-9 * expected.abs().max(1.0), "{text}");
+                }
+            }
+        }
+        assert_eq!("0,10000".parse::<Scale>().unwrap().units(), Units { scale: 1e-4, offset: 0.0 });
+        assert_eq!(
+            Scale::of_units(Units { scale: 1e-4, offset: -0.1 }),
+            Scale::new(1000.0, 11_000.0).ok()
+        );
+        assert_eq!(Scale::of_units(Units { scale: -1.0, offset: 0.0 }), None);
     }
 
     #[test]

@@ -8,10 +8,12 @@ mod directory;
 mod georeference;
 pub mod picture;
 mod reader;
+mod units;
 mod writer;
 
 pub use georeference::Georeference;
 pub use reader::{About, GeoTiff, Window};
+pub use units::Units;
 pub use writer::{Cog, CogWriter, Resampling};
 
 /// What the numbers of a raster are.

@@ -3,9 +3,11 @@
 use std::io::{self, Cursor, Write};
 use std::path::Path;
 
-use super::{About, Cog, CogWriter, GeoTiff, Georeference, Resampling, SampleKind, Window};
+use ::image::RgbImage;
+
+use super::{About, Cog, CogWriter, GeoTiff, Georeference, Resampling, SampleKind, Units, Window};
 use crate::error::{Error, Result};
-use crate::io::image::MAX_SIDE;
+use crate::io::image::{self, MAX_SIDE};
 use crate::io::picture::{Nodata, Picture, Samples, Scale};
 use crate::io::raster::is_tiff;
 
@@ -25,6 +27,8 @@ pub struct Form {
     pub samples: Samples,
     /// What they are to a model.
     pub scale: Scale,
+    /// What the numbers of each band stand for; empty where that is not said.
+    pub units: Vec<Units>,
     /// Where it lies.
     pub place: Option<Georeference>,
 }
@@ -32,7 +36,7 @@ pub struct Form {
 impl Form {
     /// Of 8 bits.
     pub fn plain(place: Option<Georeference>) -> Self {
-        Self { samples: Samples::U8, scale: Scale::BYTES, place }
+        Self { samples: Samples::U8, scale: Scale::BYTES, units: Vec::new(), place }
     }
 }
 
@@ -54,6 +58,7 @@ pub fn write(
         georeference: form.place.clone(),
         tile: width.max(height).next_multiple_of(16).min(plain.tile),
         nodata,
+        units: form.units.clone(),
         metadata: metadata.iter().map(|(name, text)| ((*name).to_owned(), text.clone())).collect(),
         resampling: Resampling::Average,
         ..plain
@@ -135,8 +140,68 @@ pub fn raster(file: &Path) -> Result<Option<SampleKind>> {
     Ok(Some(file.about().samples).filter(|_| !is_picture(file.about())))
 }
 
+/// What is darkest and brightest among the numbers of a file to a model: of 8 bits 0 and 255 always, of others what was said,
+/// or else what stands for 0 and for 1 by the scale and offset of its bands, which reflectances lie between.
+fn scale_of(about: &About, said: Option<Scale>, path: &Path) -> Result<Option<Scale>> {
+    if about.samples == SampleKind::U8 {
+        return Ok(Some(Scale::BYTES));
+    }
+    if said.is_some() || about.units.is_empty() {
+        return Ok(said);
+    }
+    scale_of_units(&about.units, path).map(Some)
+}
+
+/// What is 0 and what is 1 among the numbers of bands that stand for these; `origin` is what errors call them.
+///
+/// # Errors
+/// Bands that differ, or units that fall.
+pub fn scale_of_units(units: &[Units], origin: &Path) -> Result<Scale> {
+    Scale::of_bands(units).ok_or_else(|| {
+        let found: Vec<String> =
+            units.iter().map(|units| format!("{},{}", units.scale, units.offset)).collect();
+        let expected = "one scale and offset of all bands, the scale above 0";
+        let advice = "--scale LOW,HIGH says which numbers of the file are darkest and brightest.";
+        Error::file(origin, "scale and offset", expected, found.join("; "), advice)
+    })
+}
+
+/// The scale that a file is [read](read()) by, where it is a raster.
+///
+/// # Errors
+/// It cannot be read; its bands have different units, or such as fall, and no scale was said.
+pub fn scale(file: &Path, said: Option<Scale>) -> Result<Option<Scale>> {
+    if raster(file)?.is_none() {
+        return Ok(said);
+    }
+    scale_of(GeoTiff::open(file)?.about(), said, file)
+}
+
+/// What the numbers of each band stand for in a picture of `bands` bands that is written by `to`: what they do in the raster
+/// `init`, read by `said`, that it starts from; without one, whole numbers beyond 8 bits are shares of 1.
+///
+/// # Errors
+/// The raster cannot be read.
+pub fn units(
+    init: Option<&Path>,
+    said: Option<Scale>,
+    (samples, to): (Samples, Scale),
+    bands: usize,
+) -> Result<Vec<Units>> {
+    if let Some(init) = init.filter(|init| is_named_so(init) && init.is_file()) {
+        let file = GeoTiff::open(init)?;
+        let about = file.about();
+        if !is_picture(about) || !about.units.is_empty() {
+            let from = scale_of(about, said, init)?.unwrap_or(to);
+            return Ok(about.units.iter().map(|units| to.converted(*units, from)).collect());
+        }
+    }
+    Ok(if samples == Samples::U16 { vec![to.units(); bands] } else { Vec::new() })
+}
+
 /// Reads a raster with all of its bands, of numbers between which `scale` says what is darkest and brightest to a model; of 8
-/// bits these are 0 and 255 always.
+/// bits these are 0 and 255 always, and of others, where nothing is said, what stands for 0 and for 1 by GDAL's scale and
+/// offset.
 ///
 /// # Errors
 /// It is missing, damaged or too large; has no scale; has a palette, or a band of opacity.
@@ -159,30 +224,68 @@ pub fn read(path: &Path, scale: Option<Scale>) -> Result<Picture> {
         let advice = "gdal_translate -srcwin 0 0 512 512 IN OUT cuts a part out.";
         return Err(Error::file(path, "size", expected, found, advice));
     }
-    let scale = match (samples, scale) {
-        (SampleKind::U8, _) => Scale::BYTES,
-        (_, Some(scale)) => scale,
-        (_, None) => {
-            let advice = "--scale LOW,HIGH says which numbers are darkest and brightest, as 0,10000 for reflectances; or \
-                gdal_translate -b 3 -b 2 -b 1 -ot Byte -scale 0 3000 0 255 -a_nodata none IN OUT makes a picture of it.";
-            return wrong("8 bits, or a scale", advice);
-        }
+    let Some(scale) = scale_of(file.about(), scale, path)? else {
+        let advice = "--scale LOW,HIGH says which numbers are darkest and brightest, as 0,10000 for reflectances; or \
+            gdal_translate -b 3 -b 2 -b 1 -ot Byte -scale 0 3000 0 255 -a_nodata none IN OUT makes a picture of it.";
+        return wrong("8 bits, or a scale", advice);
     };
     let numbers = samples.numbers(&file.read(Window { x: 0, y: 0, width, height })?);
-    // Of 32 bits a text may say it in fewer digits.
-    let is_nodata = |number: f64| match (nodata, samples) {
-        (Some(nodata), SampleKind::F32) => number as f32 == nodata as f32,
-        (Some(nodata), _) => number == nodata,
-        (None, _) => false,
-    };
-    let is_missing = |number: &f64| !number.is_finite() || is_nodata(*number);
-    let missing: Vec<bool> = numbers.iter().map(is_missing).collect();
+    let missing: Vec<bool> = numbers.iter().map(|number| is_missing(&about, *number)).collect();
     let value =
         |(number, missing): (&f64, &bool)| if *missing { 0.0 } else { scale.value(*number) };
     let values = numbers.iter().zip(&missing).map(value).collect();
     let some = nodata.is_some() || missing.contains(&true);
     let nodata = some.then(|| Nodata { value: nodata.unwrap_or(f64::NAN), missing });
     Picture::new([height, width, bands], values, nodata)
+}
+
+/// Whether a number of a file is none.
+fn is_missing(about: &About, number: f64) -> bool {
+    let is_nodata = match (about.nodata, about.samples) {
+        // Of 32 bits a text may say it in fewer digits.
+        (Some(nodata), SampleKind::F32) => number as f32 == nodata as f32,
+        (Some(nodata), _) => number == nodata,
+        (None, _) => false,
+    };
+    is_nodata || !number.is_finite()
+}
+
+/// Reads a mask as a picture, white where is painted: a picture of 8 bits as it is, which paints where it is at least half
+/// white; of one band of other numbers, or with nodata, what is not 0 paints (of 8 bits from 128 on), and what is no data does
+/// not. Numbers are as they lie in the file, whatever they stand for.
+///
+/// # Errors
+/// As [`image::open`]'s; a raster of several bands, with a palette or opacity, or too large.
+pub fn mask(path: &Path) -> Result<RgbImage> {
+    if raster(path)?.is_none() {
+        return image::open(path);
+    }
+    let mut file = GeoTiff::open(path)?;
+    let about = file.about().clone();
+    if about.bands != 1 || about.palette.is_some() || about.alpha.is_some() {
+        let expected = "one band of numbers, where those that are not 0 are painted, or a picture of 8 bits, white there";
+        let advice = "gdal_translate -b 1 IN OUT keeps one band.";
+        return Err(Error::file(path, "mask", expected, told(&about), advice));
+    }
+    let About { width, height, samples, .. } = about;
+    if width.max(height) > MAX_SIDE as usize {
+        let expected = format!("at most {MAX_SIDE} pixels a side");
+        let advice = "gdal_translate -srcwin 0 0 512 512 IN OUT cuts a part out.";
+        return Err(Error::file(path, "size", expected, format!("{width}x{height}"), advice));
+    }
+    let numbers = samples.numbers(&file.read(Window { x: 0, y: 0, width, height })?);
+    let paints = |number: f64| match samples {
+        SampleKind::U8 => number >= 128.0,
+        _ => number != 0.0,
+    };
+    let level = |number: f64| match paints(number) && !is_missing(&about, number) {
+        true => [255; 3],
+        false => [0; 3],
+    };
+    let levels = numbers.into_iter().flat_map(level).collect();
+    let size = format!("{width}x{height}");
+    RgbImage::from_raw(width as u32, height as u32, levels)
+        .ok_or_else(|| Error::argument("size", size, "fewer pixels"))
 }
 
 /// Where a file's pixels lie, scaled to `width` x `height` of them; None where it is no TIFF, or does not say.

@@ -9,7 +9,8 @@ use ::tiff::decoder::{ChunkType, Decoder, Limits};
 use ::tiff::tags::Tag;
 
 use super::directory::{self, GDAL_METADATA, GDAL_NODATA, PHOTOMETRIC};
-use super::{Georeference, SampleKind};
+use super::units::{attribute, items};
+use super::{Georeference, SampleKind, Units};
 use crate::error::{Error, Result};
 use crate::io::{caught, open_file};
 
@@ -57,6 +58,8 @@ pub struct About {
     pub nodata: Option<f64>,
     /// Colours that the numbers of the only band stand for.
     pub palette: Option<Vec<[u8; 3]>>,
+    /// What the numbers of each band stand for, by GDAL's scale and offset; empty where it does not say.
+    pub units: Vec<Units>,
     /// Where it lies.
     pub georeference: Option<Georeference>,
 }
@@ -198,6 +201,8 @@ impl<R: Read + Seek> GeoTiff<R> {
         let names = ascii(Tag::GeoAsciiParamsTag)?;
         let nodata = ascii(Tag::from_u16_exhaustive(GDAL_NODATA))?;
         let nodata = nodata.and_then(|text| text.trim_matches([' ', '\0']).parse().ok());
+        let metadata = ascii(Tag::from_u16_exhaustive(GDAL_METADATA))?.unwrap_or_default();
+        let units = Units::read(items(&metadata), bands)?;
         let georeference =
             Georeference::read(scale, tiepoints, transformation, keys, doubles, names);
 
@@ -234,7 +239,8 @@ impl<R: Read + Seek> GeoTiff<R> {
             let n = map.len() / 3;
             (0..n).map(|i| [0, 1, 2].map(|band| (map[band * n + i] >> 8) as u8)).collect()
         });
-        let about = About { width, height, bands, samples, alpha, nodata, palette, georeference };
+        let about =
+            About { width, height, bands, samples, alpha, nodata, palette, units, georeference };
         Ok(Self { decoder, path: origin.to_path_buf(), about, photometric, chunks, cache })
     }
 
@@ -255,14 +261,13 @@ impl<R: Read + Seek> GeoTiff<R> {
         let tag = Tag::from_u16_exhaustive(GDAL_METADATA);
         let Some(value) = self.decoder.find_tag(tag).map_err(wrong)? else { return Ok(Vec::new()) };
         let xml = value.into_string().map_err(wrong)?;
-        let item = |item: &str| {
-            let (head, rest) = item.split_once('>')?;
-            let (text, _) = rest.split_once("</Item>")?;
-            let name = head.strip_prefix(" name=\"")?.split('"').next()?;
+        // Those of bands, and what they stand for, are no texts.
+        let of_all = items(&xml).filter(|(head, _)| attribute(head, "role").is_none());
+        let item = |(head, text)| {
             // As the writer has it: see there.
-            Some((characters(name), characters(&characters(text))))
+            Some((characters(attribute(head, "name")?), characters(&characters(text))))
         };
-        Ok(xml.split("<Item").skip(1).filter_map(item).collect())
+        Ok(of_all.filter_map(item).collect())
     }
 
     /// Its name.

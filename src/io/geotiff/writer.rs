@@ -14,7 +14,7 @@ use flate2::write::ZlibEncoder;
 use rayon::prelude::*;
 
 use super::directory::*;
-use super::{Georeference, SampleKind};
+use super::{Georeference, SampleKind, Units};
 use crate::error::{Error, Result};
 use crate::io::atomic::{self, Output};
 use crate::io::html::escaped;
@@ -48,6 +48,8 @@ pub struct Cog {
     pub nodata: Option<f64>,
     /// Colours that the numbers of the only band, of 8 bits, stand for.
     pub palette: Option<Vec<[u8; 3]>>,
+    /// What the numbers of each band stand for; empty where that is not said.
+    pub units: Vec<Units>,
     /// Names and texts that GDAL shows as metadata.
     pub metadata: Vec<(String, String)>,
     /// How overviews are made.
@@ -72,6 +74,7 @@ impl Cog {
             georeference: None,
             nodata: None,
             palette: None,
+            units: Vec::new(),
             metadata: Vec::new(),
             resampling: Resampling::default(),
             tile: 512,
@@ -92,6 +95,17 @@ impl Cog {
         }
         if self.tile == 0 || !self.tile.is_multiple_of(16) || self.tile > 1 << 14 {
             return wrong("tile", self.tile.to_string(), "a multiple of 16, up to 16384");
+        }
+        let is_number = |units: &Units| {
+            units.scale.is_finite() && units.scale != 0.0 && units.offset.is_finite()
+        };
+        if ![0, self.bands].contains(&self.units.len()) || !self.units.iter().all(is_number) {
+            let found = format!("{:?}", self.units);
+            return wrong(
+                "units",
+                found,
+                "a scale other than 0 and an offset of each band, or none",
+            );
         }
         let colours = self.palette.as_ref().map(Vec::len);
         let one = self.bands == 1 && self.samples == SampleKind::U8;
@@ -159,14 +173,15 @@ impl Cog {
         }
         if first {
             entries.extend(self.georeference.iter().flat_map(Georeference::entries));
-            if !self.metadata.is_empty() {
+            let units = Units::items(&self.units);
+            if !self.metadata.is_empty() || !units.is_empty() {
                 let item = |(name, text): &(String, String)| {
                     // GDAL takes a text's entities for characters twice.
                     let text = escaped(&escaped(text));
                     format!("<Item name=\"{}\">{text}</Item>", escaped(name))
                 };
                 let items: String = self.metadata.iter().map(item).collect();
-                let text = format!("<GDALMetadata>{items}</GDALMetadata>");
+                let text = format!("<GDALMetadata>{items}{units}</GDALMetadata>");
                 entries.push((GDAL_METADATA, Value::Ascii(text)));
             }
         }

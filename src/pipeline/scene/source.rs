@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::io::geotiff::{About, GeoTiff, SampleKind, Window};
+use crate::io::geotiff::{About, GeoTiff, SampleKind, Units, Window};
 use crate::io::image::{self, RgbImage};
 
 /// A scene: a TIFF, which is read while it is looked at, or a picture of another kind, which is held in memory.
@@ -95,6 +95,7 @@ impl Source {
             alpha: None,
             nodata: None,
             palette: None,
+            units: Vec::new(),
             georeference: None,
         };
         let pixels = Pixels::Memory(picture.into_raw());
@@ -104,6 +105,11 @@ impl Source {
     /// What is known of it.
     pub fn about(&self) -> &About {
         &self.about
+    }
+
+    /// What the numbers stand for of the bands that are looked at; empty where the file does not say.
+    pub fn units(&self) -> Vec<Units> {
+        self.bands.iter().filter_map(|band| self.about.units.get(*band).copied()).collect()
     }
 
     /// Bands that are looked at.
