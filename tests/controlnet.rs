@@ -7,13 +7,14 @@ mod case;
 mod golden;
 #[path = "golden/gpu.rs"]
 mod gpu;
+#[path = "golden/server.rs"]
+mod server;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Cursor};
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::sync::Arc;
-use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -32,6 +33,7 @@ use nadir::nn::{Params, parameters};
 use nadir::pipeline::{Control, LoadOptions, Preprocessor, Request, TextToImage, canny};
 use nadir::tensor::{DType, Device};
 use serde_json::{Value, json};
+use server::Server;
 use tempfile::TempDir;
 
 /// As in `models.rs`: sums of a few hundred terms in another order, through some dozens of layers.
@@ -448,69 +450,6 @@ fn a_manifest_gives_pictures_to_follow() -> Result<()> {
         assert_eq!(drawn, 0, "{last}");
     }
     Ok(())
-}
-
-/// A server, which ends with this.
-struct Server {
-    process: Child,
-    url: String,
-    agent: ureq::Agent,
-}
-
-impl Server {
-    fn start(at: &Path, args: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nadir"));
-        command.args(["serve", "--port=0", "-q", "--lm=none", "--classifier=none"]).args(args);
-        command.current_dir(at).env("TMPDIR", at).env_remove("NADIR_WEIGHTS");
-        let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
-        let mut url = String::new();
-        BufReader::new(process.stdout.as_mut().unwrap()).read_line(&mut url).unwrap();
-        let agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
-        let server = Self { process, url: url.trim().to_owned(), agent };
-        while server.get("/health/ready").0 != 200 {
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        server
-    }
-
-    fn get(&self, path: &str) -> (u16, Vec<u8>) {
-        let mut reply = self.agent.get(format!("{}{path}", self.url)).call().unwrap();
-        (reply.status().as_u16(), reply.body_mut().read_to_vec().unwrap())
-    }
-
-    fn post(&self, body: &Value) -> (u16, Value) {
-        self.post_to("/api/jobs", body)
-    }
-
-    fn post_to(&self, path: &str, body: &Value) -> (u16, Value) {
-        let request = self.agent.post(format!("{}{path}", self.url));
-        let request = request.header("content-type", "application/json");
-        let mut reply = request.send(body.to_string()).unwrap();
-        let told = reply.body_mut().read_to_vec().unwrap();
-        (reply.status().as_u16(), serde_json::from_slice(&told).unwrap())
-    }
-
-    /// The first picture of a job, once it is there.
-    fn picture(&self, body: &Value) -> Vec<u8> {
-        let (status, job) = self.post(body);
-        assert_eq!(status, 201, "{job}");
-        let path = format!("/api/jobs/{}", job["id"].as_str().unwrap());
-        loop {
-            let job: Value = serde_json::from_slice(&self.get(&path).1).unwrap();
-            match job["state"].as_str().unwrap() {
-                "done" => return self.get(&format!("{path}/images/0")).1,
-                "queued" | "running" => std::thread::sleep(Duration::from_millis(20)),
-                _ => panic!("{job}"),
-            }
-        }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
 }
 
 #[test]

@@ -6,12 +6,17 @@ mod case;
 mod golden;
 #[path = "golden/gpu.rs"]
 mod gpu;
+#[path = "golden/server.rs"]
+mod server;
 
 use std::fs;
+use std::io::Cursor;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use case::{Case, check_case, check_company, check_drawn, copy};
 use golden::drawn::{Drawn, write};
 use golden::{assert_close, assert_same, get};
@@ -28,20 +33,21 @@ use nadir::nn::lora::Adapter;
 use nadir::nn::{Keep, Params, parameters};
 use nadir::ops::layout::concat;
 use nadir::pipeline::{
-    Control, ImagePrompt, LoadOptions, MemoryEstimate, Request, Settings, TextToImage,
+    Control, ImagePrompt, InitPixels, LoadOptions, MemoryEstimate, Request, Settings, TextToImage,
 };
 use nadir::tensor::{DType, Device, Tensor};
 use nadir::text::weighting::LongPrompt;
 use nadir::{Error, Result};
-use serde_json::Value;
+use serde_json::{Value, json};
+use server::Server;
 
-fn json(name: &str) -> Value {
+fn config_json(name: &str) -> Value {
     let path = golden::path(&format!("sdxl/{name}/config.json"));
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
 fn config(name: &str) -> Result<UnetConfig> {
-    UnetConfig::read(&Config::from_value("config.json", json(name))?)
+    UnetConfig::read(&Config::from_value("config.json", config_json(name))?)
 }
 
 fn weights(name: &str) -> Result<Drawn> {
@@ -49,7 +55,7 @@ fn weights(name: &str) -> Result<Drawn> {
 }
 
 fn text_weights() -> Result<Drawn> {
-    let config = Config::from_value("config.json", json("text_encoder_2"))?;
+    let config = Config::from_value("config.json", config_json("text_encoder_2"))?;
     Drawn::asked(|params| ClipTextProjected::load(ClipTextProjectedConfig::read(&config)?, params))
 }
 
@@ -116,9 +122,9 @@ fn what_is_told_is_all_of_it_and_numbers() -> Result<()> {
         ("addition_embed_type", "image".into()),
         ("addition_time_embed_dim", 1.into()),
         ("projection_class_embeddings_input_dim", Value::Null),
-        ("transformer_layers_per_block", serde_json::json!([1, [1, 2], [2, 1]])),
+        ("transformer_layers_per_block", json!([1, [1, 2], [2, 1]])),
     ] {
-        let mut json = json("unet");
+        let mut json = config_json("unet");
         json[field] = value;
         let error = UnetConfig::read(&Config::from_value("config.json", json)?).unwrap_err();
         let error = error.to_string();
@@ -130,7 +136,7 @@ fn what_is_told_is_all_of_it_and_numbers() -> Result<()> {
 /// A ControlNet, drawn.
 fn write_controlnet(to: &Path) {
     copy(&golden::path("sdxl/controlnet"), to);
-    let config = Config::from_value("config.json", json("controlnet")).unwrap();
+    let config = Config::from_value("config.json", config_json("controlnet")).unwrap();
     let config = ControlNetConfig::read(&config).unwrap();
     let drawn = Drawn::asked(|params| ControlNet::load(config, params)).unwrap();
     drawn.save(&to.join("diffusion_pytorch_model.safetensors"));
@@ -160,7 +166,8 @@ fn pictures_of_a_prompt_are_those_of_diffusers() -> Result<()> {
 
 #[test]
 fn pictures_of_a_picture_are_those_of_diffusers() -> Result<()> {
-    ["image", "mask"].iter().try_for_each(|name| check_case(&open(name)?, name, Device::Cpu))
+    let names = ["image", "mask", "painted"];
+    names.iter().try_for_each(|name| check_case(&open(name)?, name, Device::Cpu))
 }
 
 #[test]
@@ -389,7 +396,7 @@ fn following(case: &Case, name: &str) -> Request {
 }
 
 fn check_followed(device: Device) -> Result<()> {
-    ["followed", "guessed"].iter().try_for_each(|name| {
+    ["followed", "guessed", "steered"].iter().try_for_each(|name| {
         let case = open(name)?;
         let model = case.load(DType::F32, device)?;
         check_drawn(&case, name, &model, &following(&case, name), device)
@@ -489,7 +496,7 @@ fn what_is_missing_or_of_another_model_is_named() {
         json.as_object_mut().unwrap().remove("tokenizer_2");
     });
     assert!(error.contains("tokenizer_2"), "{error}");
-    let error = index(&|json| json["text_encoder_2"] = serde_json::json!([null, null]));
+    let error = index(&|json| json["text_encoder_2"] = json!([null, null]));
     assert!(error.contains("text_encoder_2"), "{error}");
     let error = index(&|json| json["text_encoder_2"][1] = "CLIPTextModel".into());
     assert!(error.contains("CLIPTextModelWithProjection"), "{error}");
@@ -497,8 +504,8 @@ fn what_is_missing_or_of_another_model_is_named() {
     let refiner = |json: &mut Value| {
         json["_class_name"] = "StableDiffusionXLImg2ImgPipeline".into();
         json["requires_aesthetics_score"] = true.into();
-        json["text_encoder"] = serde_json::json!([null, null]);
-        json["tokenizer"] = serde_json::json!([null, null]);
+        json["text_encoder"] = json!([null, null]);
+        json["tokenizer"] = json!([null, null]);
     };
     let error = index(&refiner);
     assert!(error.contains("refiner") && error.contains("requires_aesthetics_score"), "{error}");
@@ -525,6 +532,78 @@ fn what_is_missing_or_of_another_model_is_named() {
 fn nadir(at: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nadir"));
     command.args(args).current_dir(at).env_remove("NADIR_WEIGHTS").output().unwrap()
+}
+
+fn png(picture: &RgbImage) -> Vec<u8> {
+    let mut png = Cursor::new(Vec::new());
+    picture.write_to(&mut png, image::ImageFormat::Png).unwrap();
+    png.into_inner()
+}
+
+/// How much of a picture is drawn anew where nobody says: what the pipeline of diffusers draws, by the command line and by the
+/// server, and the picture says so.
+#[test]
+fn a_strength_that_is_not_said_is_that_of_the_pipeline() -> Result<()> {
+    for (name, strength) in [("image", 0.3), ("painted", 0.9999), ("steered", 0.8)] {
+        let (desk, case) = (tempfile::tempdir().unwrap(), open(name)?);
+        let (at, model) = (desk.path(), case.folder().to_str().unwrap());
+        let request = case.request();
+        let (settings, init) = (&request.settings, request.init.as_ref().unwrap());
+        let InitPixels::Rgb(from) = &init.image else { panic!("{name}: no picture") };
+        let golden = golden::open(&format!("sdxl/{name}"))?;
+        let given = [
+            ("--init-image", "init_image", Some(png(from))),
+            ("--mask-image", "mask_image", init.mask.as_ref().map(png)),
+            (
+                "--control-image",
+                "control_images",
+                golden.read("followed").ok().map(|levels| {
+                    let (height, width) = (levels.dim(0) as u32, levels.dim(1) as u32);
+                    png(&RgbImage::from_raw(width, height, levels.to_vec().unwrap()).unwrap())
+                }),
+            ),
+        ];
+        let told = |path: &Path| read_replay(path).unwrap()["strength"].clone();
+        let pixels = |path: &Path| image::open(path).unwrap().into_rgb8().into_raw();
+
+        let seed = format!("-s{}", request.seed);
+        let steps = format!("--steps={}", settings.steps.unwrap());
+        let mut args = vec!["generate".to_owned(), settings.prompt.clone(), seed, steps];
+        args.extend(
+            ["-m", model, "-n", &settings.negative_prompt, "-o", "drawn.png"].map(str::to_owned),
+        );
+        let mut body = json!({
+            "kind": "image", "prompt": settings.prompt, "negative_prompt": settings.negative_prompt, "seed": request.seed,
+            "steps": settings.steps,
+        });
+        for (flag, field, picture) in &given {
+            let Some(picture) = picture else { continue };
+            fs::write(at.join(format!("{field}.png")), picture).unwrap();
+            args.push(format!("{flag}={field}.png"));
+            let text = STANDARD.encode(picture);
+            body[*field] =
+                if *field == "control_images" { json!([{"image": text}]) } else { json!(text) };
+        }
+        let output = nadir(at, &args.iter().map(String::as_str).collect::<Vec<_>>());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let drawn = at.join("drawn.png");
+        let psnr = case::psnr(&pixels(&drawn), &get(&golden, "image").to_vec::<f32>()?);
+        assert!(psnr >= 50.0, "{name}: {psnr} dB");
+        assert_eq!(told(&drawn), strength, "{name}");
+        let output = nadir(at, &["replay", "drawn.png", "-o", "again.png"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(pixels(&at.join("again.png")) == pixels(&drawn), "{name}");
+
+        let server = Server::start(at, &["-m", model]);
+        let served = at.join("served.png");
+        fs::write(&served, server.picture(&body)).unwrap();
+        assert!(pixels(&served) == pixels(&drawn), "{name}");
+        assert_eq!(told(&served), strength, "{name}");
+        let about: Value = serde_json::from_slice(&server.get("/api/server").1).unwrap();
+        let field = if init.mask.is_some() { "strength_with_mask" } else { "strength" };
+        assert_eq!(about["image"][field], strength, "{name}");
+    }
+    Ok(())
 }
 
 #[test]
@@ -555,7 +634,7 @@ fn the_command_line_draws_and_replays() -> Result<()> {
     let golden = get(&golden::open("sdxl/told")?, "image").narrow(0, 0, 1)?.to_vec::<f32>()?;
     let psnr = case::psnr(&pixels("told.png"), &golden);
     assert!(psnr >= 50.0, "{psnr} dB");
-    assert_eq!(read_replay(&at.join("told.png"))?["original_size"], serde_json::json!([1024, 768]));
+    assert_eq!(read_replay(&at.join("told.png"))?["original_size"], json!([1024, 768]));
     done(nadir(at, &["replay", "told.png", "-o", "again.png"]));
     assert!(pixels("again.png") == pixels("told.png"));
 

@@ -235,7 +235,7 @@ pub fn run(args: Scene) -> anyhow::Result<()> {
     progress.busy(&format!("loading {}", model.name));
     let pipeline = TextToImage::load(&model.folder, &options)?;
     pipeline.notes().iter().for_each(|note| progress.warn(note));
-    settings = pipeline.resolve(&settings)?;
+    settings = pipeline.resolve(&settings, None)?;
     let plan = Plan::new(&pipeline, canvas, args.window.map(|Part(window)| window))?;
     pipeline.sampler(&Request { settings: settings.clone(), ..Request::default() })?;
     if let Some(regions) = &regions {

@@ -105,7 +105,7 @@ pub fn draw(drawing: Drawing) -> anyhow::Result<()> {
     }
     replace_checksum(&mut recipe.model_hash, hash, what, &progress);
     let wanted_steps = recipe.settings.steps;
-    recipe.settings = pipeline.resolve(&recipe.settings)?;
+    recipe.settings = pipeline.resolve(&recipe.settings, init.as_deref())?;
     progress.say(&format!(
         "{} in {}, loaded in {:.1} s; {sampler}, {} steps, guidance {}, seed {}",
         model.name,
@@ -481,8 +481,6 @@ fn read_init(
         let settings = &mut recipe.settings;
         settings.width.get_or_insert(whole(width));
         settings.height.get_or_insert(whole(height));
-        // Its defaults for image to image and for inpainting.
-        settings.strength.get_or_insert(if mask.is_some() { 1.0 } else { 0.8 });
         init = Some(InitImage { image, mask });
     }
     settle_numbers(recipe, destination, raster)?;

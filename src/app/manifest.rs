@@ -224,7 +224,7 @@ fn prepare(
     recipe.check()?;
     let controls = draw::read_controls(&mut recipe, progress)?;
     let image_prompt = draw::read_image_prompt(&mut recipe, progress)?;
-    recipe.settings = pipeline.resolve(&recipe.settings)?;
+    recipe.settings = pipeline.resolve(&recipe.settings, None)?;
     pipeline.sampler(&Request {
         settings: recipe.settings.clone(),
         controls,

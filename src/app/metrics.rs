@@ -339,7 +339,7 @@ impl Looking<'_> {
             let settings = Settings { prompt, steps: args.steps, ..Settings::default() };
             let seed = args.seed.wrapping_add(i as u64);
             Ok(Request {
-                settings: pipeline.resolve(&settings)?,
+                settings: pipeline.resolve(&settings, None)?,
                 seed,
                 cancel: cancel.clone(),
                 ..Request::default()

@@ -75,7 +75,7 @@ pub fn run(args: args::Profile) -> anyhow::Result<()> {
     progress.busy(&format!("loading {}", model.name));
     let pipeline = TextToImage::load(&model.folder, &options)?;
     let prompt = args.prompt.positional.or(args.prompt.named).unwrap_or_default();
-    let settings = pipeline.resolve(&Settings { prompt, ..args.settings })?;
+    let settings = pipeline.resolve(&Settings { prompt, ..args.settings }, None)?;
     let request = |seed| Request {
         settings: settings.clone(),
         seed,

@@ -204,7 +204,11 @@ pub fn run(args: Synthesize) -> anyhow::Result<()> {
     let pipeline = TextToImage::load(&model.folder, &options)?;
     pipeline.require_rgb()?;
     pipeline.notes().iter().for_each(|note| progress.warn(note));
-    settings.picture = pipeline.resolve(&settings.picture)?;
+    settings.picture = pipeline.resolve(&settings.picture, None)?;
+    if args.source.is_some() {
+        let own = pipeline.default_strength(args.redraw != Redraw::All);
+        settings.picture.strength.get_or_insert(own);
+    }
     recipe.model_hash = pipeline.fingerprint().to_owned();
     let judge = open_judge(&args.judge, &names, device, args.min_probability, &mut notes)?;
     let clip = args.clip.as_ref().map(|folder| clip_score::open(folder, device, &progress));
@@ -219,7 +223,7 @@ pub fn run(args: Synthesize) -> anyhow::Result<()> {
             clip.fingerprint()
         ));
     }
-    let sources = open_sources(&args, &mut settings.picture, &progress, &mut notes)?;
+    let sources = open_sources(&args, &settings.picture, &progress, &mut notes)?;
     let place = place(&args, &settings.picture)?;
 
     // 2. The folder, and the prompts.
@@ -341,7 +345,7 @@ fn place(args: &Synthesize, picture: &Settings) -> Result<Option<Georeference>> 
 /// The real pictures that are drawn from; `notes` get what the reader of the set should know.
 fn open_sources(
     args: &Synthesize,
-    picture: &mut Settings,
+    picture: &Settings,
     progress: &Progress,
     notes: &mut Vec<String>,
 ) -> Result<Option<Sources>> {
@@ -354,11 +358,7 @@ fn open_sources(
     };
     let size = [picture.width, picture.height].map(Option::unwrap_or_default);
     let sources = Sources::open(path, &settings, args.redraw, size)?;
-    // What the pipeline takes without a setting.
-    let strength = picture.strength.get_or_insert(match args.redraw {
-        Redraw::All => 0.8,
-        Redraw::Inside | Redraw::Outside => 1.0,
-    });
+    let strength = picture.strength.unwrap_or_default();
     let what = match args.redraw {
         Redraw::All => "all of it",
         Redraw::Inside => "the pixels of its class",

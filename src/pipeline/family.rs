@@ -32,12 +32,14 @@ impl Family {
         }
     }
 
-    /// How much of a picture to start from its pipeline draws anew.
-    pub(super) fn strength(self, masked: bool) -> f64 {
+    /// How much of a picture to start from its pipeline draws anew, where it paints a part of it, or follows ControlNets.
+    pub(super) fn strength(self, masked: bool, follows: bool) -> f64 {
         match self {
+            // A step less than all, over noise that has a trace of the picture.
+            Self::Xl if masked => 0.9999,
+            Self::Xl if !follows => 0.3,
             _ if masked => 1.0,
-            Self::StableDiffusion | Self::Consistency => 0.8,
-            Self::Xl => 0.3,
+            _ => 0.8,
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::models::unet::{ControlNet, VectorConfig};
 use crate::pipeline::control::Control;
 use crate::pipeline::family::Family;
 use crate::pipeline::guidance::Guidance;
-use crate::pipeline::request::Request;
+use crate::pipeline::request::{InitImage, Request};
 use crate::pipeline::sampler::Sampler;
 use crate::pipeline::settings::Settings;
 use crate::pipeline::sizes;
@@ -31,18 +31,20 @@ impl TextToImage {
         (side, side)
     }
 
-    /// The same settings with the model's own choice where they leave it to the model: they draw the same picture
-    /// whatever the model suggests later.
+    /// The same settings with the model's own choice where they leave it to the model, of a picture that starts from `init` if
+    /// there is one: they draw the same picture whatever the model suggests later.
     ///
     /// # Errors
     /// A size that the model cannot have.
-    pub fn resolve(&self, settings: &Settings) -> Result<Settings> {
+    pub fn resolve(&self, settings: &Settings, init: Option<&InitImage>) -> Result<Settings> {
         let (width, height) = self.size(settings)?;
+        let strength = init.map(|init| self.default_strength(init.mask.is_some()));
         Ok(Settings {
             width: Some(width),
             height: Some(height),
             steps: Some(self.steps(settings)),
             guidance_scale: Some(self.guidance_scale(settings)),
+            strength: settings.strength.or(strength),
             ..settings.clone()
         })
     }
@@ -78,11 +80,16 @@ impl TextToImage {
         settings.size(self.default_size(), self.vae.config().factor())
     }
 
-    /// How much of the schedule to run: 0 returns the init image, 1 forgets it. Without a setting what diffusers'
-    /// pipelines for image to image and for inpainting take.
+    /// How much of the schedule to run: 0 returns the init image, 1 forgets it.
     pub fn strength(&self, request: &Request) -> f64 {
         let masked = request.init.as_ref().is_some_and(|init| init.mask.is_some());
-        request.settings.strength.unwrap_or(self.family.strength(masked))
+        request.settings.strength.unwrap_or(self.default_strength(masked))
+    }
+
+    /// The strength of a picture that starts from another, and paints into it if `masked`, where none is said: that of diffusers'
+    /// pipeline for it.
+    pub fn default_strength(&self, masked: bool) -> f64 {
+        self.family.strength(masked, !self.controlnets.is_empty())
     }
 
     fn steps(&self, settings: &Settings) -> usize {

@@ -90,7 +90,8 @@ pub struct Settings {
     #[arg(long, help_heading = "Sampling")]
     pub vae_tiling: bool,
 
-    /// How much of the init image is drawn anew, 0 to 1 [default: 0.8, of Stable Diffusion XL 0.3; with a mask 1]
+    /// How much of the init image is drawn anew, 0 to 1 [default: 0.8, of Stable Diffusion XL without a ControlNet 0.3; with a
+    /// mask 1, of XL 0.9999]
     #[serde(skip_serializing_if = "Option::is_none")]
     #[arg(long, value_name = "X", help_heading = "Image to image", allow_negative_numbers = true)]
     pub strength: Option<f64>,

@@ -205,6 +205,9 @@ def main():
     given |= dict(mask_image=small(mask).point(lambda level: 255 * (level > 127)))
     call = dict(prompt=PROMPT, num_inference_steps=5, strength=0.8, guidance_scale=6.0) | SIZE
     picture("mask", "StableDiffusionXLInpaintPipeline", parts, euler, call, 8, given=given)
+    # What strength it takes of itself: a step less than all.
+    painted = dict(prompt=PROMPT, num_inference_steps=5, guidance_scale=5.0) | SIZE
+    picture("painted", "StableDiffusionXLInpaintPipeline", parts, euler, painted, 13, given=given)
     # A picture that is followed, for a part of the steps.
     chip = small(pixels)
     follows = dict(controlnet_conditioning_scale=0.8, control_guidance_start=0.2, control_guidance_end=0.75)
@@ -217,6 +220,12 @@ def main():
     picture(
         "guessed", "StableDiffusionXLControlNetPipeline", parts | net, euler, call | dict(num_inference_steps=3), 10,
         more=lambda _: dict(image=chip, guess_mode=True), stored={"followed": chip},
+    )  # fmt: skip
+    # Another strength of itself than without a ControlNet.
+    picture(
+        "steered", "StableDiffusionXLControlNetImg2ImgPipeline", parts | net, euler, call | dict(num_inference_steps=5), 14,
+        given=dict(image=chip), more=lambda _: dict(control_image=chip, controlnet_conditioning_scale=1.0),
+        stored={"followed": chip},
     )  # fmt: skip
     # A word that both text encoders are taught: parts are never the same again.
     words = dict(prompt="a satellite image of a <river>, winding through farmland", num_inference_steps=4) | SIZE

@@ -15,6 +15,9 @@ export interface ServerInfo {
     multiple: number;
     num_inference_steps: number;
     guidance_scale: number;
+    /** Of a picture that starts from another, all of it drawn anew or a part. */
+    strength: number;
+    strength_with_mask: number;
     scheduler: string;
   };
   schedulers: string[];

@@ -137,8 +137,6 @@ impl App {
                 let whole = |side: u32| (side as usize / SIZE_STEP).max(1) * SIZE_STEP;
                 settings.width.get_or_insert(whole(image.width()));
                 settings.height.get_or_insert(whole(image.height()));
-                // diffusers' defaults for image to image and for inpainting.
-                settings.strength.get_or_insert(if mask.is_some() { 1.0 } else { 0.8 });
                 let source = |image: &RgbImage| Source {
                     path: PathBuf::from("upload"),
                     hash: crate::app::draw::checksum(image),
@@ -160,7 +158,7 @@ impl App {
         }
         recipe.guess_mode = guess_mode;
         // 2. the settings, and how long they take
-        let settings = models.image.resolve(&settings)?;
+        let settings = models.image.resolve(&settings, init.as_deref())?;
         let size = models.image.size(&settings)?;
         if size.0 * size.1 > limits.pixels {
             let expected = format!("at most {} pixels", limits.pixels);

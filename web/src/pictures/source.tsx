@@ -124,7 +124,7 @@ export function SourcePicture() {
         step="any"
         slider={{ min: 0, max: 1, step: 0.05 }}
         value={settings.value.strength}
-        placeholder={mask.value === null ? "0.8" : "1"}
+        placeholder={String((mask.value === null ? model?.strength : model?.strength_with_mask) ?? "")}
         hint="0 keeps the picture, 1 keeps nothing of it."
         error={wrong("strength")}
         onValue={(strength) => set({ strength })}

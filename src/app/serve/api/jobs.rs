@@ -457,7 +457,7 @@ pub fn hex([red, green, blue]: &[u8; 3]) -> String {
 pub async fn server(State(app): State<Arc<App>>) -> Result<Reply<Value>, Fault> {
     let models = app.models()?;
     let about = &app.about;
-    let settings = models.image.resolve(&Settings::default())?;
+    let settings = models.image.resolve(&Settings::default(), None)?;
     let text = models.text.as_ref().map(|model| {
         let context = model.decoder().config().max_position_embeddings;
         json!({ "model": about.text, "context": context })
@@ -486,6 +486,8 @@ pub async fn server(State(app): State<Arc<App>>) -> Result<Reply<Value>, Fault> 
             "multiple": nadir::pipeline::SIZE_STEP,
             "num_inference_steps": settings.steps,
             "guidance_scale": settings.guidance_scale,
+            "strength": models.image.default_strength(false),
+            "strength_with_mask": models.image.default_strength(true),
             "scheduler": about.model.sampler_name(None)?,
         },
         "schedulers": schedulers,
