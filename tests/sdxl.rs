@@ -160,7 +160,7 @@ fn open(name: &str) -> Result<Case> {
 
 #[test]
 fn pictures_of_a_prompt_are_those_of_diffusers() -> Result<()> {
-    let names = ["base", "told", "read", "turbo"];
+    let names = ["base", "told", "read", "turbo", "apart", "half"];
     names.iter().try_for_each(|name| check_case(&open(name)?, name, Device::Cpu))
 }
 
@@ -193,11 +193,13 @@ fn company_changes_nothing() -> Result<()> {
             4 => settings.prompt = ["river"; 80].join(" "),
             5 => settings.prompt = settings.prompt.replace("river", "(river:1.5)"),
             6 => settings.clip_skip = 1,
+            7 => settings.prompt_2 = "a harbour".into(),
+            8 => settings.negative_prompt_2 = "clouds".into(),
             _ => {}
         }
         request
     };
-    let requests: Vec<Request> = (0..7).map(request).collect();
+    let requests: Vec<Request> = (0..9).map(request).collect();
     check_company(&model, &requests)
 }
 
@@ -379,6 +381,30 @@ fn a_word_is_taught_to_both_text_encoders() -> Result<()> {
     refused(case.folder(), &[("<river>", 32)], &["<river>", "clip_l and clip_g"]);
     refused(case.folder(), &[("clip_g", 48), ("clip_l", 32)], &["clip_g", "48", "40"]);
     refused(case.folder(), &[("clip_g", 40), ("clip_l", 40)], &["clip_l", "40", "32"]);
+    Ok(())
+}
+
+/// The second encoder knows taught words, in a prompt of its own too.
+#[test]
+fn a_second_prompt_has_words_that_were_taught() -> Result<()> {
+    let (case, desk) = (open("learned")?, tempfile::tempdir().unwrap());
+    let path = desk.path().join("<river>.safetensors");
+    write_word(&path, &[("clip_g", 40), ("clip_l", 32)]);
+    let embeddings = vec![path.to_str().unwrap().parse()?];
+    let options = LoadOptions { embeddings, ..LoadOptions::default() };
+    let model = TextToImage::load(case.folder(), &options)?;
+    let draw = |prompt: &str, prompt_2: &str| {
+        let mut request = case.request();
+        request.settings.steps = Some(1);
+        (request.settings.prompt, request.settings.prompt_2) = (prompt.into(), prompt_2.into());
+        model.draw(request)
+    };
+    let prompt = &case.request().settings.prompt;
+    let plain = prompt.replace("<river>", "river");
+    assert!(*prompt != plain);
+    assert_eq!(draw(prompt, prompt)?, draw(prompt, "")?);
+    assert_ne!(draw(&plain, prompt)?, draw(&plain, "")?);
+    assert_ne!(draw(&plain, prompt)?, draw(prompt, "")?);
     Ok(())
 }
 
@@ -602,6 +628,82 @@ fn a_strength_that_is_not_said_is_that_of_the_pipeline() -> Result<()> {
         let about: Value = serde_json::from_slice(&server.get("/api/server").1).unwrap();
         let field = if init.mask.is_some() { "strength_with_mask" } else { "strength" };
         assert_eq!(about["image"][field], strength, "{name}");
+    }
+    Ok(())
+}
+
+/// By the command line, a row of a manifest and the server; what is not said is what the first encoder reads.
+#[test]
+fn a_second_prompt_is_said_wherever_a_prompt_is() -> Result<()> {
+    let (desk, case) = (tempfile::tempdir().unwrap(), open("apart")?);
+    let (at, model) = (desk.path(), case.folder().to_str().unwrap());
+    let Settings { prompt, negative_prompt, prompt_2, negative_prompt_2, .. } =
+        case.request().settings;
+    let done = |args: &[&str]| {
+        let output = nadir(at, args);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    let pixels = |path: &Path| image::open(path).unwrap().into_rgb8().into_raw();
+    let draw = |name: &str, first: &str, second: &str| {
+        let mut args = vec!["generate", &prompt, "-n", &negative_prompt, "-m", model, "-s15"];
+        args.extend(["-W24", "-H32", "--steps=4", "-o", name]);
+        let given = [("--prompt-2", first), ("--negative-prompt-2", second)];
+        let given = given.into_iter().filter(|(_, text)| !text.is_empty());
+        args.extend(given.flat_map(|(flag, text)| [flag, text]));
+        done(&args);
+        pixels(&at.join(name))
+    };
+
+    let apart = draw("apart.png", &prompt_2, &negative_prompt_2);
+    let golden = get(&golden::open("sdxl/apart")?, "image").to_vec::<f32>()?;
+    let psnr = case::psnr(&apart, &golden);
+    assert!(psnr >= 50.0, "{psnr} dB");
+    let neither = draw("neither.png", "", "");
+    assert!(draw("same.png", &prompt, &negative_prompt) == neither);
+    let halves = [draw("first.png", &prompt_2, ""), draw("second.png", "", &negative_prompt_2)];
+    for (i, half) in halves.iter().enumerate() {
+        assert!(*half != apart && *half != neither && *half != halves[1 - i]);
+    }
+    let told = read_replay(&at.join("apart.png"))?;
+    assert_eq!(
+        (&told["prompt_2"], &told["negative_prompt_2"]),
+        (&json!(prompt_2), &json!(negative_prompt_2))
+    );
+    done(&["replay", "apart.png", "-o", "again.png"]);
+    assert!(pixels(&at.join("again.png")) == apart);
+
+    let mut said = json!({
+        "prompt": prompt, "negative_prompt": negative_prompt, "prompt_2": prompt_2,
+        "negative_prompt_2": negative_prompt_2, "seed": 15, "steps": 4, "width": 24, "height": 32,
+    });
+    fs::write(at.join("rows.jsonl"), said.to_string()).unwrap();
+    done(&["generate", "--manifest", "rows.jsonl", "-m", model, "-o", "rows"]);
+    let mut entries = fs::read_dir(at.join("rows")).unwrap().map(|entry| entry.unwrap().path());
+    let row = entries.find(|path| path.extension().is_some_and(|end| end == "png"));
+    assert!(pixels(&row.unwrap()) == apart);
+
+    let server = Server::start(at, &["-m", model]);
+    said["kind"] = json!("image");
+    let served = image::load_from_memory(&server.picture(&said)).unwrap().into_rgb8();
+    assert!(served.into_raw() == apart);
+    let about: Value = serde_json::from_slice(&server.get("/api/server").1).unwrap();
+    assert_eq!(about["image"]["second_prompt"], true);
+
+    for flag in ["--prompt-2", "--negative-prompt-2"] {
+        let output = nadir(
+            at,
+            &[
+                "generate",
+                "a",
+                flag,
+                "b",
+                "-m",
+                golden::root().join("weights/eurosat-64").to_str().unwrap(),
+            ],
+        );
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{told}");
+        assert!(told.contains(flag) && told.contains("one text encoder"), "{told}");
     }
     Ok(())
 }

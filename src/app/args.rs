@@ -711,6 +711,8 @@ mod tests {
     fn every_field_of_the_library_has_a_flag() {
         let settings = serde_json::to_value(Settings {
             scheduler: Some(String::new()),
+            prompt_2: "a".into(),
+            negative_prompt_2: "b".into(),
             strength: Some(0.0),
             level: Some(16),
             gsd: "1.2m".parse().ok(),

@@ -322,6 +322,11 @@ impl Recipe {
         if let Some(strength) = settings.strength {
             parameters = parameters.with("Denoising strength", strength);
         }
+        let of_second =
+            [("Prompt 2", &settings.prompt_2), ("Negative prompt 2", &settings.negative_prompt_2)];
+        for (name, text) in of_second.into_iter().filter(|(_, text)| !text.is_empty()) {
+            parameters = parameters.with(name, text);
+        }
         parameters.with("Version", format!("nadir {}", self.nadir))
     }
 
@@ -372,6 +377,8 @@ mod tests {
     fn recipe() -> Recipe {
         let settings = Settings {
             prompt: "a \u{1f6f0} \"river\"\nin two lines".into(),
+            prompt_2: "a delta, \"silt\": brown\nand green".into(),
+            negative_prompt_2: "snow".into(),
             width: Some(72),
             height: Some(64),
             steps: Some(20),
@@ -435,6 +442,8 @@ mod tests {
             ("Size", "72x64"),
             ("Clip skip", "2"),
             ("Denoising strength", "0.6"),
+            ("Prompt 2", "a delta, \"silt\": brown\nand green"),
+            ("Negative prompt 2", "snow"),
             ("Lora hashes", "b.c: cdef, x: 0123"),
         ];
         for (name, value) in expected {

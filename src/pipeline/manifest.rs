@@ -181,8 +181,16 @@ fn table(path: &Path) -> Result<Vec<Object>> {
 
 /// Tables have texts alone: what is no text by its name is read as what it looks like.
 fn typed(name: &str, text: &str) -> Value {
-    const TEXTS: [&str; 6] =
-        ["prompt", "text", "negative_prompt", "scheduler", "noise", "prompt_syntax"];
+    const TEXTS: [&str; 8] = [
+        "prompt",
+        "text",
+        "negative_prompt",
+        "prompt_2",
+        "negative_prompt_2",
+        "scheduler",
+        "noise",
+        "prompt_syntax",
+    ];
     if TEXTS.contains(&name) || LABELS.contains(&name) {
         return text.into();
     }
@@ -291,6 +299,12 @@ mod tests {
         }
         // Numbers that are prompts stay what they are.
         assert_eq!(written("a.csv", "prompt\n007\n").unwrap()[0].settings.prompt, "007");
+        let table = "prompt,prompt_2,negative_prompt_2\na,007,\nb,,true\n";
+        let rows = written("a.csv", table).unwrap();
+        let of =
+            |row: &Row| (row.settings.prompt_2.clone(), row.settings.negative_prompt_2.clone());
+        assert_eq!(of(&rows[0]), ("007".to_owned(), String::new()));
+        assert_eq!(of(&rows[1]), (String::new(), "true".to_owned()));
     }
 
     #[test]

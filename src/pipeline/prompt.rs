@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::clip::{ClipText, ClipTextProjected};
 use crate::ops::layout::concat;
 use crate::pipeline::request::Cancel;
@@ -15,8 +15,7 @@ use crate::text::weighting::{self, Chunk, WeightedTokens};
 #[derive(Clone, PartialEq)]
 pub(super) struct PromptTokens {
     chunks: Vec<Chunk>,
-    weighted: bool,
-    /// The same of a second text encoder, where there is one.
+    /// The same of a second text encoder, where there is one: of a prompt of its own, or of the same.
     second: Vec<Chunk>,
     /// Last layers of the text encoder to leave out.
     clip_skip: usize,
@@ -48,7 +47,7 @@ pub(super) struct Encoded {
 pub enum Warning {
     /// A prompt was longer than the text encoder takes.
     PromptCut {
-        /// `prompt` or `negative_prompt`.
+        /// `prompt`, `negative_prompt`, or that of the second text encoder.
         field: &'static str,
         /// Its end, which has no effect.
         left_out: String,
@@ -78,23 +77,30 @@ pub(super) fn tokenize(
     settings: &Settings,
     guided: bool,
 ) -> Result<(Vec<PromptTokens>, Vec<Warning>)> {
+    let Settings { prompt, prompt_2, negative_prompt, negative_prompt_2, clip_skip, .. } = settings;
     // diffusers leaves layers out for the prompt, never for the negative prompt.
-    let mut prompts = vec![("prompt", &settings.prompt, settings.clip_skip)];
+    let mut prompts = vec![(("prompt", prompt), ("prompt_2", prompt_2), *clip_skip)];
     if guided {
-        prompts.insert(0, ("negative_prompt", &settings.negative_prompt, 0));
+        let second = ("negative_prompt_2", negative_prompt_2);
+        prompts.insert(0, (("negative_prompt", negative_prompt), second, 0));
     }
     let (mut encoded, mut warnings) = (Vec::new(), Vec::new());
-    for (field, prompt, clip_skip) in prompts {
-        let encode = |tokenizer| {
-            weighting::encode(tokenizer, prompt, settings.prompt_syntax, settings.long_prompts)
+    for (first, own, clip_skip) in prompts {
+        let mut encode = |tokenizer: &ClipTokenizer, (field, prompt): (&'static str, &String)| {
+            let (syntax, long) = (settings.prompt_syntax, settings.long_prompts);
+            let mut tokens = weighting::encode(tokenizer, prompt, syntax, long)?;
+            let (left_out, limit) = (tokens.truncated.take(), tokenizer.max_length());
+            let warning = left_out.map(|left_out| Warning::PromptCut { field, left_out, limit });
+            // Of one prompt both encoders leave out the same.
+            warnings.extend(warning.filter(|warning| !warnings.contains(warning)));
+            Ok::<_, Error>(tokens)
         };
-        let mut tokens = encode(tokenizer)?;
-        let left_out = tokens.truncated.take();
-        let limit = tokenizer.max_length();
-        warnings.extend(left_out.map(|left_out| Warning::PromptCut { field, left_out, limit }));
-        let others = second.map(|second| encode(&second.tokenizer)).transpose()?;
-        let is_zero = field == "negative_prompt"
-            && prompt.is_empty()
+        let tokens = encode(tokenizer, first)?;
+        // Without one of its own the second encoder reads that of the first.
+        let other = if own.1.is_empty() { first } else { own };
+        let others = second.map(|second| encode(&second.tokenizer, other)).transpose()?;
+        let is_zero = first.0 == "negative_prompt"
+            && other.1.is_empty()
             && second.is_some_and(|second| second.zeros);
         encoded.push((tokens, others, clip_skip, is_zero));
     }
@@ -109,8 +115,7 @@ pub(super) fn tokenize(
             others.pad_to(longest, &second.tokenizer);
             others.chunks
         });
-        let weighted = tokens.is_weighted();
-        PromptTokens { weighted, chunks: tokens.chunks, second, clip_skip, is_zero }
+        PromptTokens { chunks: tokens.chunks, second, clip_skip, is_zero }
     });
     Ok((rows.collect(), warnings))
 }
@@ -138,7 +143,7 @@ impl PromptTokens {
         for chunk in &self.chunks {
             cancel.check()?;
             let states = encoder.forward(&ids(chunk)?, self.clip_skip)?; // [1, 77, D]
-            parts.push(self.weigh(states, chunk)?);
+            parts.push(weigh(states, chunk)?);
         }
         let states = concat(&parts.iter().collect::<Vec<_>>(), 1)?;
         Ok(Encoded { states, pooled: Vec::new() })
@@ -157,7 +162,7 @@ impl PromptTokens {
             cancel.check()?;
             let states = first.hidden(&ids(chunk)?, left_out)?; // [1, 77, D1]
             let (others, whole) = second.text_encoder.forward(&ids(other)?, left_out)?; // [1, 77, D2]
-            let (states, others) = (self.weigh(states, chunk)?, self.weigh(others, other)?);
+            let (states, others) = (weigh(states, chunk)?, weigh(others, other)?);
             parts.push(concat(&[&states, &others], 2)?); // [1, 77, D1 + D2]
             pooled.get_or_insert(whole);
         }
@@ -178,10 +183,10 @@ impl PromptTokens {
             pooled: vec![0.0; config.projection_dim],
         })
     }
+}
 
-    fn weigh(&self, states: Tensor, chunk: &Chunk) -> Result<Tensor> {
-        if self.weighted { weight(&states, chunk) } else { Ok(states) }
-    }
+fn weigh(states: Tensor, chunk: &Chunk) -> Result<Tensor> {
+    if chunk.is_weighted() { weight(&states, chunk) } else { Ok(states) }
 }
 
 /// [1, 77]
@@ -296,11 +301,12 @@ mod tests {
         let own = tokenizer(Padding::Zero);
         let second = SecondEncoder { tokenizer: own, text_encoder, zeros: false, dtype, device };
         let tokenizer = tokenizer(Padding::End);
-        let rows = |prompt: &str, guided| {
-            let (prompt, long_prompts) = (prompt.to_owned(), LongPrompt::Chunk);
-            let settings = Settings { prompt, long_prompts, ..Settings::default() };
-            tokenize(&tokenizer, Some(&second), &settings, guided).unwrap().0
+        let tokens = |prompt: &str, prompt_2: &str, guided, long_prompts| {
+            let (prompt, prompt_2) = (prompt.to_owned(), prompt_2.to_owned());
+            let settings = Settings { prompt, prompt_2, long_prompts, ..Settings::default() };
+            tokenize(&tokenizer, Some(&second), &settings, guided).unwrap()
         };
+        let rows = |prompt: &str, guided| tokens(prompt, "", guided, LongPrompt::Chunk).0;
         let encode = |row: &PromptTokens| {
             let Encoded { states, pooled } =
                 row.encode(&first, Some(&second), &Cancel::default()).unwrap();
@@ -319,12 +325,77 @@ mod tests {
 
         // Weights count for both.
         let row = &rows("a (river:1.5) and (farms:0.5)", false)[0];
-        assert!(row.weighted && row.chunks[0].ids != row.second[0].ids);
+        assert!(row.chunks[0].is_weighted() && row.chunks[0].ids != row.second[0].ids);
         let states = first.hidden(&ids(&row.chunks[0]).unwrap(), 1).unwrap();
         let (others, _) = second.text_encoder.forward(&ids(&row.second[0]).unwrap(), 1).unwrap();
         let weighed =
             [weight(&states, &row.chunks[0]).unwrap(), weight(&others, &row.second[0]).unwrap()];
         let expected = concat(&[&weighed[0], &weighed[1]], 2).unwrap();
         assert!(encode(row).0 == expected.to_vec::<f32>().unwrap());
+
+        // A prompt of the second encoder's own has its own weights and its own length, and tells the whole.
+        let width = [first.config().hidden_size, second.text_encoder.config().text.hidden_size];
+        let halves = |row: &PromptTokens| {
+            let (states, pooled) = encode(row);
+            let (mut halves, mut rest) = ([Vec::new(), Vec::new()], &states[..]);
+            while !rest.is_empty() {
+                for (half, width) in halves.iter_mut().zip(width) {
+                    half.extend_from_slice(&rest[..width]);
+                    rest = &rest[width..];
+                }
+            }
+            (halves, pooled)
+        };
+        let long = format!("(a:1.2) {rivers} (farms:0.5)");
+        for (one, other) in [("a forest", &long[..]), (&long[..], "a (forest:1.5)")] {
+            let both = &tokens(one, other, true, LongPrompt::Chunk).0;
+            let ([ours, theirs], whole) = halves(&both[1]);
+            let alone = |prompt: &str| halves(&rows(prompt, false)[0]);
+            let (([own, _], _), ([_, others], expected)) = (alone(one), alone(other));
+            for (found, alone) in [(&ours, &own), (&theirs, &others)] {
+                assert!(found[..alone.len()] == alone[..], "{one}");
+            }
+            assert!(ours.len() / width[0] == 154 && theirs.len() / width[1] == 154, "{one}");
+            assert!(whole == expected, "{one}");
+            assert_eq!(both[0].chunks.len(), 2);
+        }
+
+        // What is cut is told of the prompt that it is cut of, once.
+        let farms = ["farm"; 90].join(" ");
+        let cut = |prompt: &str, prompt_2: &str| {
+            let warnings = tokens(prompt, prompt_2, true, LongPrompt::Truncate).1;
+            let field = |Warning::PromptCut { field, .. }: &Warning| *field;
+            warnings.iter().map(field).collect::<Vec<_>>()
+        };
+        assert_eq!(cut(&farms, ""), ["prompt"]);
+        assert_eq!(cut("a", &farms), ["prompt_2"]);
+        assert_eq!(cut(&farms, &farms), ["prompt", "prompt_2"]);
+    }
+
+    #[test]
+    fn zeros_stand_for_a_negative_prompt_that_neither_encoder_has() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/eurosat-64");
+        let folder = PipelineFolder::open(root, None).unwrap();
+        let tokenizer = || ClipTokenizer::open(folder.folder("tokenizer").unwrap()).unwrap();
+        let text = ClipTextConfig::read(&folder.network("text_encoder").unwrap().0).unwrap();
+        let config = ClipTextProjectedConfig { text, projection_dim: 8, eos_token_id: 2 };
+        let zero =
+            |_: &str, shape: &[usize]| Tensor::from_vec(vec![0.0; shape.iter().product()], shape);
+        let (dtype, device) = (DType::F32, Device::Cpu);
+        let params = Params::initial(zero, dtype, device);
+        let text_encoder = ClipTextProjected::load(config, &params).unwrap();
+        let second =
+            SecondEncoder { tokenizer: tokenizer(), text_encoder, zeros: true, dtype, device };
+        for (negative_prompt, negative_prompt_2, is_zero) in
+            [("", "", true), ("snow", "", false), ("", "snow", false), ("snow", "ice", false)]
+        {
+            let settings = Settings {
+                negative_prompt: negative_prompt.into(),
+                negative_prompt_2: negative_prompt_2.into(),
+                ..Settings::default()
+            };
+            let rows = tokenize(&tokenizer(), Some(&second), &settings, true).unwrap().0;
+            assert_eq!(rows.iter().map(|row| row.is_zero).collect::<Vec<_>>(), [is_zero, false]);
+        }
     }
 }

@@ -24,6 +24,11 @@ impl TextToImage {
         &self.fingerprint
     }
 
+    /// Whether it has a second text encoder, which may read a prompt of its own.
+    pub fn has_second_prompt(&self) -> bool {
+        self.second.is_some()
+    }
+
     /// Width and height in pixels that the model was trained on.
     pub fn default_size(&self) -> (usize, usize) {
         // 64 is what diffusers takes for the oldest folders.
@@ -170,14 +175,24 @@ impl TextToImage {
             return Err(Error::argument("guess_mode", "given", expected));
         }
         Told::new(&self.unet.config().vector, &request.settings)?;
+        let settings = &request.settings;
+        let Settings { prompt_2, negative_prompt, negative_prompt_2, .. } = settings;
         if self.second.is_none() {
-            sizes::refuse(&request.settings)?;
+            sizes::refuse(settings)?;
+            let of_second = [("prompt_2", prompt_2), ("negative_prompt_2", negative_prompt_2)];
+            if let Some((name, _)) = of_second.into_iter().find(|(_, text)| !text.is_empty()) {
+                let expected = "none: the model has one text encoder, Stable Diffusion XL has two";
+                return Err(Error::argument(name, "one", expected));
+            }
         }
-        if self.is_told_guidance() && !request.settings.negative_prompt.is_empty() {
+        let negative =
+            [("negative_prompt", negative_prompt), ("negative_prompt_2", negative_prompt_2)];
+        let given = negative.into_iter().find(|(_, text)| !text.is_empty());
+        if let (true, Some((name, _))) = (self.is_told_guidance(), given) {
             let expected = "none: this model (LCM) was distilled with guidance away from no prompt";
-            return Err(Error::argument("negative_prompt", "one", expected));
+            return Err(Error::argument(name, "one", expected));
         }
-        let (settings, layers) = (&request.settings, self.text_encoder.config().num_hidden_layers);
+        let layers = self.text_encoder.config().num_hidden_layers;
         // Of two text encoders the last layer is left out always.
         let (layers, what) = match &self.second {
             Some(second) => {

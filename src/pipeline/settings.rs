@@ -30,6 +30,16 @@ pub struct Settings {
     #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     pub negative_prompt: String,
 
+    /// What the second text encoder of Stable Diffusion XL reads in place of the prompt [default: the prompt]
+    #[serde(skip_serializing_if = "String::is_empty")]
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    pub prompt_2: String,
+
+    /// What it reads in place of the negative prompt [default: the negative prompt]
+    #[serde(skip_serializing_if = "String::is_empty")]
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    pub negative_prompt_2: String,
+
     /// Width in pixels [default: the model's, or that of the init image]
     #[arg(short = 'W', long, value_name = "PIXELS", help_heading = "Picture")]
     #[arg(allow_negative_numbers = true)]
@@ -175,6 +185,8 @@ impl Default for Settings {
         Self {
             prompt: String::new(),
             negative_prompt: String::new(),
+            prompt_2: String::new(),
+            negative_prompt_2: String::new(),
             width: None,
             height: None,
             steps: None,
@@ -215,6 +227,8 @@ impl Settings {
     pub fn check(&self) -> Result<()> {
         check_prompt("prompt", &self.prompt)?;
         check_prompt("negative_prompt", &self.negative_prompt)?;
+        check_prompt("prompt_2", &self.prompt_2)?;
+        check_prompt("negative_prompt_2", &self.negative_prompt_2)?;
         for (name, size) in [("width", self.width), ("height", self.height)] {
             size.map_or(Ok(0), |size| check_size(name, size, SIZE_STEP))?;
         }
@@ -279,6 +293,8 @@ mod tests {
         fails(|s| s.height = Some(60), "height");
         fails(|s| s.prompt = "a\0b".into(), "prompt");
         fails(|s| s.negative_prompt = "a".repeat(1 << 20), "negative_prompt");
+        fails(|s| s.prompt_2 = "a\0b".into(), "prompt_2");
+        fails(|s| s.negative_prompt_2 = "a".repeat(1 << 20), "negative_prompt_2");
         fails(|s| s.guidance_scale = Some(f32::NAN), "guidance_scale");
         fails(|s| s.eta = 1.5, "eta");
         fails(|s| s.strength = Some(-0.1), "strength");
@@ -324,7 +340,7 @@ mod tests {
             (Some(0.3), Some("48.85,2.35"), Some("2021-07-04"))
         );
         // Names of pictures in a folder are of the whole request: what is not said is not in it.
-        assert_eq!(json.get("level"), None);
+        assert_eq!((json.get("level"), json.get("prompt_2")), (None, None));
         let metres = |json: &str| serde_json::from_str::<Settings>(json).unwrap().gsd;
         assert_eq!(metres(r#"{"gsd": "30cm"}"#), metres(r#"{"gsd": 0.3}"#));
         for wrong in [r#"{"gsd": 0}"#, r#"{"place": "91,0"}"#, r#"{"date": "2021-02-30"}"#] {

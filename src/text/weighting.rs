@@ -67,11 +67,6 @@ pub struct Chunk {
 }
 
 impl WeightedTokens {
-    /// Whether any weight differs from 1: without weights, embeddings are used as they are.
-    pub fn is_weighted(&self) -> bool {
-        self.chunks.iter().any(|c| c.weights.iter().any(|&w| w != 1.0))
-    }
-
     /// Appends empty chunks until there are `n`: prompt and negative prompt go through the UNet together, and
     /// need embeddings of one length.
     pub fn pad_to(&mut self, n: usize, tokenizer: &ClipTokenizer) {
@@ -89,6 +84,11 @@ impl Chunk {
             *slot = *weight;
         }
         Self { ids: tokenizer.frame(&text), weights }
+    }
+
+    /// Whether any weight differs from 1: without weights, embeddings are used as they are.
+    pub fn is_weighted(&self) -> bool {
+        self.weights.iter().any(|&weight| weight != 1.0)
     }
 }
 

@@ -47,6 +47,8 @@ pub fn settings(arguments: &Value) -> Settings {
     Settings {
         prompt: text("prompt"),
         negative_prompt: text("negative_prompt"),
+        prompt_2: text("prompt_2"),
+        negative_prompt_2: text("negative_prompt_2"),
         width: count("width"),
         height: count("height"),
         steps: count("num_inference_steps"),

@@ -197,6 +197,14 @@ def main():
     turbo = diffusers.EulerAncestralDiscreteScheduler(**TURBO)
     once = dict(prompt=PROMPT, num_inference_steps=1, guidance_scale=0.0)
     picture("turbo", "StableDiffusionXLPipeline", parts, turbo, once | SIZE, 6)
+    # Words for each text encoder; and for one alone, where zeros stand for a negative prompt that is not given.
+    apart = dict(
+        prompt_2="a harbour at low tide", negative_prompt="low quality, jpeg artifacts", negative_prompt_2="clouds and haze",
+        num_inference_steps=4,
+    )  # fmt: skip
+    picture("apart", "StableDiffusionXLPipeline", parts, euler, call | SIZE | apart, 15)
+    half = dict(negative_prompt="", negative_prompt_2="clouds and haze", num_inference_steps=2)
+    picture("half", "StableDiffusionXLPipeline", parts, euler, call | SIZE | half, 16)
     pixels, mask = pipelines.inputs()
     small = lambda levels: Image.fromarray(levels).resize((24, 32), Image.Resampling.LANCZOS)
     # What strength and sizes the pipeline takes of itself.

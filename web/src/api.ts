@@ -10,6 +10,8 @@ export interface ServerInfo {
   draining: boolean;
   image: {
     model: string;
+    /** Whether a second text encoder may read other words. */
+    second_prompt: boolean;
     width: number;
     height: number;
     multiple: number;
@@ -36,6 +38,8 @@ export interface ImageRequest {
   kind: "image";
   prompt?: string;
   negative_prompt?: string;
+  prompt_2?: string;
+  negative_prompt_2?: string;
   width?: number;
   height?: number;
   num_inference_steps?: number;

@@ -50,6 +50,8 @@ export function message(error: unknown): string {
 const NAMES: [keyof ImageRequest, string][] = [
   ["prompt", "Prompt"],
   ["negative_prompt", "Without"],
+  ["prompt_2", "Second prompt"],
+  ["negative_prompt_2", "Without, second"],
   ["seed", "Seed"],
   ["scheduler", "Sampler"],
   ["num_inference_steps", "Steps"],

@@ -11,6 +11,8 @@ import { info } from "./server";
 export interface Settings {
   prompt: string;
   negative_prompt: string;
+  prompt_2: string;
+  negative_prompt_2: string;
   scheduler: string;
   width: string;
   height: string;
@@ -30,6 +32,8 @@ export interface Settings {
 const EMPTY: Settings = {
   prompt: "",
   negative_prompt: "",
+  prompt_2: "",
+  negative_prompt_2: "",
   scheduler: "",
   width: "",
   height: "",
@@ -85,6 +89,8 @@ export function use(request: ImageRequest): void {
   settings.value = {
     prompt: request.prompt ?? "",
     negative_prompt: request.negative_prompt ?? "",
+    prompt_2: request.prompt_2 ?? "",
+    negative_prompt_2: request.negative_prompt_2 ?? "",
     // Named as the server shows it, the model's own needs no naming.
     scheduler: request.scheduler === info.value?.image.scheduler ? "" : (request.scheduler ?? ""),
     width: text(request.width),
@@ -108,6 +114,10 @@ export async function toRequest(): Promise<ImageRequest> {
   const typed = settings.value;
   const request: ImageRequest = { kind: "image", prompt: typed.prompt, preview: true };
   if (typed.negative_prompt !== "") request.negative_prompt = typed.negative_prompt;
+  if (info.value?.image.second_prompt === true) {
+    if (typed.prompt_2 !== "") request.prompt_2 = typed.prompt_2;
+    if (typed.negative_prompt_2 !== "") request.negative_prompt_2 = typed.negative_prompt_2;
+  }
   if (typed.scheduler !== "") request.scheduler = typed.scheduler;
   const numbers = [
     "width",

@@ -29,6 +29,8 @@ const LOOKS: usize = 16;
 struct Words {
     prompt: Option<String>,
     negative_prompt: Option<String>,
+    prompt_2: Option<String>,
+    negative_prompt_2: Option<String>,
     level: Option<u32>,
     gsd: Option<Metres>,
     place: Option<Place>,
@@ -37,16 +39,29 @@ struct Words {
     class_labels: Option<Vec<f32>>,
 }
 
-const FIELDS: [&str; 8] =
-    ["prompt", "negative_prompt", "level", "gsd", "place", "date", "cloud", "class_labels"];
+const FIELDS: [&str; 10] = [
+    "prompt",
+    "negative_prompt",
+    "prompt_2",
+    "negative_prompt_2",
+    "level",
+    "gsd",
+    "place",
+    "date",
+    "cloud",
+    "class_labels",
+];
 
 impl Words {
     fn over(&self, base: &Settings) -> Settings {
-        let Self { prompt, negative_prompt, level, gsd, place, date, cloud, class_labels } =
-            self.clone();
+        let Self { prompt, negative_prompt, prompt_2, negative_prompt_2, .. } = self.clone();
+        let Self { level, gsd, place, date, cloud, class_labels, .. } = self.clone();
+        let said = |own: Option<String>, base: &String| own.unwrap_or_else(|| base.clone());
         Settings {
-            prompt: prompt.unwrap_or_else(|| base.prompt.clone()),
-            negative_prompt: negative_prompt.unwrap_or_else(|| base.negative_prompt.clone()),
+            prompt: said(prompt, &base.prompt),
+            negative_prompt: said(negative_prompt, &base.negative_prompt),
+            prompt_2: said(prompt_2, &base.prompt_2),
+            negative_prompt_2: said(negative_prompt_2, &base.negative_prompt_2),
             level: level.or(base.level),
             gsd: gsd.or(base.gsd),
             place: place.or(base.place),
@@ -525,12 +540,18 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (raster, words) = (folder.path().join("a.png"), folder.path().join("a.toml"));
         image::GrayImage::from_raw(2, 2, vec![0, 3, 3, 7]).unwrap().save(&raster).unwrap();
-        std::fs::write(&words, "0 = \"zero\"\n[3]\nprompt = \"three\"\nlevel = 16\n").unwrap();
+        std::fs::write(&words, "0 = \"zero\"\n[3]\nprompt = \"three\"\nlevel = 16\nprompt_2 = \"3\"\nnegative_prompt_2 = \"snow\"\n").unwrap();
         let open =
             |wrap, has_words| Regions::open_levels(&raster, &words, &canvas(wrap), has_words);
         let regions = open([false, false], true).unwrap();
         let found = [[0, 0], [184, 0], [0, 84], [184, 84]].map(|place| at(&regions, place));
         assert_eq!(found, ["zero 12", "three 16", "three 16", "base 12"]);
+        let base = Settings { prompt_2: "all".into(), ..Settings::default() };
+        let second = [[0, 0], [184, 0]].map(|[x, y]| {
+            let found = regions.settings(Window { x, y, width: 16, height: 16 }, &base);
+            format!("{} {}", found.prompt_2, found.negative_prompt_2)
+        });
+        assert_eq!(second, ["all ", "3 snow"]);
         // A window over the end: only what is on the canvas counts, or what is at its beginning.
         assert_eq!(at(&regions, [199, 0]), "three 16");
         assert_eq!(at(&open([true, false], true).unwrap(), [199, 0]), "zero 12");

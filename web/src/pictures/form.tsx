@@ -33,6 +33,8 @@ const ALIASES: Record<string, string> = {
 const FIELDS = new Set([
   "prompt",
   "negative_prompt",
+  "prompt_2",
+  "negative_prompt_2",
   "scheduler",
   "width",
   "height",
@@ -215,6 +217,24 @@ export function Form() {
       <details class="more">
         <summary>More settings</summary>
         <div class="stack">
+          {model?.second_prompt === true && (
+            <>
+              <TextField
+                label="Second prompt"
+                value={typed.prompt_2}
+                placeholder="what the second text encoder reads: the prompt"
+                error={wrong("prompt_2")}
+                onValue={(prompt_2) => set({ prompt_2 })}
+              />
+              <TextField
+                label="Second negative prompt"
+                value={typed.negative_prompt_2}
+                placeholder="the negative prompt"
+                error={wrong("negative_prompt_2")}
+                onValue={(negative_prompt_2) => set({ negative_prompt_2 })}
+              />
+            </>
+          )}
           <div class="pair even">
             <NumberField
               label="Guidance rescale"

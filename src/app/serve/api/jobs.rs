@@ -43,6 +43,12 @@ pub struct NewPictures {
     /// What they should not show
     #[serde(default)]
     negative_prompt: String,
+    /// What the second text encoder of Stable Diffusion XL reads in place of the prompt
+    #[serde(default)]
+    prompt_2: String,
+    /// What it reads in place of the negative prompt
+    #[serde(default)]
+    negative_prompt_2: String,
     /// Pixels, a multiple of 8
     width: Option<usize>,
     /// Pixels, a multiple of 8
@@ -225,6 +231,8 @@ impl NewPictures {
         let settings = Settings {
             prompt: self.prompt,
             negative_prompt: self.negative_prompt,
+            prompt_2: self.prompt_2,
+            negative_prompt_2: self.negative_prompt_2,
             width: self.width,
             height: self.height,
             steps: self.num_inference_steps,
@@ -481,6 +489,7 @@ pub async fn server(State(app): State<Arc<App>>) -> Result<Reply<Value>, Fault> 
         "draining": app.engine.state() == crate::app::serve::engine::State::Draining,
         "image": {
             "model": about.model.name,
+            "second_prompt": models.image.has_second_prompt(),
             "width": settings.width,
             "height": settings.height,
             "multiple": nadir::pipeline::SIZE_STEP,
