@@ -708,6 +708,46 @@ fn a_second_prompt_is_said_wherever_a_prompt_is() -> Result<()> {
     Ok(())
 }
 
+/// What the case `told` is given.
+const TOLD: [&str; 9] = [
+    "--negative-prompt=low quality, jpeg artifacts",
+    "--cfg-scale=7.5",
+    "--clip-skip=1",
+    "--original-size=1024,768",
+    "--crops-coords-top-left=10,20",
+    "--target-size=512,640",
+    "--negative-original-size=256,128",
+    "--negative-crops-coords-top-left=5,6",
+    "--negative-target-size=64,48",
+];
+
+/// What a picture says of itself, as a PNG or a GeoTIFF, draws it again on a server.
+#[test]
+fn what_a_picture_says_is_a_job() -> Result<()> {
+    let (desk, case) = (tempfile::tempdir().unwrap(), open("told")?);
+    let (at, model) = (desk.path(), case.folder().to_str().unwrap());
+    let prompt = "a (satellite:1.2) image of [a] river";
+    let common = ["generate", prompt, "-m", model, "-s4", "-W24", "-H32", "--steps=2"];
+    let more = ["--prompt-2=farmland", "--prompt-syntax=webui", "--long-prompts=chunk"];
+    let pixels = |bytes: &[u8]| image::load_from_memory(bytes).unwrap().into_rgb8().into_raw();
+    let server = Server::start(at, &["-m", model]);
+    let place = ["--bbox=485900,5205627,486140,5205947", "--epsg=26914"];
+    for (name, place) in [("told.png", &[][..]), ("told.tif", &place[..])] {
+        let output = nadir(at, &[&common[..], &TOLD, &more, place, &["-o", name]].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let file = fs::read(at.join(name)).unwrap();
+        let (status, told) = server.send("/api/recipe", "application/octet-stream", &file);
+        assert_eq!(status, 200, "{told}");
+        let mut request = told["request"].clone();
+        assert_eq!(request["original_size"], json!([1024, 768]));
+        request["kind"] = json!("image");
+        assert!(pixels(&server.picture(&request)) == pixels(&file), "{name}");
+    }
+    let (status, told) = server.send("/api/recipe", "image/tiff", b"II*\0\x08\0\0\0");
+    assert_eq!(status, 422, "{told}");
+    Ok(())
+}
+
 #[test]
 fn the_command_line_draws_and_replays() -> Result<()> {
     let desk = tempfile::tempdir().unwrap();
@@ -715,24 +755,11 @@ fn the_command_line_draws_and_replays() -> Result<()> {
     let model = case.folder().to_str().unwrap();
     let prompt = case.json["arguments"]["prompt"].as_str().unwrap();
     let common = ["generate", prompt, "-m", model, "-s4", "-W24", "-H32", "--steps=4"];
-    let told = [
-        "--negative-prompt=low quality, jpeg artifacts",
-        "--cfg-scale=7.5",
-        "--clip-skip=1",
-        "--original-size=1024,768",
-        "--crops-coords-top-left=10,20",
-        "--target-size=512,640",
-        "--negative-original-size=256,128",
-        "--negative-crops-coords-top-left=5,6",
-        "--negative-target-size=64,48",
-        "-o",
-        "told.png",
-    ];
     let done = |output: Output| {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     };
     let pixels = |name: &str| image::open(at.join(name)).unwrap().into_rgb8().into_raw();
-    done(nadir(at, &[&common[..], &told].concat()));
+    done(nadir(at, &[&common[..], &TOLD, &["-o", "told.png"]].concat()));
     let golden = get(&golden::open("sdxl/told")?, "image").narrow(0, 0, 1)?.to_vec::<f32>()?;
     let psnr = case::psnr(&pixels("told.png"), &golden);
     assert!(psnr >= 50.0, "{psnr} dB");

@@ -45,9 +45,13 @@ impl Server {
 
     /// Status and what is told.
     pub fn post_to(&self, path: &str, body: &Value) -> (u16, Value) {
+        self.send(path, "application/json", body.to_string().as_bytes())
+    }
+
+    /// The same of what is no JSON.
+    pub fn send(&self, path: &str, kind: &str, body: &[u8]) -> (u16, Value) {
         let request = self.agent.post(format!("{}{path}", self.url));
-        let request = request.header("content-type", "application/json");
-        let mut reply = request.send(body.to_string()).unwrap();
+        let mut reply = request.header("content-type", kind).send(body).unwrap();
         let told = reply.body_mut().read_to_vec().unwrap();
         (reply.status().as_u16(), serde_json::from_slice(&told).unwrap())
     }

@@ -26,10 +26,13 @@ export function save(blob: Blob, name: string): void {
 
 const SIGNATURE = [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a];
 
-/** Whether a file is a PNG with text in it, which a recipe could be. */
+/** Whether a file is a PNG with text in it, which a recipe could be, or a TIFF. */
 export async function carriesText(file: Blob): Promise<boolean> {
   const bytes = new DataView(await file.arrayBuffer());
-  if (bytes.byteLength < 8 || SIGNATURE.some((byte, at) => bytes.getUint8(at) !== byte)) return false;
+  if (bytes.byteLength < 8) return false;
+  const order = String.fromCharCode(bytes.getUint8(0), bytes.getUint8(1));
+  if (order === "II" || order === "MM") return true;
+  if (SIGNATURE.some((byte, at) => bytes.getUint8(at) !== byte)) return false;
   for (let at = 8; at + 12 <= bytes.byteLength; at += 12 + bytes.getUint32(at)) {
     const kind = String.fromCharCode(...[4, 5, 6, 7].map((byte) => bytes.getUint8(at + byte)));
     if (kind === "tEXt" || kind === "iTXt" || kind === "zTXt") return true;

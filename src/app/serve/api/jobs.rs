@@ -17,7 +17,8 @@ use tokio::sync::mpsc;
 use utoipa::ToSchema;
 
 use nadir::pipeline::language::Sampling;
-use nadir::pipeline::{Metres, Preprocessor, Settings};
+use nadir::pipeline::{Metres, Pixels, Preprocessor, Settings};
+use nadir::text::weighting::{LongPrompt, Syntax};
 
 use super::decoded;
 use crate::app::serve::App;
@@ -71,6 +72,14 @@ pub struct NewPictures {
     scheduler: Option<String>,
     /// Whose random numbers: `torch` or `philox`
     noise: Option<String>,
+    /// What to do with a prompt that is longer than the text encoder reads: `truncate` or `chunk`
+    #[serde(default)]
+    #[schema(value_type = String)]
+    long_prompts: LongPrompt,
+    /// How weights are written: `explicit` is `(word:1.3)`, `webui` also `(word)` and `[word]`, `plain` none
+    #[serde(default)]
+    #[schema(value_type = String)]
+    prompt_syntax: Syntax,
     /// Decode in tiles: large pictures need less memory
     #[serde(default)]
     vae_tiling: bool,
@@ -93,6 +102,24 @@ pub struct NewPictures {
     cloud: Option<f64>,
     /// Numbers for the class embedding of any other model that has one
     class_labels: Option<Vec<f32>>,
+    /// Size, down and across, that Stable Diffusion XL takes the picture to have been made smaller from
+    #[schema(value_type = Option<Vec<u32>>)]
+    original_size: Option<Pixels>,
+    /// Where Stable Diffusion XL takes the picture to have been cropped, from the top and from the left
+    #[schema(value_type = Option<Vec<u32>>)]
+    crops_coords_top_left: Option<Pixels>,
+    /// Size that Stable Diffusion XL takes the picture to have been brought to
+    #[schema(value_type = Option<Vec<u32>>)]
+    target_size: Option<Pixels>,
+    /// The same of what the picture should not be
+    #[schema(value_type = Option<Vec<u32>>)]
+    negative_original_size: Option<Pixels>,
+    /// The same of where it was cropped
+    #[schema(value_type = Option<Vec<u32>>)]
+    negative_crops_coords_top_left: Option<Pixels>,
+    /// The same of what it was brought to
+    #[schema(value_type = Option<Vec<u32>>)]
+    negative_target_size: Option<Pixels>,
     /// A picture to start from, in base64
     init_image: Option<String>,
     /// Where to paint it anew: white
@@ -242,6 +269,8 @@ impl NewPictures {
             clip_skip: self.clip_skip,
             scheduler: self.scheduler,
             noise: noise.unwrap_or_default(),
+            long_prompts: self.long_prompts,
+            prompt_syntax: self.prompt_syntax,
             vae_tiling: self.vae_tiling,
             strength: self.strength,
             level: self.level,
@@ -250,7 +279,12 @@ impl NewPictures {
             date: self.date.as_deref().map(str::parse).transpose()?,
             cloud: self.cloud,
             class_labels: self.class_labels,
-            ..Settings::default()
+            original_size: self.original_size,
+            crops_coords_top_left: self.crops_coords_top_left,
+            target_size: self.target_size,
+            negative_original_size: self.negative_original_size,
+            negative_crops_coords_top_left: self.negative_crops_coords_top_left,
+            negative_target_size: self.negative_target_size,
         };
         let init = self.init_image.map(|text| decoded("init_image", &text)).transpose()?;
         let mask = self.mask_image.map(|text| decoded("mask_image", &text)).transpose()?;

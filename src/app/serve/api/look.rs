@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use utoipa::ToSchema;
 
+use nadir::io::geotiff::GeoTiff;
 use nadir::io::png;
 use nadir::pipeline::Cancel;
 use nadir::pipeline::scene::NODATA;
@@ -152,7 +153,7 @@ pub async fn segment(
     Ok(Reply(Segments { width, height, mask, overlay, classes: segments }))
 }
 
-/// Say how a picture of nadir's, or of the web UI's, was made
+/// Say how a picture of nadir's, PNG or GeoTIFF, or of the web UI's was made
 #[utoipa::path(post, path = "/api/recipe", tag = "pictures",
     request_body(content = Vec<u8>, content_type = "image/png"),
     responses((status = 200, body = Value), (status = 422, body = ErrorBody)))]
@@ -165,7 +166,9 @@ pub async fn recipe(Upload(bytes): Upload) -> Result<Reply<Value>, Fault> {
 
 /// The fields of `POST /api/jobs`.
 fn request(bytes: &[u8]) -> Option<Value> {
-    let texts = png::texts(Cursor::new(bytes), Path::new("picture")).ok()?;
+    let (input, origin) = (|| Cursor::new(bytes), Path::new("picture"));
+    let of_tiff = || GeoTiff::new(input(), origin).and_then(|mut file| file.metadata());
+    let texts = png::texts(input(), origin).or_else(|_| of_tiff()).ok()?;
     let text = |wanted: &str| texts.iter().find(|(keyword, _)| keyword == wanted);
     if let Some((_, replay)) = text(png::REPLAY) {
         let recipe: Recipe = serde_json::from_str(replay).ok()?;
