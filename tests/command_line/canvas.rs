@@ -188,6 +188,9 @@ fn regions_are_drawn_as_they_say() {
 fn what_cannot_be_drawn_is_said_before_it_is_begun() {
     let desk = Desk::new();
     fs::write(desk.path("bad.geojson"), r#"{"type": "Feature"}"#).unwrap();
+    let area = r#"{"type": "Feature", "properties": {"prompt": "a river"}, "geometry": {"type": "Polygon",
+        "coordinates": [[[0, 0], [1, 0], [1, 1], [0, 0]]]}}"#;
+    fs::write(desk.path("area.geojson"), area).unwrap();
     let refused = |args: &[&str]| {
         let output = desk.run(&[&["scene", "a forest", "--quiet"], args].concat());
         assert_eq!(output.status.code(), Some(2), "{args:?}: {}", text(&output.stderr));
@@ -195,6 +198,7 @@ fn what_cannot_be_drawn_is_said_before_it_is_begun() {
     };
     let size = ["-W=176", "-H=150", "-o=a.png"];
     let place = ["-W=176", "-H=150", "-o=a.tif", "--bbox=0,0,1,1"];
+    let off = ["-W=176", "-H=150", "-o=a.tif", "--regions=area.geojson"];
     let with = |base: &[&'static str], more: &[&'static str]| refused(&[base, more].concat());
     for (told, expected) in [
         (refused(&["-W=0", "-H=150", "-o=a.png"]), "--width: 0"),
@@ -221,14 +225,20 @@ fn what_cannot_be_drawn_is_said_before_it_is_begun() {
         (with(&place, &["--epsg=1024", "--regions=bad.geojson"]), "--epsg: 1024"),
         (with(&place, &["--epsg=4326", "--regions=bad.geojson"]), "bad.geojson"),
         (with(&place, &["--epsg=4326", "--regions=none.geojson"]), "none.geojson"),
+        (with(&off, &["--bbox=nan,0,1,1", "--epsg=32614"]), "--bbox"),
+        (with(&off, &["--bbox=-inf,0,inf,1", "--epsg=32614"]), "--bbox"),
+        (with(&off, &["--bbox=0,89,1,91", "--epsg=4326"]), "--bbox"),
+        (with(&off, &["--bbox=1e300,1e300,2e300,2e300", "--epsg=32614"]), "on the globe"),
     ] {
         assert!(told.contains(expected), "{expected}: {told}");
     }
-    assert_eq!(desk.entries(), ["bad.geojson"]);
+    assert_eq!(desk.entries(), ["area.geojson", "bad.geojson"]);
 
     // A picture that is there stays, and what another is made by is not mixed with it.
-    fs::write(desk.path("a.png"), "").unwrap();
+    fs::write(desk.path("a.png"), "mine").unwrap();
     assert!(with(&size, &[]).contains("a name that nothing has"));
+    assert_eq!(fs::read(desk.path("a.png")).unwrap(), b"mine");
+    assert_eq!(desk.entries(), ["a.png", "area.geojson", "bad.geojson"]);
     fs::remove_file(desk.path("a.png")).unwrap();
     let mut child =
         desk.command(&[&CANVAS[..], &["-o=a.png", "--batch=1"]].concat()).spawn().unwrap();
