@@ -2,7 +2,7 @@
 //! they are killed.
 
 use std::fs;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use image::RgbImage;
@@ -129,6 +129,64 @@ fn killed(desk: &Desk, args: &[&str], times: usize) {
 fn a_scene_that_is_killed_goes_on() {
     let all = std::env::var_os("NADIR_TEST_ALL").is_some();
     killed(&Desk::new(), &[], if all { 20 } else { 4 });
+}
+
+/// Ctrl-C, then the same with something else, then as it was.
+#[cfg(unix)]
+#[test]
+fn a_scene_that_is_interrupted_goes_on_as_it_was_begun() {
+    let desk = Desk::new();
+    let classes = "0 = \"a sea or lake\"\n255 = \"annual crop fields\"\n";
+    let labels = |levels: [u8; 2]| {
+        let picture = image::GrayImage::from_raw(2, 1, levels.to_vec()).unwrap();
+        picture.save(desk.path("classes.png")).unwrap();
+    };
+    labels([0, 255]);
+    fs::write(desk.path("classes.toml"), classes).unwrap();
+    let scene = ["scene", "-W=176", "-H=64", "--steps=4", "--quiet", "--batch=1"];
+    let scene = [&scene[..], &["--labels=classes.png", "--prompts=classes.toml"]].concat();
+    let with = |more: &[&'static str]| [&scene[..], more].concat();
+    let whole = desk.picture(&with(&["-s=7", "-o=whole.png"]));
+    let other = desk.picture(&with(&["-s=4294967303", "-o=other.png"]));
+    assert!(other != whole, "seeds that differ by 2^32");
+
+    let args = with(&["-s=7", "-o=a.png"]);
+    let child = desk.command(&args).stderr(Stdio::piped()).spawn().unwrap();
+    let latents = desk.path("a.png.parts/latents");
+    let first = || fs::read_dir(&latents).ok()?.next().map(|entry| entry.unwrap().path());
+    while first().is_none() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let signal = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(signal.success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("what is drawn is kept"), "{}", text(&output.stderr));
+    assert!(!desk.path("a.png").exists());
+
+    let refused = |words: &[&str]| {
+        let output = desk.run(&args);
+        let told = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{told}");
+        assert!(words.iter().all(|word| told.contains(word)), "{words:?}: {told}");
+        assert!(!told.contains("panicked") && !desk.path("a.png").exists(), "{told}");
+    };
+    // 1. other levels, and other words of them
+    labels([255, 0]);
+    refused(&["regions", "scene.json"]);
+    labels([0, 255]);
+    fs::write(desk.path("classes.toml"), classes.replace("annual", "permanent")).unwrap();
+    refused(&["regions", "scene.json"]);
+    fs::write(desk.path("classes.toml"), classes).unwrap();
+    // 2. what is drawn has another size
+    let path = latents.join("0-0");
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    refused(&["0-0", "size", "remove it"]);
+    // 3. as it was
+    fs::write(&path, bytes).unwrap();
+    assert!(desk.picture(&args) == whole);
+    assert!(!latents.exists());
 }
 
 #[test]
