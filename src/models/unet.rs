@@ -22,8 +22,8 @@ use self::vector::{TimestepEmbedding, VectorEmbedding};
 use crate::error::{Error, Result};
 use crate::io::config::Config;
 use crate::nn::{
-    Conv2d, GroupNorm, KeyValue, LayerNorm, Linear, MultiHeadAttention, Params, ResnetBlock,
-    checkpoint, module,
+    Conv2d, GroupNorm, ImageSize, KeyValue, LayerNorm, Linear, MultiHeadAttention, Params,
+    ResnetBlock, checkpoint, module,
 };
 use crate::ops::conv::Conv2dConfig;
 use crate::ops::elementwise::{add, silu};
@@ -75,6 +75,22 @@ pub struct UnetConfig {
 }
 
 impl UnetConfig {
+    /// Latents along a side of an image of the training size at a level.
+    fn side(&self, level: usize) -> usize {
+        self.sample_size.unwrap_or(64).checked_shr(level as u32).unwrap_or(0)
+    }
+
+    /// What the residual blocks of a level are laid out for. The last level has most of the weights: in SD 1.5 its 3x3
+    /// convolutions, over images of 8x8, are a twelfth of the products and half of the weights.
+    fn images(&self, level: usize) -> ImageSize {
+        let side = self.side(level);
+        match level + 1 == self.block_out_channels.len() {
+            true if side < 16 => ImageSize::Small,
+            true => ImageSize::Medium,
+            false => ImageSize::of(side),
+        }
+    }
+
     /// Reads the configuration.
     ///
     /// # Errors
@@ -679,7 +695,8 @@ impl UpBlock {
             input = width;
         }
         if level > 0 {
-            block.upsample = Some(Conv2d::load_3x3(&p.pp("upsamplers.0.conv"), width, width)?);
+            let p = p.pp("upsamplers.0.conv").over(ImageSize::of(config.side(level - 1)));
+            block.upsample = Some(Conv2d::load_3x3(&p, width, width)?);
         }
         Ok(block)
     }
@@ -719,8 +736,7 @@ fn load_resnet(
     input: usize,
 ) -> Result<Arc<ResnetBlock>> {
     let (output, temb) = (config.block_out_channels[level], 4 * config.block_out_channels[0]);
-    // In SD 1.5 the 3x3 convolutions of the smallest images are a twelfth of the products and half of the weights.
-    let p = if level + 1 == config.block_out_channels.len() { &p.compact() } else { p };
+    let p = &p.over(config.images(level));
     ResnetBlock::load(p, input, output, Some(temb), config.norm_num_groups, config.norm_eps)
 }
 
@@ -849,5 +865,29 @@ fn repeat_rows(x: &Tensor, batch: usize) -> Result<Tensor> {
             &format!("[{batch}, C] or [1, C]"),
             x.shape(),
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn convolutions_are_laid_out_for_the_images_of_their_level() {
+        let sizes = |sample_size: usize, levels: usize| {
+            let widths = &[320, 640, 1280, 1280][..levels];
+            let json = serde_json::json!({
+                "_class_name": "UNet2DConditionModel", "sample_size": sample_size, "block_out_channels": widths,
+                "down_block_types": vec!["DownBlock2D"; levels], "up_block_types": vec!["UpBlock2D"; levels],
+            });
+            let config = UnetConfig::read(&Config::from_value("unet", json).unwrap()).unwrap();
+            (0..levels).map(|level| config.images(level)).collect::<Vec<_>>()
+        };
+        use ImageSize::{Large, Medium, Small};
+        // Stable Diffusion 1.5, 2.1 at 768 pixels, XL, and a model of 64 pixels with latents a fourth of it.
+        assert_eq!(sizes(64, 4), [Large, Large, Medium, Small]);
+        assert_eq!(sizes(96, 4), [Large, Large, Medium, Small]);
+        assert_eq!(sizes(128, 3), [Large, Large, Medium]);
+        assert_eq!(sizes(16, 3), [Medium, Medium, Small]);
     }
 }

@@ -14,7 +14,9 @@ pub use autoencoder::{Autoencoder, AutoencoderConfig, Encoded};
 
 use crate::error::Result;
 use crate::io::config::Config;
-use crate::nn::{Conv2d, GroupNorm, MultiHeadAttention, Params, ResnetBlock, checkpoint, module};
+use crate::nn::{
+    Conv2d, GroupNorm, ImageSize, MultiHeadAttention, Params, ResnetBlock, checkpoint, module,
+};
 use crate::ops::conv::Conv2dConfig;
 use crate::ops::layout::concat;
 use crate::tensor::{DType, Device, Tensor};
@@ -97,6 +99,14 @@ impl VaeConfig {
         // `shift_factor`, `latents_mean` and `latents_std` must be null, which `finish` sees to.
         c.finish()?;
         Ok(config)
+    }
+
+    /// What a level's convolutions are laid out for, at the training size. A picture is decoded once where the UNet takes tens
+    /// of steps, so that memory is repaid by larger images only: in SD 1.5 those of 64x64 are a twelfth of the decoder's
+    /// products and half of its weights.
+    fn images(&self, level: usize) -> ImageSize {
+        let side = self.sample_size.checked_shr(level as u32).unwrap_or(0);
+        if side < 128 { ImageSize::Medium } else { ImageSize::Large }
     }
 
     /// Pixels along each side of a latent pixel.
@@ -342,7 +352,7 @@ impl Encoder {
         let mut input = first;
         let mut down = Vec::new();
         for (level, &width) in widths.iter().enumerate() {
-            let p = p.pp("down_blocks").pp(level);
+            let p = p.pp("down_blocks").pp(level).over(config.images(level));
             let mut resnets = Vec::new();
             for i in 0..config.layers_per_block {
                 resnets.push(load_resnet(config, &p.pp("resnets").pp(i), input, width)?);
@@ -410,15 +420,17 @@ impl Decoder {
         let mut input = last;
         let mut up = Vec::new();
         for (i, &width) in widths.iter().rev().enumerate() {
-            let p = p.pp("up_blocks").pp(i);
+            let level = widths.len() - 1 - i;
+            let p = p.pp("up_blocks").pp(i).over(config.images(level));
             let mut resnets = Vec::new();
             for j in 0..config.layers_per_block + 1 {
                 resnets.push(load_resnet(config, &p.pp("resnets").pp(j), input, width)?);
                 input = width;
             }
-            let is_last = i + 1 == widths.len();
-            let doubling =
-                (!is_last).then(|| Conv2d::load_3x3(&p.pp("upsamplers.0.conv"), width, width));
+            let doubling = (level > 0).then(|| {
+                let p = p.pp("upsamplers.0.conv").over(config.images(level - 1));
+                Conv2d::load_3x3(&p, width, width)
+            });
             up.push(UpLevel { resnets, doubling: doubling.transpose()? });
         }
         Ok(Self {
@@ -481,7 +493,8 @@ module!(MidBlock {
 
 impl MidBlock {
     fn load(config: &VaeConfig, p: &Params) -> Result<Self> {
-        let width = config.block_out_channels[config.block_out_channels.len() - 1];
+        let level = config.block_out_channels.len() - 1;
+        let (width, p) = (config.block_out_channels[level], p.over(config.images(level)));
         let attention = config.mid_block_add_attention.then(|| {
             let p = p.pp("attentions.0");
             let norm = GroupNorm::load(&p.pp("group_norm"), width, config.norm_num_groups, EPS)?;

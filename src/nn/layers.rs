@@ -1,7 +1,7 @@
 //! The layers with weights: linear, convolution, norms, embedding.
 
 use crate::error::Result;
-use crate::nn::{Parameter, Params, module};
+use crate::nn::{ImageSize, Parameter, Params, module};
 use crate::ops::conv::{Conv2dConfig, conv2d, conv2d_doubled, dilated};
 use crate::ops::depthwise::depthwise_conv2d;
 use crate::ops::layout::concat;
@@ -133,9 +133,10 @@ impl Conv2d {
         kernel: usize,
         config: Conv2dConfig,
     ) -> Result<Self> {
-        let layout = match p.is_compact() {
-            true => Layout::Convolution,
-            false => Layout::ConvolutionAt(config.stride),
+        let layout = match p.images() {
+            ImageSize::Small => Layout::Convolution,
+            ImageSize::Large if config.stride == 1 => Layout::LargeImages,
+            ImageSize::Medium | ImageSize::Large => Layout::ConvolutionAt(config.stride),
         };
         let weight = p.weight("weight", &[outputs, inputs, kernel, kernel], layout)?;
         Ok(Self { weight, bias: None, config, range: p.range() })

@@ -19,7 +19,7 @@ pub use layers::{
 };
 pub use parameter::{Module, Parameter, parameters};
 pub(crate) use parameter::{checkpoint, join, module};
-pub use params::{Keep, Params};
+pub use params::{ImageSize, Keep, Params};
 pub use resnet::ResnetBlock;
 pub use save::save;
 pub(crate) use save::save_turned;

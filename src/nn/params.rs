@@ -22,7 +22,7 @@ pub struct Params {
     model: &'static str,
     prefix: String,
     dtype: DType,
-    compact: bool,
+    images: ImageSize,
     keep: Keep,
 }
 
@@ -38,6 +38,26 @@ pub enum Keep {
     Plain,
     /// The elements, and gradients reach them: in f32 (f64 for layers in f64), whatever layers compute in.
     Trainable,
+}
+
+/// How large the images are that 3x3 convolutions see: what algorithm repays its memory, on a CPU in f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ImageSize {
+    /// Too small: plain sums, the least memory.
+    Small,
+    /// Winograd's F(2x2, 3x3): 16/9 of the memory.
+    #[default]
+    Medium,
+    /// Winograd's F(4x4, 3x3): 4 times the memory.
+    Large,
+}
+
+impl ImageSize {
+    /// For images of `side` pixels along each side: large from 32 on, where an image has 64 tiles of 4x4 for each weight that
+    /// is read.
+    pub fn of(side: usize) -> Self {
+        if side >= 32 { Self::Large } else { Self::Medium }
+    }
 }
 
 /// Makes a weight of a name and a shape.
@@ -107,7 +127,14 @@ impl Params {
     ) -> Self {
         let loading = Loading { source, initial, elements, device, log: Mutex::default() };
         let (loading, keep) = (Arc::new(loading), Keep::default());
-        Self { loading, model: "", prefix: String::new(), dtype, compact: false, keep }
+        Self {
+            loading,
+            model: "",
+            prefix: String::new(),
+            dtype,
+            images: ImageSize::default(),
+            keep,
+        }
     }
 
     /// The same weights, of the part `model` of a pipeline: what [`Self::range`] begins with.
@@ -132,14 +159,14 @@ impl Params {
         Self { dtype, ..self.clone() }
     }
 
-    /// The same weights for layers that shall take no more memory than they must, rather than be fast.
-    pub fn compact(&self) -> Self {
-        Self { compact: true, ..self.clone() }
+    /// The same weights for convolutions over images of another size.
+    pub fn over(&self, images: ImageSize) -> Self {
+        Self { images, ..self.clone() }
     }
 
-    /// Whether layers shall save memory.
-    pub fn is_compact(&self) -> bool {
-        self.compact
+    /// What convolutions are laid out for.
+    pub fn images(&self) -> ImageSize {
+        self.images
     }
 
     /// The same weights, of which layers keep more, or less.

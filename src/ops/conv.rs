@@ -102,7 +102,12 @@ impl Op for Conv2d {
             }
         };
         let Conv2dConfig { stride, padding: [top, bottom, left, right] } = self.config;
-        if stride == 0 || matches!(w.layout(), Layout::ConvolutionAt(at) if at != stride) {
+        let laid_out_for = match w.layout() {
+            Layout::ConvolutionAt(stride) => Some(stride),
+            Layout::LargeImages => Some(1),
+            _ => None,
+        };
+        if stride == 0 || laid_out_for.is_some_and(|at| at != stride) {
             return Err(Error::value(
                 NAME,
                 format!("stride {stride} over weights laid out for another"),
@@ -149,13 +154,14 @@ impl Op for Conv2d {
             Packed::Rows(_) | Packed::Quantized(_) => {
                 unreachable!("rows are a GPU's, and 8 bits a matrix's")
             }
-            Packed::Winograd { level, panels } => {
+            Packed::Winograd { level, tile, panels } => {
                 let images =
                     Images { batch, height, width, channels, out_height, out_width, top, left };
                 let x = x.contiguous()?;
                 with_epilogue::<f32>(&epilogue, out, |out, finish| {
                     let (x, panels) = (x.as_slice()?, panels.as_slice()?);
-                    winograd::convolve(f32_kernel(*level), images, n, x, panels, out, finish);
+                    let kernel = f32_kernel(*level);
+                    winograd::convolve(kernel, *tile, images, n, x, panels, out, finish);
                     Ok(())
                 })
             }
@@ -373,32 +379,38 @@ mod tests {
                 let config = Conv2dConfig { stride: 1, padding };
                 let x = random([2, h, wd, c], 8);
                 let w = random([o, c, 3, 3], 9);
-                let fast = frozen(&w, Layout::ConvolutionAt(1), DType::F32);
-                assert!(matches!(fast.packed().unwrap(), Packed::Winograd { .. }));
-                let plain = frozen(&w, Layout::Convolution, DType::F32);
-                let y = conv2d(&x, &fast, config, Epilogue::default()).unwrap();
-                let z = values(&conv2d(&x, &plain, config, Epilogue::default()).unwrap());
-                let (_, oh, ow, _) = y.dims4().unwrap();
-                let (x, w, y) = (values(&x), values(&w), values(&y));
-                let exact: Vec<f64> = (0..y.len())
-                    .map(|at| {
-                        let place = [at / (oh * ow * o), at / (ow * o) % oh, at / o % ow, at % o];
-                        direct(&x, &w, image, [3, 3], config, place).exact
-                    })
-                    .collect();
-                let error = |y: &[f64]| rms(y.iter().zip(&exact).map(|(y, e)| y - e));
                 // Each of c products of a point is rounded like one of the direct form's 9 c, to at most
-                // sqrt(c) u by the usual random walk; inputs are first added in fours, weights averaged over
-                // nine, outputs added from nine points: the figure's growth by 3 is that of the sums.
-                let size = rms(exact.iter().copied());
-                let expected = 3.0 * (c as f64).sqrt() * 2f64.powi(-24) * size;
-                assert!(
-                    error(&y) <= expected,
-                    "{} {image:?}: error {:e}, direct {:e}, expected {expected:e} of {size}",
-                    level.name(),
-                    error(&y),
-                    error(&z)
-                );
+                // sqrt(c) u by the usual random walk; with tiles of 2x2 inputs are first added in fours, weights averaged over
+                // nine, outputs added from nine points: the figure's growth by 3 is that of the sums. With tiles of 4x4 values
+                // grow by the norms of the three matrices, and errors with them: three times more.
+                for (layout, growth) in
+                    [(Layout::ConvolutionAt(1), 3.0), (Layout::LargeImages, 9.0)]
+                {
+                    let fast = frozen(&w, layout, DType::F32);
+                    assert!(matches!(fast.packed().unwrap(), Packed::Winograd { .. }));
+                    let plain = frozen(&w, Layout::Convolution, DType::F32);
+                    let y = conv2d(&x, &fast, config, Epilogue::default()).unwrap();
+                    let z = values(&conv2d(&x, &plain, config, Epilogue::default()).unwrap());
+                    let (_, oh, ow, _) = y.dims4().unwrap();
+                    let (x, w, y) = (values(&x), values(&w), values(&y));
+                    let exact: Vec<f64> = (0..y.len())
+                        .map(|at| {
+                            let place =
+                                [at / (oh * ow * o), at / (ow * o) % oh, at / o % ow, at % o];
+                            direct(&x, &w, image, [3, 3], config, place).exact
+                        })
+                        .collect();
+                    let error = |y: &[f64]| rms(y.iter().zip(&exact).map(|(y, e)| y - e));
+                    let size = rms(exact.iter().copied());
+                    let expected = growth * (c as f64).sqrt() * 2f64.powi(-24) * size;
+                    assert!(
+                        error(&y) <= expected,
+                        "{} {layout:?} {image:?}: error {:e}, direct {:e}, expected {expected:e} of {size}",
+                        level.name(),
+                        error(&y),
+                        error(&z)
+                    );
+                }
             }
         });
     }
@@ -410,20 +422,22 @@ mod tests {
             let x = random_in(dtype, [7, 9, 7, channels], 3);
             let temb = random_in(dtype, [7, 40], 4);
             let weight = random_in(dtype, [40, channels, 3, 3], 5);
-            let packed = frozen(&weight, Layout::ConvolutionAt(1), dtype);
-            let run = |x: &Tensor, temb: &Tensor| {
-                let epilogue = Epilogue { add_channel: Some(temb), ..Default::default() };
-                conv2d(x, &packed, Conv2dConfig::new(1, 1), epilogue).unwrap()
-            };
-            let whole = run(&x, &temb);
-            assert_eq!(bits(&one_thread.install(|| run(&x, &temb))), bits(&whole));
-            for i in 0..7 {
-                let alone = run(&x.narrow(0, i, 1).unwrap(), &temb.narrow(0, i, 1).unwrap());
-                assert_eq!(
-                    bits(&alone),
-                    bits(&whole.narrow(0, i, 1).unwrap()),
-                    "{dtype} image {i}"
-                );
+            for layout in [Layout::ConvolutionAt(1), Layout::LargeImages] {
+                let packed = frozen(&weight, layout, dtype);
+                let run = |x: &Tensor, temb: &Tensor| {
+                    let epilogue = Epilogue { add_channel: Some(temb), ..Default::default() };
+                    conv2d(x, &packed, Conv2dConfig::new(1, 1), epilogue).unwrap()
+                };
+                let whole = run(&x, &temb);
+                assert_eq!(bits(&one_thread.install(|| run(&x, &temb))), bits(&whole));
+                for i in 0..7 {
+                    let alone = run(&x.narrow(0, i, 1).unwrap(), &temb.narrow(0, i, 1).unwrap());
+                    assert_eq!(
+                        bits(&alone),
+                        bits(&whole.narrow(0, i, 1).unwrap()),
+                        "{dtype} {layout:?} image {i}"
+                    );
+                }
             }
         }
     }

@@ -9,7 +9,7 @@ use super::layout::concat;
 use super::matmul::cuda::{apart, interleaved};
 use crate::cpu::gemm::{self, MicroKernel, Order};
 use crate::cpu::simd::{self, Level};
-use crate::cpu::winograd;
+use crate::cpu::winograd::{self, Tile};
 use crate::dispatch_float;
 use crate::error::{Error, Result};
 use crate::tensor::tape::Node;
@@ -29,6 +29,9 @@ pub enum Layout {
     /// Of a convolution with this stride only, which may make it faster: 3x3 at stride 1 in f32 goes through
     /// Winograd's F(2x2, 3x3), with 4/9 of the products, 16/9 of the memory, and errors about twice as large.
     ConvolutionAt(usize),
+    /// Of a convolution with stride 1 over large images: 3x3 in f32 goes through Winograd's
+    /// F(4x4, 3x3), with 1/4 of the products, 4 times the memory, and errors about twice those of a plain sum.
+    LargeImages,
 }
 
 /// A weight: frozen, when only its layout for the kernel is held, or plain, when its elements are.
@@ -53,7 +56,7 @@ pub(super) enum Packed {
     /// A matrix [K, N] in 8 bits.
     Quantized(Quantized),
     /// Transformed for 3x3 at stride 1, in f32.
-    Winograd { level: Level, panels: Tensor },
+    Winograd { level: Level, tile: Tile, panels: Tensor },
 }
 
 impl Weight {
@@ -281,7 +284,7 @@ impl Layout {
     fn op(self) -> &'static str {
         match self {
             Self::Matrix | Self::Gated => "linear",
-            Self::Convolution | Self::ConvolutionAt(_) => "conv2d",
+            Self::Convolution | Self::ConvolutionAt(_) | Self::LargeImages => "conv2d",
         }
     }
 }
@@ -308,18 +311,23 @@ fn pack(weight: &Tensor, layout: Layout, dtype: DType) -> Result<Packed> {
         };
         return Ok(Packed::Rows(rows.contiguous()?));
     }
-    if let (Layout::ConvolutionAt(1), &[o, i, 3, 3], DType::F32) = (layout, weight.dims(), dtype)
+    let tile = match layout {
+        Layout::ConvolutionAt(1) => Some(Tile::Two),
+        Layout::LargeImages => Some(Tile::Four),
+        _ => None,
+    };
+    if let (Some(tile), &[o, i, 3, 3], DType::F32) = (tile, weight.dims(), dtype)
         && i % winograd::CHANNELS == 0
     {
         let (weight, level) = (weight.contiguous()?, simd::level());
         let kernel = gemm::f32_kernel(level);
-        let len = winograd::packed_len(kernel, i, o);
+        let len = winograd::packed_len(kernel, tile, i, o);
         let mut panels = Tensor::uninit([len], DType::F32, Device::Cpu)?;
         dispatch_float!(op, weight.dtype(), T => {
-            winograd::pack(kernel, i, o, weight.as_slice::<T>()?, panels.as_mut_slice()?);
+            winograd::pack(kernel, tile, i, o, weight.as_slice::<T>()?, panels.as_mut_slice()?);
             Ok(())
         })?;
-        return Ok(Packed::Winograd { level, panels });
+        return Ok(Packed::Winograd { level, tile, panels });
     }
     let order = order(layout, weight.shape());
     Ok(Packed::Panels(Panels::new(op, weight, dtype, (k, n), order)?))
@@ -455,15 +463,12 @@ mod tests {
     #[test]
     fn what_was_transformed_for_winograd_cannot_be_read_back() {
         let weight = random([4, winograd::CHANNELS, 3, 3], 1);
-        let frozen = Weight::frozen(&weight, Layout::ConvolutionAt(1), DType::F32).unwrap();
-        let message = frozen.elements().unwrap_err().to_string();
-        assert!(message.contains("plain weights"), "{message}");
-        assert!(
-            Weight::plain(&weight, Layout::ConvolutionAt(1), DType::F32)
-                .unwrap()
-                .elements()
-                .is_ok()
-        );
+        for layout in [Layout::ConvolutionAt(1), Layout::LargeImages] {
+            let frozen = Weight::frozen(&weight, layout, DType::F32).unwrap();
+            let message = frozen.elements().unwrap_err().to_string();
+            assert!(message.contains("plain weights"), "{message}");
+            assert!(Weight::plain(&weight, layout, DType::F32).unwrap().elements().is_ok());
+        }
     }
 
     #[test]

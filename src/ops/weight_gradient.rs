@@ -168,7 +168,7 @@ fn winograd_images(grad: &Tensor, x: &Tensor, geometry: Geometry) -> Option<Imag
     let Geometry { kernel, stride, before: [top, left] } = geometry;
     let images = Images { batch, height, width, channels, out_height, out_width, top, left };
     let fits = |channels: usize| channels > 0 && channels.is_multiple_of(winograd::CHANNELS);
-    let worth = images.tiles() >= winograd::gradient::FEWEST_TILES;
+    let worth = images.tiles(2) >= winograd::gradient::FEWEST_TILES;
     let is = kernel == [3, 3] && stride == 1 && fits(n) && fits(channels) && worth;
     (is && x.dtype() != DType::F64).then_some(images)
 }

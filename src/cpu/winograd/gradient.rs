@@ -15,9 +15,11 @@ use super::super::gemm::{self, LDA, MicroKernel, SCRATCH};
 use super::super::outer::transpose_block;
 use super::super::parallel::{DisjointSlice, for_each, for_each_chunk};
 use super::super::simd::simd;
-use super::{CHANNELS, Images, POINTS, subtract, transform_input};
+use super::{CHANNELS, Images, Two, subtract, transform_input};
 use crate::cpu::simd::Simd;
 
+/// Points of F(2x2, 3x3).
+const POINTS: usize = 16;
 /// Tiles of a block: with 64 to 256 channels on both sides, a point's operands and sums share the L2.
 const TILES: usize = 128;
 /// Tiles that are transposed at a time.
@@ -44,7 +46,7 @@ struct Plan {
 
 impl Plan {
     fn new(images: &Images, n: usize) -> Self {
-        let blocks = images.tiles().div_ceil(TILES);
+        let blocks = images.tiles(2).div_ceil(TILES);
         let groups = [n.div_ceil(ROWS), images.channels.div_ceil(COLUMNS)];
         let most = (SUMS / (POINTS * n * images.channels).max(1)).max(2);
         let slices =
@@ -77,7 +79,7 @@ pub fn weight_gradient(
     assert_eq!(x.len(), batch * height * width * channels);
     assert_eq!(grad.len(), batch * out_height * out_width * n);
     assert_eq!((sums.len(), out.len()), (working_memory(images, n), n * channels * 9));
-    let (plan, tiles, nr) = (Plan::new(&images, n), images.tiles(), kernel.nr);
+    let (plan, tiles, nr) = (Plan::new(&images, n), images.tiles(2), kernel.nr);
     // The result as the images of a convolution that has no padding.
     let results =
         Images { height: out_height, width: out_width, channels: n, top: 0, left: 0, ..images };
@@ -105,7 +107,7 @@ pub fn weight_gradient(
                 for from in (0..count).step_by(TRANSPOSED) {
                     let len = TRANSPOSED.min(count - from);
                     for t in 0..len {
-                        let (image, ty, tx) = images.tile(first + from + t);
+                        let (image, ty, tx) = images.tile(2, first + from + t);
                         let pixels = std::array::from_fn(|i| {
                             results.pixel(grad, image, 2 * ty + i / 2, 2 * tx + i % 2, rows.clone())
                         });
@@ -119,12 +121,10 @@ pub fn weight_gradient(
                 }
                 // Bᵀ d B of every tile
                 for t in 0..count {
-                    let (image, ty, tx) = images.tile(first + t);
-                    let pixels = std::array::from_fn(|i| {
-                        images.pixel(x, image, 2 * ty + i / 4, 2 * tx + i % 4, columns.clone())
-                    });
+                    let (image, ty, tx) = images.tile(2, first + t);
+                    let pixels = images.window(x, (image, 2 * ty, 2 * tx), columns.clone());
                     let panel = count * nr;
-                    transform_input(&pixels, &mut b[t * nr..], panels * panel, nr, panel);
+                    transform_input(Two, &pixels, &mut b[t * nr..], panels * panel, nr, panel);
                 }
                 // a matrix product for every point
                 for point in 0..POINTS {
@@ -281,8 +281,8 @@ mod tests {
         for at in (0..n * channels).step_by((n * channels / 37) | 1) {
             let (o, i) = (at / channels, at % channels);
             let (mut exact, mut points) = ([[0.0; 3]; 3], [[0.0; 4]; 4]);
-            for t in 0..images.tiles() {
-                let (image, ty, tx) = images.tile(t);
+            for t in 0..images.tiles(2) {
+                let (image, ty, tx) = images.tile(2, t);
                 let of_result = |y: usize, x: usize| {
                     let at = [image, 2 * ty + y, 2 * tx + x, o];
                     pixel(&grad, [out_height, out_width, n], at)
@@ -310,7 +310,7 @@ mod tests {
                 let (exact, magnitude) = (exact[tap / 3][tap % 3], magnitude[tap / 3][tap % 3]);
                 // Roundings on the way of a term: two in each operand's transform, one a tile, one a slice, four in that
                 // of the sums. Higham, Accuracy and Stability, 3.1.
-                let roundings = images.tiles() + PIECES + 8;
+                let roundings = images.tiles(2) + PIECES + 8;
                 let tolerance = roundings as f64 * f64::from(f32::EPSILON) / 2.0 * magnitude;
                 let error = (f64::from(out[at * 9 + tap]) - exact).abs();
                 assert!(error <= tolerance, "{images:?}, {n}: [{o}, {i}] {tap}: {error:e}");

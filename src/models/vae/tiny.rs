@@ -9,7 +9,7 @@ use serde_json::json;
 use super::tiled;
 use crate::error::Result;
 use crate::io::config::Config;
-use crate::nn::{Conv2d, Module, Parameter, Params, join, module};
+use crate::nn::{Conv2d, ImageSize, Module, Parameter, Params, join, module};
 use crate::ops::conv::Conv2dConfig;
 use crate::ops::elementwise::{Activation, activate, add, relu, scale, tanh};
 use crate::ops::matmul::Epilogue;
@@ -248,7 +248,7 @@ impl Module for Layers {
 
 impl Layers {
     fn encoder(config: &TinyVaeConfig, p: &Params) -> Result<Self> {
-        let width = config.encoder_width;
+        let (width, p) = (config.encoder_width, p.over(ImageSize::Large));
         let mut layers = Vec::new();
         for (level, &blocks) in config.num_encoder_blocks.iter().enumerate() {
             let at = p.pp(layers.len());
@@ -267,7 +267,7 @@ impl Layers {
     }
 
     fn decoder(config: &TinyVaeConfig, p: &Params) -> Result<Self> {
-        let width = config.decoder_width;
+        let (width, p) = (config.decoder_width, p.over(ImageSize::Large));
         let first = Conv2d::load_3x3(&p.pp(0), config.latent_channels, width)?;
         let mut layers = vec![(0, Layer::Activated(first))];
         // The activation is the second.
