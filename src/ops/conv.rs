@@ -521,11 +521,13 @@ mod tests {
             run([1, 5, 5, 3], Conv2dConfig { stride: 1, padding: [usize::MAX; 4] }),
             Err(Error::Shape { .. })
         ));
-        let packed = frozen(&random([4, 16, 3, 3], 1), Layout::ConvolutionAt(1), DType::F32);
         let x = random([1, 5, 5, 16], 2);
-        assert!(matches!(
-            conv2d(&x, &packed, Conv2dConfig::new(2, 1), Epilogue::default()),
-            Err(Error::Value { .. })
-        ));
+        for layout in [Layout::ConvolutionAt(1), Layout::LargeImages] {
+            let packed = frozen(&random([4, 16, 3, 3], 1), layout, DType::F32);
+            assert!(matches!(
+                conv2d(&x, &packed, Conv2dConfig::new(2, 1), Epilogue::default()),
+                Err(Error::Value { .. })
+            ));
+        }
     }
 }
