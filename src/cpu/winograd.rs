@@ -119,32 +119,29 @@ impl Filtering<4, 6> for Four {
 
     #[inline(always)]
     fn times_b<S: Simd>(s: S, d: [S::F32; 6]) -> [S::F32; 6] {
-        let times = |factor: f64, x, y| s.mul_add(s.splat(factor as f32), x, y);
-        let [aa, bb] = [Self::AA, Self::BB];
-        let [even_a, odd_a] = [times(-bb, d[2], d[4]), times(-bb, d[1], d[3])];
-        let [even_b, odd_b] = [times(-aa, d[2], d[4]), times(-aa, d[1], d[3])];
+        let [a, b, aa, bb] = [Self::A, Self::B, Self::AA, Self::BB];
+        let [even_a, odd_a] = [add_times(s, d[4], -bb, d[2]), add_times(s, d[3], -bb, d[1])];
+        let [even_b, odd_b] = [add_times(s, d[4], -aa, d[2]), add_times(s, d[3], -aa, d[1])];
         [
-            times(aa * bb, d[0], times(-(aa + bb), d[2], d[4])),
-            times(Self::A, odd_a, even_a),
-            times(-Self::A, odd_a, even_a),
-            times(Self::B, odd_b, even_b),
-            times(-Self::B, odd_b, even_b),
-            times(aa * bb, d[1], times(-(aa + bb), d[3], d[5])),
+            add_times(s, add_times(s, d[4], -(aa + bb), d[2]), aa * bb, d[0]),
+            add_times(s, even_a, a, odd_a),
+            add_times(s, even_a, -a, odd_a),
+            add_times(s, even_b, b, odd_b),
+            add_times(s, even_b, -b, odd_b),
+            add_times(s, add_times(s, d[5], -(aa + bb), d[3]), aa * bb, d[1]),
         ]
     }
 
     #[inline(always)]
     fn times_a<S: Simd>(s: S, m: [S::F32; 6]) -> [S::F32; 4] {
-        let times = |factor: f64, x, y| s.mul_add(s.splat(factor as f32), x, y);
         let [even_a, odd_a] = [s.add(m[1], m[2]), subtract(s, m[1], m[2])];
         let [even_b, odd_b] = [s.add(m[3], m[4]), subtract(s, m[3], m[4])];
-        let weighted = |a: f64, x, b: f64, y| times(b, y, s.mul(s.splat(a as f32), x));
         let [a, b, aa, bb] = [Self::A, Self::B, Self::AA, Self::BB];
         [
             s.add(s.add(m[0], even_a), even_b),
-            weighted(a, odd_a, b, odd_b),
-            weighted(aa, even_a, bb, even_b),
-            s.add(weighted(a * aa, odd_a, b * bb, odd_b), m[5]),
+            add_times(s, times(s, a, odd_a), b, odd_b),
+            add_times(s, times(s, aa, even_a), bb, even_b),
+            s.add(add_times(s, times(s, a * aa, odd_a), b * bb, odd_b), m[5]),
         ]
     }
 
@@ -207,7 +204,9 @@ const BLOCK: usize = 8;
 
 simd! {
     /// G g Gᵀ of the weights [outputs, i, 3, 3], in f64 and rounded once; `panel` is [points, i, nr].
-    fn transform_panel[F: Filtering<M, N>, T: Float, const M: usize, const N: usize](s, filtering: F, from: &[T], i: usize, nr: usize, panel: &mut [f32]) {
+    fn transform_panel[F: Filtering<M, N>, T: Float, const M: usize, const N: usize](
+        s, filtering: F, from: &[T], i: usize, nr: usize, panel: &mut [f32]
+    ) {
         let _ = (s, filtering);
         let outputs = from.len() / (9 * i);
         let mut rows = vec![T::Acc::ZERO; nr * BLOCK * 9];
@@ -455,6 +454,18 @@ impl Images {
 #[inline(always)]
 fn subtract<S: Simd>(s: S, a: S::F32, b: S::F32) -> S::F32 {
     s.mul_add(b, s.splat(-1.0), a)
+}
+
+/// factor * x
+#[inline(always)]
+fn times<S: Simd>(s: S, factor: f64, x: S::F32) -> S::F32 {
+    s.mul(s.splat(factor as f32), x)
+}
+
+/// a + factor * x
+#[inline(always)]
+fn add_times<S: Simd>(s: S, a: S::F32, factor: f64, x: S::F32) -> S::F32 {
+    s.mul_add(s.splat(factor as f32), x, a)
 }
 
 simd! {

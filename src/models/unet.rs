@@ -74,6 +74,10 @@ pub struct UnetConfig {
     pub vector: VectorConfig,
 }
 
+/// Side of the images from which on a convolution's weights are worth four times their memory: an image has 64 tiles of 4x4 for
+/// each weight that is read.
+const LARGE: usize = 32;
+
 impl UnetConfig {
     /// Latents along a side of an image of the training size at a level.
     fn side(&self, level: usize) -> usize {
@@ -87,7 +91,7 @@ impl UnetConfig {
         match level + 1 == self.block_out_channels.len() {
             true if side < 16 => ImageSize::Small,
             true => ImageSize::Medium,
-            false => ImageSize::of(side),
+            false => ImageSize::of(side, LARGE),
         }
     }
 
@@ -695,7 +699,7 @@ impl UpBlock {
             input = width;
         }
         if level > 0 {
-            let p = p.pp("upsamplers.0.conv").over(ImageSize::of(config.side(level - 1)));
+            let p = p.pp("upsamplers.0.conv").over(ImageSize::of(config.side(level - 1), LARGE));
             block.upsample = Some(Conv2d::load_3x3(&p, width, width)?);
         }
         Ok(block)

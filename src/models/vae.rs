@@ -53,6 +53,11 @@ pub struct VaeConfig {
     pub use_post_quant_conv: bool,
 }
 
+/// Side of the images from which on a convolution's weights are worth four times their memory. A picture is decoded once where the
+/// UNet takes tens of steps, so that only larger images repay it: in SD 1.5 those of 64x64 are a twelfth of the decoder's products
+/// and half of its weights.
+const LARGE: usize = 128;
+
 impl VaeConfig {
     /// Reads the configuration.
     ///
@@ -101,12 +106,9 @@ impl VaeConfig {
         Ok(config)
     }
 
-    /// What a level's convolutions are laid out for, at the training size. A picture is decoded once where the UNet takes tens
-    /// of steps, so that memory is repaid by larger images only: in SD 1.5 those of 64x64 are a twelfth of the decoder's
-    /// products and half of its weights.
+    /// What a level's convolutions are laid out for, at the training size.
     fn images(&self, level: usize) -> ImageSize {
-        let side = self.sample_size.checked_shr(level as u32).unwrap_or(0);
-        if side < 128 { ImageSize::Medium } else { ImageSize::Large }
+        ImageSize::of(self.sample_size.checked_shr(level as u32).unwrap_or(0), LARGE)
     }
 
     /// Pixels along each side of a latent pixel.

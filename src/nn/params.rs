@@ -53,10 +53,9 @@ pub enum ImageSize {
 }
 
 impl ImageSize {
-    /// For images of `side` pixels along each side: large from 32 on, where an image has 64 tiles of 4x4 for each weight that
-    /// is read.
-    pub fn of(side: usize) -> Self {
-        if side >= 32 { Self::Large } else { Self::Medium }
+    /// For images of `side` pixels along each side, where those of `large` repay four times the memory.
+    pub fn of(side: usize, large: usize) -> Self {
+        if side >= large { Self::Large } else { Self::Medium }
     }
 }
 
